@@ -1,0 +1,27 @@
+// Where an upsampled pixel lies between the pixels of the source, as torch.nn.functional.interpolate places it.
+#pragma once
+#include "simd.h"
+
+namespace lwrn_fast::LWRN_ISA {
+namespace {
+
+struct Tap {
+  int64_t low, high;  // source indices
+  float low_weight, high_weight;
+};
+
+// In double, so that the weights are right to the last bit of a float.
+inline Tap tap_at(int64_t index, int64_t source_size, int64_t size, bool align_corners) {
+  double place;
+  if (align_corners)
+    place = size > 1 ? static_cast<double>(index) * static_cast<double>(source_size - 1) / static_cast<double>(size - 1) : 0;
+  else
+    place = (static_cast<double>(index) + 0.5) * static_cast<double>(source_size) / static_cast<double>(size) - 0.5;
+  if (place < 0) place = 0;
+  const int64_t low = smaller(static_cast<int64_t>(place), source_size - 1);
+  const float high_weight = static_cast<float>(place - static_cast<double>(low));
+  return {low, smaller(low + 1, source_size - 1), 1.0f - high_weight, high_weight};
+}
+
+}  // namespace
+}  // namespace lwrn_fast::LWRN_ISA

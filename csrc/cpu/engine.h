@@ -1,0 +1,25 @@
+// One table of functions per instruction set; each is built from the same sources.
+#pragma once
+#include "../crp.h"
+#include "../fusion.h"
+#include "../pack.h"
+#include "../upsample_argmax.h"
+#include "isa.h"
+
+namespace lwrn_fast {
+
+struct Engine {
+  int64_t (*packed_bytes)(Dtype, int64_t out_planes, int64_t in_planes);
+  void (*pack)(Dtype, const void* weight, int64_t out_planes, int64_t in_planes, void* packed, const Threads&);
+  int64_t (*crp_workspace_bytes)(const CrpArgs&, int64_t threads);
+  void (*crp)(const CrpArgs&, void* workspace, const Threads&);
+  int64_t (*fusion_workspace_bytes)(const FusionArgs&, int64_t threads);
+  void (*fusion)(const FusionArgs&, void* workspace, const Threads&);
+  int64_t (*upsample_argmax_workspace_bytes)(const UpsampleArgmaxArgs&, int64_t threads);
+  void (*upsample_argmax)(const UpsampleArgmaxArgs&, void* workspace, const Threads&);
+};
+
+// The table of an instruction set that this machine runs; one that was not built is never asked for.
+const Engine& engine(Isa isa);
+
+}  // namespace lwrn_fast

@@ -1,0 +1,210 @@
+#include "../fusion.h"
+
+#include <atomic>
+
+#include "bilinear.h"
+#include "gemm.h"
+
+// A 1x1 convolution and the interpolation commute: inputs of another size are convolved as they are, into float32 maps
+// in scratch memory, and interpolated where the convolution of the inputs of the output's size is finished.
+namespace lwrn_fast::LWRN_ISA {
+namespace {
+
+constexpr int64_t kTile = 128;  // pixels
+
+template <class T>
+class Fusion {
+  using P = typename Operand<T>::type;
+
+ public:
+  Fusion(const FusionArgs& args, int64_t threads, char* workspace)
+      : args_(args), threads_(threads), workspace_(workspace) {
+    // Images of few tiles are worked on together, for else most threads would wait.
+    images_ = clamp(ceil_div(4 * threads * kTile, pixels_of(0)), 1, larger(map(0).batch, 1));
+  }
+
+  int64_t workspace_bytes() const { return images_ * image_bytes() + threads_ * worker_bytes(); }
+
+  void run(const Threads& threads) {
+    for (int64_t image = 0; image < map(0).batch; image += images_) {
+      const int64_t images = smaller(images_, map(0).batch - image);
+      for (int64_t k = 0; k < args_.inputs; ++k) {
+        if (is_full(k)) continue;
+        each_tile(threads, image, images, pixels_of(k), [&](int64_t worker, const Run& run) {
+          convolve_low(k, worker, run);
+        });
+      }
+      each_tile(threads, image, images, pixels_of(0), [&](int64_t worker, const Run& run) { finish_run(worker, run); });
+    }
+  }
+
+ private:
+  const MapView& map(int64_t k) const { return args_.maps[k]; }
+  int64_t pixels_of(int64_t k) const { return map(k).height * map(k).width; }
+  bool is_full(int64_t k) const { return map(k).height == map(0).height && map(k).width == map(0).width; }
+
+  // The convolved map of input k: a row of floats for each pixel.
+  int64_t low_offset(int64_t k) const {
+    int64_t floats = 0;
+    for (int64_t i = 0; i < k; ++i)
+      if (!is_full(i)) floats += pixels_of(i) * sums_stride(args_.out_planes);
+    return floats * static_cast<int64_t>(sizeof(float));
+  }
+  int64_t image_bytes() const { return low_offset(args_.inputs); }
+  float* low_map(int64_t k, int64_t image) const {
+    return reinterpret_cast<float*>(workspace_ + image % images_ * image_bytes() + low_offset(k));
+  }
+
+  // Each worker has, for every input: a panel of pixels, what to multiply, and the taps of each pixel.
+  struct PixelTaps {
+    int64_t place[4];
+    float weight[4];
+  };
+  int64_t panel_bytes() const {
+    int64_t planes = 0;
+    for (int64_t k = 0; k < args_.inputs; ++k) planes = larger(planes, map(k).planes);
+    return kTile * panel_stride(planes) * static_cast<int64_t>(sizeof(P));
+  }
+  static constexpr int64_t kTapsBytes = kTile * sizeof(PixelTaps);
+  int64_t worker_bytes() const {
+    const int64_t each = panel_bytes() + kTapsBytes + static_cast<int64_t>(sizeof(Factor<P>));
+    return sums_bytes(args_.out_planes) + round_up(args_.inputs * each, 64);
+  }
+  float* sums(int64_t worker) const { return reinterpret_cast<float*>(own(worker)); }
+  char* per_input(int64_t worker) const { return own(worker) + sums_bytes(args_.out_planes); }
+  P* panel(int64_t worker, int64_t k) const { return reinterpret_cast<P*>(per_input(worker) + k * panel_bytes()); }
+  PixelTaps* taps(int64_t worker, int64_t k) const {
+    return reinterpret_cast<PixelTaps*>(per_input(worker) + args_.inputs * panel_bytes() + k * kTapsBytes);
+  }
+  Factor<P>* factors(int64_t worker) const {
+    return reinterpret_cast<Factor<P>*>(per_input(worker) + args_.inputs * (panel_bytes() + kTapsBytes));
+  }
+  char* own(int64_t worker) const { return workspace_ + images_ * image_bytes() + worker * worker_bytes(); }
+
+  // Neighbouring pixels of an image, row after row.
+  struct Run {
+    int64_t image, first, count;
+  };
+
+  template <class Body>
+  void each_tile(const Threads& threads, int64_t first_image, int64_t images, int64_t pixels, const Body& body) const {
+    const int64_t tiles = ceil_div(pixels, kTile);
+    std::atomic<int64_t> next{0};
+    threads.each_worker([&](int64_t worker) {
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < images * tiles;) {
+        const int64_t first = i % tiles * pixels / tiles;
+        body(worker, Run{first_image + i / tiles, first, (i % tiles + 1) * pixels / tiles - first});
+      }
+    });
+  }
+
+  // The pixels of a tile and their weights; the pixels where they lie, if their type and order allow it.
+  Factor<P> factor(int64_t k, const Run& run, P* panel) const {
+    const MapView& m = map(k);
+    const T* pixels = static_cast<const T*>(m.data) + run.image * m.stride_n;
+    Factor<P> result{panel, panel_stride(m.planes), static_cast<const P*>(args_.weights[k]), packed_panel<T>(m.planes),
+                     m.planes};
+    if constexpr (sizeof(T) == sizeof(P)) {
+      const int64_t row = run.first / m.width;
+      const bool in_order = m.stride_h == m.width * m.stride_w || (run.first + run.count - 1) / m.width == row;
+      if (in_order && m.planes % Operand<T>::group == 0) {
+        result.pixels = reinterpret_cast<const P*>(pixels + row * m.stride_h + run.first % m.width * m.stride_w);
+        result.stride = m.stride_w;
+        return result;
+      }
+    }
+    for (int64_t i = 0; i < run.count; ++i) {
+      const int64_t pixel = run.first + i;
+      const T* from = pixels + pixel / m.width * m.stride_h + pixel % m.width * m.stride_w;
+      P* to = panel + i * result.stride;
+      for (int64_t c = 0; c < m.planes; c += kWidth) store(to + c, load_upto(from + c, m.planes - c));
+    }
+    return result;
+  }
+
+  void convolve_low(int64_t k, int64_t worker, const Run& run) const {
+    const Factor<P> only = factor(k, run, panel(worker, k));
+    const int64_t stride = sums_stride(args_.out_planes);
+    float* to = low_map(k, run.image) + run.first * stride;
+    multiply_blocks(run.count, &only, 1, args_.out_planes, sums(worker), [&](int64_t i, const float* sums) {
+      std::memcpy(to + i * stride, sums, static_cast<size_t>(stride) * sizeof(float));
+    });
+  }
+
+  void place_taps(int64_t k, const Run& run, PixelTaps* taps) const {
+    const MapView &m = map(k), &full = map(0);
+    const int64_t stride = sums_stride(args_.out_planes);
+    for (int64_t i = 0; i < run.count; ++i) {
+      const Tap y = tap_at((run.first + i) / full.width, m.height, full.height, args_.align_corners);
+      const Tap x = tap_at((run.first + i) % full.width, m.width, full.width, args_.align_corners);
+      taps[i] = {{(y.low * m.width + x.low) * stride, (y.low * m.width + x.high) * stride,
+                  (y.high * m.width + x.low) * stride, (y.high * m.width + x.high) * stride},
+                 {y.low_weight * x.low_weight, y.low_weight * x.high_weight, y.high_weight * x.low_weight,
+                  y.high_weight * x.high_weight}};
+    }
+  }
+
+  vf activate(vf x) const {  // NaN stays NaN
+    if (args_.activation == Activation::none) return x;
+    x = max_second(splat(0.0f), x);
+    return args_.activation == Activation::relu ? x : min_second(splat(6.0f), x);
+  }
+
+  void finish_run(int64_t worker, const Run& run) const {
+    int64_t full = 0;
+    for (int64_t k = 0; k < args_.inputs; ++k) {
+      if (is_full(k))
+        factors(worker)[full++] = factor(k, run, panel(worker, k));
+      else
+        place_taps(k, run, taps(worker, k));
+    }
+    T* out = static_cast<T*>(args_.out) + (run.image * pixels_of(0) + run.first) * args_.out_planes;
+    multiply_blocks(run.count, factors(worker), full, args_.out_planes, sums(worker), [&](int64_t i, float* sums) {
+      for (int64_t k = 0; k < args_.inputs; ++k)
+        if (!is_full(k)) add_interpolated(low_map(k, run.image), taps(worker, k)[i], sums);
+      finish_pixel(sums, out + i * args_.out_planes);
+    });
+  }
+
+  void add_interpolated(const float* low, const PixelTaps& taps, float* sums) const {
+    const float *a = low + taps.place[0], *b = low + taps.place[1], *c = low + taps.place[2], *d = low + taps.place[3];
+    const vf wa = splat(taps.weight[0]), wb = splat(taps.weight[1]), wc = splat(taps.weight[2]),
+             wd = splat(taps.weight[3]);
+    for (int64_t i = 0; i < args_.out_planes; i += kWidth) {
+      const vf upper = fma(load(b + i), wb, mul(load(a + i), wa));
+      const vf lower = fma(load(d + i), wd, mul(load(c + i), wc));
+      store(sums + i, add(load(sums + i), add(upper, lower)));
+    }
+  }
+
+  void finish_pixel(const float* sums, T* out) const {
+    for (int64_t c = 0; c < args_.out_planes; c += kWidth) {
+      const int64_t left_over = args_.out_planes - c;
+      vf sum = load(sums + c);
+      if (args_.biases)
+        for (int64_t k = 0; k < args_.inputs; ++k)
+          sum = add(sum, load_upto(static_cast<const T*>(args_.biases[k]) + c, left_over));
+      store_upto(out + c, activate(sum), left_over);
+    }
+  }
+
+  const FusionArgs& args_;
+  int64_t threads_, images_;
+  char* workspace_;
+};
+
+}  // namespace
+
+int64_t fusion_workspace_bytes(const FusionArgs& args, int64_t threads) {
+  int64_t bytes = 0;
+  with_type(args.dtype, [&](auto type) { bytes = Fusion<decltype(type)>(args, threads, nullptr).workspace_bytes(); });
+  return bytes;
+}
+
+void fusion(const FusionArgs& args, void* workspace, const Threads& threads) {
+  with_type(args.dtype, [&](auto type) {
+    Fusion<decltype(type)>(args, threads.count, static_cast<char*>(workspace)).run(threads);
+  });
+}
+
+}  // namespace lwrn_fast::LWRN_ISA

@@ -1,0 +1,158 @@
+// Matrix multiplication of a few pixels by one panel of packed weights: the register tile and the order of its weights.
+#pragma once
+#include "simd.h"
+
+namespace lwrn_fast::LWRN_ISA {
+namespace {
+
+// A register tile holds kTilePixels x kPanel sums.
+#if defined(__AVX512F__)
+constexpr int kTilePixels = 12, kPanelVectors = 2;
+#elif defined(__AVX2__) || defined(__x86_64__)
+constexpr int kTilePixels = 6, kPanelVectors = 2;
+#else
+constexpr int kTilePixels = 10, kPanelVectors = 2;  // 32 vector registers
+#endif
+constexpr int kPanel = kPanelVectors * kWidth;
+
+// What a pixel's channels are multiplied as: operand<T> is the type of the panel of pixels and of the packed weights.
+template <class T>
+struct Operand {
+  using type = float;
+  static constexpr int group = 1;  // channels multiplied by one instruction
+};
+#if defined(__AVX512BF16__)
+template <>
+struct Operand<bf16> {
+  using type = bf16;
+  static constexpr int group = 2;
+};
+#endif
+
+// Distance between two pixels of a panel whose pixels have `planes` channels, in elements of the operand's type.
+inline int64_t panel_stride(int64_t planes) { return round_up(planes, 16); }
+
+// Elements of one panel of packed weights.
+template <class T>
+int64_t packed_panel(int64_t in_planes) {
+  return round_up(in_planes, Operand<T>::group) * kPanel;
+}
+
+inline int64_t panels(int64_t out_planes) { return ceil_div(out_planes, kPanel); }
+
+// Products are summed over at most this many channels before they join the sum so far: a long chain of roundings would
+// be less accurate than the libraries' own.
+constexpr int64_t kChain = 128;
+// Pixels multiplied together: they stay in the nearest caches while all the weights pass by.
+constexpr int64_t kBlock = 48;
+
+// sums[pixel][kPanel] (+)= pixels[pixel][k] * packed[k][kPanel], for kPixels pixels and `planes` values of k.
+template <int kPixels>
+inline void multiply_tile(const float* pixels, int64_t stride, const float* packed, int64_t planes, bool accumulate,
+                          float* sums, int64_t sums_stride) {
+  vf sum[kPixels][kPanelVectors];
+#pragma GCC unroll 16
+  for (int p = 0; p < kPixels; ++p)
+    for (int v = 0; v < kPanelVectors; ++v) sum[p][v] = splat(0.0f);
+  for (int64_t k = 0; k < planes; ++k) {
+    vf weight[kPanelVectors];
+    for (int v = 0; v < kPanelVectors; ++v) weight[v] = load(packed + k * kPanel + v * kWidth);
+#pragma GCC unroll 16
+    for (int p = 0; p < kPixels; ++p) {
+      const vf pixel = splat(pixels[p * stride + k]);
+      for (int v = 0; v < kPanelVectors; ++v) sum[p][v] = fma(pixel, weight[v], sum[p][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < kPixels; ++p)
+    for (int v = 0; v < kPanelVectors; ++v) {
+      float* to = sums + p * sums_stride + v * kWidth;
+      store(to, accumulate ? add(load(to), sum[p][v]) : sum[p][v]);
+    }
+}
+
+#if defined(__AVX512BF16__)
+template <int kPixels>
+inline void multiply_tile(const bf16* pixels, int64_t stride, const bf16* packed, int64_t planes, bool accumulate,
+                          float* sums, int64_t sums_stride) {
+  vf sum[kPixels][kPanelVectors];
+#pragma GCC unroll 16
+  for (int p = 0; p < kPixels; ++p)
+    for (int v = 0; v < kPanelVectors; ++v) sum[p][v] = splat(0.0f);
+  for (int64_t k = 0; k < planes; k += 2) {
+    __m512bh weight[kPanelVectors];
+    for (int v = 0; v < kPanelVectors; ++v)
+      weight[v] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(packed + k * kPanel + v * 2 * kWidth));
+#pragma GCC unroll 16
+    for (int p = 0; p < kPixels; ++p) {
+      int32_t pair;
+      std::memcpy(&pair, pixels + p * stride + k, sizeof pair);
+      const __m512bh pixel = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
+      for (int v = 0; v < kPanelVectors; ++v) sum[p][v] = _mm512_dpbf16_ps(sum[p][v], pixel, weight[v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < kPixels; ++p)
+    for (int v = 0; v < kPanelVectors; ++v) {
+      float* to = sums + p * sums_stride + v * kWidth;
+      store(to, accumulate ? add(load(to), sum[p][v]) : sum[p][v]);
+    }
+}
+#endif
+
+// The same for any count of pixels up to kTilePixels.
+template <class P, int kPixels = kTilePixels>
+inline void multiply_pixels(int64_t count, const P* pixels, int64_t stride, const P* packed, int64_t planes,
+                            bool accumulate, float* sums, int64_t sums_stride) {
+  if constexpr (kPixels > 0) {
+    if (count == kPixels)
+      multiply_tile<kPixels>(pixels, stride, packed, planes, accumulate, sums, sums_stride);
+    else
+      multiply_pixels<P, kPixels - 1>(count, pixels, stride, packed, planes, accumulate, sums, sums_stride);
+  }
+}
+
+// One product of a sum of products: the pixels of a map and the packed weights that they meet.
+template <class P>
+struct Factor {
+  const P* pixels;
+  int64_t stride;  // from pixel to pixel, in elements
+  const P* packed;
+  int64_t packed_stride;  // from panel to panel
+  int64_t planes;
+};
+
+// Distance between the sums of two pixels.
+inline int64_t sums_stride(int64_t out_planes) { return panels(out_planes) * kPanel; }
+// Bytes of the sums that multiply_blocks() needs.
+inline int64_t sums_bytes(int64_t out_planes) { return kBlock * sums_stride(out_planes) * static_cast<int64_t>(sizeof(float)); }
+
+// The sum over `factors` of pixels times weights, for `count` pixels. finish(pixel, sums) takes each pixel's sums.
+// Pixels are dealt evenly to blocks and register tiles: a tile of one or two pixels wastes most of the machine.
+template <class P, class Finish>
+void multiply_blocks(int64_t count, const Factor<P>* factors, int64_t factor_count, int64_t out_planes, float* sums,
+                     const Finish& finish) {
+  const int64_t stride = sums_stride(out_planes), blocks = ceil_div(count, kBlock);
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t begin = block * count / blocks, many = (block + 1) * count / blocks - begin;
+    const int64_t tiles = ceil_div(many, kTilePixels);
+    if (factor_count == 0) std::memset(sums, 0, static_cast<size_t>(many * stride) * sizeof(float));
+    for (int64_t panel = 0; panel < panels(out_planes); ++panel) {
+      for (int64_t i = 0; i < factor_count; ++i) {
+        const Factor<P>& f = factors[i];
+        for (int64_t k = 0; k < f.planes; k += kChain) {
+          const P* packed = f.packed + panel * f.packed_stride + k * kPanel;
+          for (int64_t tile = 0; tile < tiles; ++tile) {
+            const int64_t first = tile * many / tiles, last = (tile + 1) * many / tiles;
+            multiply_pixels(last - first, f.pixels + (begin + first) * f.stride + k, f.stride, packed,
+                            smaller(kChain, f.planes - k), i + k > 0, sums + first * stride + panel * kPanel, stride);
+          }
+        }
+      }
+    }
+    for (int64_t pixel = 0; pixel < many; ++pixel) finish(begin + pixel, sums + pixel * stride);
+  }
+}
+
+}  // namespace
+}  // namespace lwrn_fast::LWRN_ISA

@@ -1,0 +1,45 @@
+#include "../pack.h"
+
+#include "gemm.h"
+
+namespace lwrn_fast::LWRN_ISA {
+namespace {
+
+// packed[panel][k / group][channel of the panel][k % group]; channels and k beyond the weight are zero.
+template <class T>
+void pack_panel(const T* weight, int64_t out_planes, int64_t in_planes, int64_t panel, typename Operand<T>::type* packed) {
+  constexpr int group = Operand<T>::group;
+  packed += panel * packed_panel<T>(in_planes);
+  for (int channel = 0; channel < kPanel; ++channel) {
+    const int64_t row = panel * kPanel + channel;
+    for (int64_t k = 0; k < round_up(in_planes, group); ++k) {
+      const bool inside = row < out_planes && k < in_planes;
+      from_float(inside ? to_float(weight[row * in_planes + k]) : 0.0f,
+                 packed + k / group * group * kPanel + channel * group + k % group);
+    }
+  }
+}
+
+}  // namespace
+
+int64_t packed_bytes(Dtype dtype, int64_t out_planes, int64_t in_planes) {
+  int64_t bytes = 0;
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    bytes = panels(out_planes) * packed_panel<T>(in_planes) * static_cast<int64_t>(sizeof(typename Operand<T>::type));
+  });
+  return bytes;
+}
+
+void pack(Dtype dtype, const void* weight, int64_t out_planes, int64_t in_planes, void* packed, const Threads& threads) {
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    threads.each_worker([&](int64_t worker) {
+      for (int64_t panel = worker; panel < panels(out_planes); panel += threads.count)
+        pack_panel(static_cast<const T*>(weight), out_planes, in_planes, panel,
+                   static_cast<typename Operand<T>::type*>(packed));
+    });
+  });
+}
+
+}  // namespace lwrn_fast::LWRN_ISA

@@ -1,0 +1,15 @@
+// Weights of a 1x1 convolution, laid out once in the order in which the matrix multiplication reads them.
+#pragma once
+#include "types.h"
+
+#ifdef LWRN_ISA
+namespace lwrn_fast::LWRN_ISA {
+
+// Bytes of a packed (out_planes, in_planes) weight.
+int64_t packed_bytes(Dtype dtype, int64_t out_planes, int64_t in_planes);
+
+// weight: (out_planes, in_planes), contiguous. packed: packed_bytes() bytes, 64-byte aligned.
+void pack(Dtype dtype, const void* weight, int64_t out_planes, int64_t in_planes, void* packed, const Threads& threads);
+
+}  // namespace lwrn_fast::LWRN_ISA
+#endif

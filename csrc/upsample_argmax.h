@@ -1,0 +1,27 @@
+// Label maps from logits: argmax over classes of the bilinearly upsampled logits; ties go to the lowest class.
+#pragma once
+#include "types.h"
+
+namespace lwrn_fast {
+
+struct UpsampleArgmaxArgs {
+  Dtype dtype;
+  MapView logits;  // planes = classes, at most 256; stride_c below replaces "planes adjacent"
+  int64_t stride_c;
+  int64_t height, width;  // of the labels
+  bool align_corners;
+  uint8_t* labels;  // (batch, height, width), contiguous; every element is written
+};
+
+}  // namespace lwrn_fast
+
+#ifdef LWRN_ISA
+namespace lwrn_fast::LWRN_ISA {
+
+int64_t upsample_argmax_workspace_bytes(const UpsampleArgmaxArgs& args, int64_t threads);
+
+// workspace: 64-byte aligned, contents irrelevant.
+void upsample_argmax(const UpsampleArgmaxArgs& args, void* workspace, const Threads& threads);
+
+}  // namespace lwrn_fast::LWRN_ISA
+#endif
