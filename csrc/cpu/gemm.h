@@ -42,7 +42,11 @@ inline int64_t panels(int64_t out_planes) { return ceil_div(out_planes, kPanel);
 
 // Products are summed over at most this many channels before they join the sum so far: a long chain of roundings would
 // be less accurate than the libraries' own.
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
 constexpr int64_t kChain = 128;
+#else
+constexpr int64_t kChain = 8;  // every product is rounded too
+#endif
 // Pixels multiplied together: they stay in the nearest caches while all the weights pass by.
 constexpr int64_t kBlock = 48;
 

@@ -96,7 +96,7 @@ Isa current_isa() {
     if (std::strcmp(wanted, isa_name(isa)) == 0) return isa;
     valid += (valid.empty() ? "" : ", ") + std::string(isa_name(isa));
   }
-  throw std::runtime_error("LWRN_FAST_CPU_ISA: must be one of " + valid + ", which can run here, got '" + wanted + "'");
+  throw std::runtime_error("LWRN_FAST_CPU_ISA: valid on this machine are " + valid + ", got '" + wanted + "'");
 }
 
 }  // namespace lwrn_fast

@@ -99,6 +99,8 @@ class UpsampleArgmax {
   };
 
   int64_t classes() const { return args_.logits.planes; }
+  // Nothing is interpolated then: a weight of 0 would make an infinity NaN.
+  bool same_size() const { return args_.logits.height == args_.height && args_.logits.width == args_.width; }
   int64_t spans() const { return ceil_div(args_.width, kWidth); }
   int64_t spans_bytes() const { return round_up(spans() * static_cast<int64_t>(sizeof(Span)), 64); }
   // A row of one class, with room for a vector that begins at its last pixel.
@@ -157,7 +159,7 @@ class UpsampleArgmax {
     float* row = rows(worker) + 2 * row_floats();
     const vf low_weight = splat(tap.low_weight), high_weight = splat(tap.high_weight);
     for (int64_t i = 0; i < row_floats(); i += kWidth)
-      store(row + i, fma(load(high + i), high_weight, mul(load(low + i), low_weight)));
+      store(row + i, same_size() ? load(low + i) : fma(load(high + i), high_weight, mul(load(low + i), low_weight)));
     uint8_t* labels = args_.labels + (image * args_.height + y) * args_.width;
     for (int64_t i = 0; i < spans(); ++i) {
       int32_t found[kWidth];
@@ -169,7 +171,12 @@ class UpsampleArgmax {
   }
 
   void label_span(const Span& s, const float* row, int32_t* labels) const {
-    if (s.near)
+    if (same_size())
+      compare(s, row, labels, [&](const float* from, vf* low, vf* high) {
+        *low = load(from + s.start);
+        *high = splat(0.0f);
+      });
+    else if (s.near)
       compare(s, row, labels, [&](const float* from, vf* low, vf* high) {
         const vf window = load(from + s.start);
         *low = pick(window, index_of(s.low));

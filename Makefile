@@ -1,0 +1,62 @@
+# Each target is one command on a machine that has python3, g++ and make: it makes its own environment in .venv.
+PYTHON ?= python3
+# What pip installs as torch, where .venv has none: TORCH="torch --index-url ..." takes another build of it.
+TORCH ?= torch==2.13.0
+# make demo PHOTOS="a.jpg b.jpg", make test ARGS="-k crp", make bench ARGS=--everything
+PHOTOS ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PACKAGE := setup.py pyproject.toml MANIFEST.in README.md \
+  $(shell find build_tools csrc kernels lwrn_fast -type f -not -name '*.so' -not -name '*.pyc')
+CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h')
+TEST_TOOLS := g++-aarch64-linux-gnu qemu-user
+
+# $(call debian,packages): install them where the user may, else say that they are missing.
+debian = if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
+  then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(1) >/dev/null; \
+  else echo "missing on this machine: $(1)" >&2; false; fi
+
+.PHONY: demo test test-tools bench lint format clean
+
+demo: $(VENV)/cli.stamp
+	$(BIN)/python -I -m lwrn_fast.demo $(PHOTOS)
+
+# The tests are of the installed package, so that what the wheel lacks is noticed: from tests/ the sources are not in sight.
+test: $(VENV)/test.stamp test-tools
+	cd tests && ../$(BIN)/python -m pytest $(ARGS)
+
+# What the cross-compilation test needs; it skips, and says so, where this cannot be installed.
+test-tools:
+	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || $(call debian,$(TEST_TOOLS)) || true
+
+bench: $(VENV)/bench.stamp
+	cd bench && ../$(BIN)/python -m pytest . --benchmark-json ../build/bench.json $(ARGS)
+	cd bench && ../$(BIN)/python table.py ../build/bench.json
+
+lint: $(VENV)/lint.stamp
+	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/mypy
+
+format: $(VENV)/lint.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CPP)
+
+clean:
+	rm -rf build dist $(VENV) *.egg-info
+
+# The package is installed with the extra that the stamp is named after.
+$(VENV)/%.stamp: $(VENV)/torch.stamp $(PACKAGE)
+	$(PIP) '.[$*]'
+	@touch $@
+
+HAS_TOOLS := import ensurepip, os, sysconfig; assert os.path.exists(sysconfig.get_path('include') + '/Python.h')
+
+$(VENV)/torch.stamp:
+	@$(PYTHON) -c "$(HAS_TOOLS)" 2>/dev/null || $(call debian,python3-venv python3-dev)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) $(TORCH)
+	@touch $@

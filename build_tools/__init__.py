@@ -1,0 +1,1 @@
+"""How lwrn_fast is built; no part of the installed package."""

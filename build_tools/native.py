@@ -1,0 +1,215 @@
+"""Compiles the C++ part with ninja: lwrn_fast/_ops.so (the operators) and lwrn_fast/_C (facts about the build).
+
+The build folder persists, so a second build compiles only what changed. Environment variables:
+LWRN_FAST_NATIVE=0      build the pure-Python package, which is also what other systems than Linux get
+LWRN_FAST_BUILD_DIR     the build folder, otherwise build/native
+CXX CXXFLAGS LDFLAGS    the compiler, and what to add to its command lines
+MAX_JOBS                compilers at once, otherwise one per core
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from build_tools.torch_headers import REQUIREMENT, Torch, find_torch
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = "0x020a000000000000"  # torch 2.10: the oldest the binary serves
+
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
+X86_SETS = {"avx512_bf16": [*AVX512, "-mavx512bf16"], "avx512": AVX512, "avx2": AVX2}
+BF16_PROBE = "#include <immintrin.h>\n__m512 f(__m512 c, __m512bh a) { return _mm512_dpbf16_ps(c, a, a); }\n"
+
+COMMON = ["-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-std=c++17"]
+# GCC's own AVX-512 headers set off maybe-uninitialized.
+KERNEL = ["-fno-math-errno", "-ffp-contract=fast", "-Wno-maybe-uninitialized"]
+
+
+def wanted() -> bool:
+    """Whether the C++ part is to be built: on Linux, unless the user does without it."""
+    return os.environ.get("LWRN_FAST_NATIVE", "1") != "0" and sys.platform == "linux"
+
+
+def requirements() -> list[str]:
+    """What the isolated build needs beyond pyproject.toml: torch, only where the target environment has none."""
+    if not wanted():
+        return []
+    compiler()
+    python_include()
+    torch = find_torch()
+    return [] if torch and torch.recent_enough() else [REQUIREMENT]
+
+
+def compiler() -> list[str]:
+    """The C++ compiler's command; ends the build with one line where there is none."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    if named:
+        if shutil.which(named[0]):
+            return named
+        raise failure(f"CXX names {named[0]}, which is not there")
+    for name in ("g++", "clang++", "c++"):
+        if shutil.which(name):
+            return [name]
+    raise failure("no C++ compiler: install g++ (Debian: apt-get install g++), or set LWRN_FAST_NATIVE=0 to do without")
+
+
+def failure(message: str) -> SystemExit:
+    """What ends the build with one line, raised, instead of a traceback."""
+    return SystemExit(f"lwrn_fast: {message}")
+
+
+def say(message: str) -> None:
+    print(f"lwrn_fast: {message}", flush=True)
+
+
+def build(version: str, outputs: dict[str, Path]) -> None:
+    """Build `_ops` and `_C` for package version `version` and copy each to its place in `outputs`."""
+    cxx = compiler()
+    torch = find_torch()
+    if torch is None or not torch.recent_enough():
+        found = f"torch {torch.version} is too old" if torch else "torch is not there"
+        raise failure(f"{found}: install {REQUIREMENT}, or set LWRN_FAST_NATIVE=0 to do without")
+    folder = Path(os.environ.get("LWRN_FAST_BUILD_DIR", ROOT / "build" / "native")).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    say("building without CUDA: this version has no CUDA kernels")
+    say(f"compiling against the headers of torch {torch.version} in {torch.folder}")
+    sets = instruction_sets(cxx, folder)
+    text, built = ninja_file(version, cxx, torch, sets, folder)
+    (folder / "build.ninja").write_text(text)
+    jobs = os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
+    if subprocess.run([*ninja(), "-C", str(folder), "-j", jobs]).returncode:
+        raise failure("the C++ part did not compile: the compiler's messages are above")
+    for name, place in outputs.items():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(folder / built[name], place)
+
+
+def ninja() -> list[str]:
+    if importlib.util.find_spec("ninja"):
+        return [sys.executable, "-m", "ninja"]
+    if not shutil.which("ninja"):
+        raise failure("ninja is not there: pip install ninja")
+    return ["ninja"]
+
+
+def instruction_sets(cxx: list[str], folder: Path) -> dict[str, list[str]]:
+    """The compiler's flags for each instruction set the kernels are built for."""
+    sets: dict[str, list[str]] = {}
+    if platform.machine() in ("x86_64", "AMD64") and sys.maxsize > 2**32:
+        sets = dict(X86_SETS)
+        probe = folder / "probe.cpp"
+        probe.write_text(BF16_PROBE)
+        command = [*cxx, *X86_SETS["avx512_bf16"], "-c", str(probe), "-o", str(folder / "probe.o")]
+        if subprocess.run(command, capture_output=True).returncode:
+            say(f"{cxx[0]} is too old for avx512_bf16: building without it")
+            del sets["avx512_bf16"]
+    return {**sets, "portable": []}
+
+
+def ninja_file(
+    version: str, cxx: list[str], torch: Torch, sets: dict[str, list[str]], folder: Path
+) -> tuple[str, dict[str, str]]:
+    """The text of build.ninja, and the file name in `folder` of each object it builds."""
+    # Every path in the file leads through these links, so that its commands stay the same when an isolated build finds
+    # the headers elsewhere; since system headers are in no depfile, the commands name versions instead.
+    point(folder / "csrc", ROOT / "csrc")
+    point(folder / "torch", torch.folder)
+    point(folder / "pybind11", pybind11_include())
+    point(folder / "python", python_include())
+    user = shlex.split(os.environ.get("CXXFLAGS", ""))
+    have = [f"-DLWRN_HAVE_{name.upper()}" for name in sets if name != "portable"]
+    common = [*COMMON, "-Icsrc", *have, f'-DLWRN_COMPILER="{compiler_version(cxx)}"', *user]
+    torch_version = f'-DLWRN_TORCH_VERSION="{torch.version}"'
+    torch_flags = [f"-DTORCH_TARGET_VERSION={TARGET}", torch_version, "-isystem", "torch/include"]
+    python_flags = [f'-DLWRN_VERSION="{version}"', torch_version, "-isystem", "pybind11", "-isystem", "python"]
+
+    lines = [
+        "ninja_required_version = 1.5",
+        f"cxx = {command_line(cxx)}",
+        "rule compile",
+        "  command = $cxx $flags -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compile $out",
+        "rule link",
+        "  command = $cxx -shared $in -o $out $flags",
+        "  description = link $out",
+    ]
+
+    def add(rule: str, output: str, inputs: list[str], flags: list[str]) -> str:
+        lines.append(f"build {output}: {rule} {' '.join(inputs)}")
+        lines.append(f"  flags = {command_line(flags)}")
+        return output
+
+    isa = add("compile", "isa.o", ["csrc/cpu/isa.cpp"], common)
+    once, per_set = sources()
+    objects = [isa]
+    objects += [add("compile", f"{Path(source).stem}.o", [source], [*common, *torch_flags]) for source in once]
+    # The plainest set first: of an inline function that several objects hold the linker keeps the first.
+    for name, flags in reversed(sets.items()):
+        for source in per_set:
+            kernel_flags = [*common, *KERNEL, *flags, f"-DLWRN_ISA={name}"]
+            objects.append(add("compile", f"{Path(source).stem}.{name}.o", [source], kernel_flags))
+    user_link = [*user, *shlex.split(os.environ.get("LDFLAGS", ""))]
+    # libtorch_cpu is found by its name among what the process has loaded: no run path ties the binary to one torch.
+    ops = add("link", "_ops.so", objects, ["-Ltorch/lib", "-ltorch_cpu", *user_link])
+
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    module = add("compile", f"module{suffix}.o", ["csrc/module.cpp"], [*common, *python_flags])
+    extension = add("link", f"_C{suffix}", [module, isa], user_link)
+    return "\n".join([*lines, ""]), {"_ops": ops, "_C": extension}
+
+
+def sources() -> tuple[list[str], list[str]]:
+    """The sources of `_ops`: those compiled once, and those compiled once per instruction set.
+
+    The latter are the ones that put their code into a namespace named by the macro LWRN_ISA.
+    """
+    once: list[str] = []
+    per_set: list[str] = []
+    for path in sorted((ROOT / "csrc").rglob("*.cpp")):
+        name = str(path.relative_to(ROOT))
+        if name not in ("csrc/module.cpp", "csrc/cpu/isa.cpp"):
+            (per_set if "LWRN_ISA" in path.read_text() else once).append(name)
+    return once, per_set
+
+
+def compiler_version(cxx: list[str]) -> str:
+    answer = subprocess.run([*cxx, "--version"], capture_output=True, text=True)
+    if answer.returncode:
+        raise failure(f"{' '.join(cxx)} --version failed")
+    return answer.stdout.splitlines()[0].replace('"', "")
+
+
+def pybind11_include() -> Path:
+    if not importlib.util.find_spec("pybind11"):
+        raise failure("pybind11 is not there: pip install pybind11")
+    import pybind11
+
+    return Path(pybind11.get_include())
+
+
+def python_include() -> Path:
+    include = Path(sysconfig.get_path("include"))
+    if not (include / "Python.h").exists():
+        raise failure(f"Python.h is not in {include}: install Python's headers (Debian: apt-get install python3-dev)")
+    return include
+
+
+def point(link: Path, target: Path) -> None:
+    """Make `link` a symbolic link to `target`, whatever it was before."""
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
+
+
+def command_line(words: list[str]) -> str:
+    return " ".join(shlex.quote(word) for word in words).replace("$", "$$")

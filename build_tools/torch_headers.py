@@ -1,0 +1,62 @@
+"""Finds the torch whose headers the C++ part is compiled against, without importing it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+MINIMUM = (2, 10)
+REQUIREMENT = "torch>=2.10"
+_ASK = "import importlib.util as u; s = u.find_spec('torch'); print(s.origin if s and s.origin else '')"
+
+
+class Torch(NamedTuple):
+    """A torch installation: its version, such as ``2.13.0+cpu``, and its folder."""
+
+    version: str
+    folder: Path
+
+    def recent_enough(self) -> bool:
+        return tuple(int(part) for part in re.findall(r"\d+", self.version)[:2]) >= MINIMUM
+
+
+def find_torch() -> Torch | None:
+    """The torch of this process, else of the environment that is installed into, else of the activated one.
+
+    Under build isolation this process cannot see the target environment, but its interpreter is the target's: started
+    again without the isolation's variables it answers for the target, .pth files and system packages included.
+    """
+    spec = importlib.util.find_spec("torch")
+    if spec is not None and spec.origin:
+        return _describe(Path(spec.origin).parent)
+    pythons = [Path(sys.executable)]
+    if os.environ.get("VIRTUAL_ENV"):
+        pythons.append(Path(os.environ["VIRTUAL_ENV"], "bin", "python"))
+    for python in pythons:
+        origin = _ask(python)
+        if origin:
+            return _describe(Path(origin).parent)
+    return None
+
+
+def _ask(python: Path) -> str:
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
+    try:
+        answer = subprocess.run([python, "-c", _ASK], env=environment, cwd="/", capture_output=True, text=True)
+    except OSError:
+        return ""
+    return answer.stdout.strip()
+
+
+def _describe(folder: Path) -> Torch | None:
+    try:
+        text = (folder / "version.py").read_text()
+    except OSError:
+        return None
+    version = re.search(r"^__version__[^=]*=\s*['\"]([^'\"]+)", text, re.MULTILINE)
+    return Torch(version.group(1), folder) if version else None

@@ -1,0 +1,7 @@
+"""`python -m lwrn_fast` is `lwrn-fast`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,124 @@
+"""What each op accepts. Every function has the signature of its op, raises ValueError or TypeError with the op, the
+argument, what was expected and what came, and returns all tensors of the call, the one that sets the dtype first."""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from .reference import ACTIVATIONS
+
+MOST_CLASSES = 256  # labels are uint8
+
+
+def crp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None, groups: int = 1) -> list[Tensor]:
+    _image("crp", "x", x)
+    planes = x.shape[1]
+    # one plane: both readings are the same
+    if groups not in (1, planes):
+        _fail("crp", "groups", f"1 or the number of planes ({planes})", groups)
+    _count("crp", "weights", weights, None)
+    per_group = 1 if groups == planes else planes
+    return [x, *_parameters("crp", x, weights, biases, planes, [per_group] * len(weights))]
+
+
+def fusion(
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None = None,
+    activation: str = "relu",
+    align_corners: bool = True,
+) -> list[Tensor]:
+    _count("fusion", "inputs", inputs, None)
+    first = inputs[0]
+    for k, x in enumerate(inputs):
+        _image("fusion", f"inputs[{k}]", x)
+        if x.shape[0] != first.shape[0]:
+            _fail("fusion", f"inputs[{k}]", f"of batch size {first.shape[0]}, as inputs[0]", x.shape[0])
+        _same("fusion", f"inputs[{k}]", x, first)
+    _count("fusion", "weights", weights, len(inputs))
+    _tensor("fusion", "weights[0]", weights[0])
+    planes = weights[0].shape[0] if weights[0].dim() else 0
+    if planes < 1:
+        _fail("fusion", "weights[0]", "(planes, channels, 1, 1) with planes >= 1", tuple(weights[0].shape))
+    if activation not in ACTIVATIONS:
+        _fail("fusion", "activation", '"relu", "relu6" or "none"', repr(activation))
+    return [*inputs, *_parameters("fusion", first, weights, biases, planes, [x.shape[1] for x in inputs])]
+
+
+def upsample_argmax(logits: Tensor, size: int | Sequence[int], align_corners: bool = True) -> list[Tensor]:
+    _image("upsample_argmax", "logits", logits)
+    if logits.shape[1] > MOST_CLASSES:
+        _fail("upsample_argmax", "logits", f"of at most {MOST_CLASSES} classes, for labels are uint8", logits.shape[1])
+    height_and_width("upsample_argmax", size)
+    return [logits]
+
+
+def height_and_width(op: str, size: int | Sequence[int]) -> tuple[int, int]:
+    """`size` as (height, width): one number stands for both."""
+    if isinstance(size, (int, torch.SymInt)) and not isinstance(size, bool):
+        size = (size, size)
+    if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 2:
+        _fail(op, "size", "an integer or (height, width)", repr(size))
+    for length in size:
+        if not isinstance(length, (int, torch.SymInt)) or isinstance(length, bool) or length < 1:
+            _fail(op, "size", "of integers >= 1", repr(size))
+    return size[0], size[1]
+
+
+def _parameters(
+    op: str, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None, planes: int, channels: list[int]
+) -> list[Tensor]:
+    """Weights (planes, channels[i], 1, 1), biases (planes,), all of the dtype and device of x."""
+    for i, weight in enumerate(weights):
+        name = f"weights[{i}]"
+        _tensor(op, name, weight)
+        if weight.shape != (planes, channels[i], 1, 1):
+            _fail(op, name, (planes, channels[i], 1, 1), tuple(weight.shape))
+        _same(op, name, weight, x)
+    if not biases:
+        return list(weights)
+    _count(op, "biases", biases, len(weights))
+    for i, bias in enumerate(biases):
+        name = f"biases[{i}]"
+        _tensor(op, name, bias)
+        if bias.shape != (planes,):
+            _fail(op, name, (planes,), tuple(bias.shape))
+        _same(op, name, bias, x)
+    return [*weights, *biases]
+
+
+def _image(op: str, name: str, x: Tensor) -> None:
+    _tensor(op, name, x)
+    if x.dim() != 4:
+        _fail(op, name, "(batch, channels, height, width)", tuple(x.shape))
+    if not x.is_floating_point():
+        _fail(op, name, "of a floating-point dtype", x.dtype)
+    if x.shape[1] < 1 or x.shape[2] < 1 or x.shape[3] < 1:
+        _fail(op, name, "of channels, height and width >= 1", tuple(x.shape))
+
+
+def _tensor(op: str, name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def _count(op: str, name: str, tensors: object, count: int | None) -> None:
+    if not isinstance(tensors, (list, tuple)):
+        raise TypeError(f"{op}: {name} must be a list or tuple of tensors, got {type(tensors).__name__}")
+    if count is None and not tensors:
+        _fail(op, name, "of at least one tensor", "none")
+    if count is not None and len(tensors) != count:
+        _fail(op, name, f"{count} tensors", len(tensors))
+
+
+def _same(op: str, name: str, tensor: Tensor, x: Tensor) -> None:
+    if tensor.dtype != x.dtype:
+        _fail(op, name, f"of dtype {x.dtype}, as the input", tensor.dtype)
+    if tensor.device != x.device:
+        _fail(op, name, f"on {x.device}, as the input", tensor.device)
+
+
+def _fail(op: str, name: str, expected: object, got: object) -> NoReturn:
+    raise ValueError(f"{op}: {name} must be {expected}, got {got}")

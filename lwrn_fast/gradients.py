@@ -1,0 +1,83 @@
+"""Gradients of the ops in PyTorch's own operators, with the forward recomputed: what autograd does with the reference.
+
+They are spelled out, because below autograd, where an op's kernel runs, autograd records nothing.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+_aten = torch.ops.aten
+_POOL = ([5, 5], [1, 1], [2, 2])
+
+
+def crp(
+    grad: Tensor, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], groups: int, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of x, weights and biases, None where `needs` says so. grad, x: (N, C, H, W), the rest as in `crp`."""
+    count = len(weights)
+    need_x, need_weights, need_biases = needs[0], needs[1 : count + 1], needs[count + 1 :] or [False] * count
+    stages, pooled, places = [x], [], []
+    for i in range(count):
+        maximum, place = _aten.max_pool2d_with_indices(stages[i], *_POOL)
+        pooled.append(maximum)
+        places.append(place)
+        if i + 1 < count:
+            bias = biases[i] if biases else None
+            stages.append(torch.conv2d(maximum, weights[i], bias, groups=groups))
+    weight_grads: list[Tensor | None] = [None] * count
+    bias_grads: list[Tensor | None] = [None] * count
+    stage_grad = grad
+    for i in reversed(range(count)):
+        earlier = need_x or any(need_weights[:i]) or any(need_biases[:i])
+        mask = [earlier, need_weights[i], need_biases[i]]
+        pooled_grad, weight_grads[i], bias_grads[i] = _convolution(stage_grad, pooled[i], weights[i], groups, mask)
+        if not earlier:
+            break
+        stage_grad = grad + _aten.max_pool2d_with_indices_backward(
+            pooled_grad, stages[i], *_POOL, [1, 1], False, places[i]
+        )
+    return [stage_grad if need_x else None, *weight_grads, *(bias_grads if biases else [])]
+
+
+def fusion(
+    grad: Tensor,
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    activation: str,
+    align_corners: bool,
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients of inputs, weights and biases, None where `needs` says so. grad: (N, P, H_0, W_0), the rest as in
+    `fusion`."""
+    count = len(inputs)
+    if activation != "none":
+        total = reference.fusion(inputs, weights, biases, "none", align_corners)
+        if activation == "relu":
+            grad = _aten.threshold_backward(grad, total, 0)
+        else:
+            grad = _aten.hardtanh_backward(grad, total, 0, 6)
+    size = list(grad.shape[2:])
+    found = []
+    for k, (x, weight) in enumerate(zip(inputs, weights, strict=True)):
+        low_grad = grad
+        if list(x.shape[2:]) != size:
+            low_size = [grad.shape[0], grad.shape[1], x.shape[2], x.shape[3]]
+            low_grad = _aten.upsample_bilinear2d_backward(grad, size, low_size, align_corners)
+        mask = [needs[k], needs[count + k], bool(biases) and needs[2 * count + k]]
+        found.append(_convolution(low_grad, x, weight, 1, mask))
+    by_kind = list(zip(*found, strict=True))
+    return [g for kind in by_kind[: 3 if biases else 2] for g in kind]
+
+
+def _convolution(
+    grad: Tensor, x: Tensor, weight: Tensor, groups: int, mask: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the input, the weight and the bias of a 1x1 convolution, those of the mask."""
+    return _aten.convolution_backward(
+        grad, x, weight, [weight.shape[0]], [1, 1], [0, 0], [1, 1], False, [0, 0], groups, mask
+    )

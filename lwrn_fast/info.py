@@ -1,0 +1,64 @@
+"""What this installation and this machine offer."""
+
+import os
+import platform
+import sys
+from typing import Any
+
+import torch
+
+from . import _native, backends
+from ._version import __version__
+
+
+class Info(dict[str, Any]):
+    """A dictionary that prints as a table."""
+
+    def __repr__(self) -> str:
+        rows = [(key, value) for key, value in self.items() if not isinstance(value, dict)]
+        for key, value in self.items():
+            if isinstance(value, dict):
+                rows += [(f"{key}.{name}", entry) for name, entry in value.items()]
+        width = max(len(key) for key, _ in rows)
+        return "\n".join(f"{key:{width}}  {_text(value)}" for key, value in rows)
+
+
+def info() -> Info:
+    """Versions, the backend asked for, each backend's "ready" or why not, and how the compiled part was built.
+
+    >>> import lwrn_fast
+    >>> lwrn_fast.info()["backends"]["reference"]
+    'ready'
+    """
+    return Info(
+        version=__version__,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        machine=f"{sys.platform} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        backend=backends.requested(),
+        backends={name: backends.MISSING.get(name, "ready") for name in backends.BACKENDS if name != "auto"},
+        cpu_isa=_cpu_isa(),
+        native=_build(),
+    )
+
+
+def _build() -> dict[str, Any]:
+    extension = _native.extension()
+    return dict(extension.build_info()) if extension is not None else {"missing": backends.NATIVE_MISSING}
+
+
+def _cpu_isa() -> str:
+    extension = _native.extension()
+    if extension is None:
+        return "none: the compiled part is missing"
+    try:
+        in_use = extension.cpu_isa()
+    except RuntimeError as error:  # LWRN_FAST_CPU_ISA names one that cannot run
+        return f"none: {error}"
+    return f"{in_use} (can run {', '.join(extension.cpu_isas())})"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(item) for item in value) or "none"
+    return str(value)

@@ -1,0 +1,27 @@
+"""The published Light-Weight RefineNets, a decoder for encoders of your own, and what they need around them.
+
+>>> from lwrn_fast import models
+>>> model = models.rf_lw_mbv2(num_classes=21).eval()
+"""
+
+from .checkpoint import CheckpointError, load
+from .decoder import Decoder
+from .networks import NETWORKS, rf_lw50, rf_lw101, rf_lw152, rf_lw_mbv2
+from .preprocessing import MEAN, STD, preprocess
+from .voc import CLASSES, PALETTE
+
+__all__ = [
+    "CLASSES",
+    "MEAN",
+    "NETWORKS",
+    "PALETTE",
+    "STD",
+    "CheckpointError",
+    "Decoder",
+    "load",
+    "preprocess",
+    "rf_lw50",
+    "rf_lw101",
+    "rf_lw152",
+    "rf_lw_mbv2",
+]

@@ -1,0 +1,141 @@
+"""The Light-Weight RefineNet decoder (Nekrasov et al., Light-Weight RefineNet for Real-Time Semantic Segmentation,
+section 3): per level one fusion and one chained residual pooling, from the deepest feature to the finest, then a 3x3
+classifier at the finest feature's size."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import reference
+from ..crp import CRP
+from ..fusion import fusion
+from .folding import FoldCache
+
+
+class Level(NamedTuple):
+    """One level, by the names its modules have in their network."""
+
+    laterals: tuple[tuple[str, ...], ...]
+    """Per feature of this level, deepest first, the one or two consecutive 1x1 convolutions it goes through."""
+    crp: str
+    deeper: str | None = None
+    """The 1x1 convolution that the deeper level's result goes through; None at the deepest level."""
+
+
+class LevelDecoder(nn.Module):
+    """What every decoder does; a subclass registers the modules and says here what they are called."""
+
+    levels: tuple[Level, ...]
+    """Deepest first."""
+    head = "classifier"
+    activation = "relu"
+    align_corners = True
+    dropout = 0.0
+    """Probability of a zero in the two deepest features while training."""
+    plain = False
+    """True for PyTorch's own operations on whatever memory they choose, nothing fused and nothing folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folds = FoldCache()
+
+    def decode(self, features: Sequence[Tensor]) -> Tensor:
+        """Features (N, C_i, H_i, W_i), finest first, to logits (N, classes, H_0, W_0)."""
+        remaining = list(features)
+        for i in range(max(0, len(remaining) - 2), len(remaining)):
+            remaining[i] = F.dropout(remaining[i], self.dropout, self.training)
+        deeper: Tensor | None = None
+        for level in self.levels:
+            inputs, weights = [], []
+            for chain in level.laterals:
+                feature, weight = self._lateral(remaining.pop(), chain)
+                inputs.append(feature)
+                weights.append(weight)
+            if deeper is not None and level.deeper is not None:
+                inputs.append(deeper)
+                weights.append(self._weight(level.deeper))
+            deeper = self._level(inputs, weights, getattr(self, level.crp))
+        return getattr(self, self.head)(deeper)
+
+    def _level(self, inputs: list[Tensor], weights: list[Tensor], crp: nn.Module) -> Tensor:
+        if self.plain:
+            x = reference.fusion(inputs, weights, activation=self.activation, align_corners=self.align_corners)
+            return reference.crp(x, list(crp.parameters()))
+        return crp(fusion(inputs, weights, activation=self.activation, align_corners=self.align_corners))
+
+    def _weight(self, name: str) -> Tensor:
+        return cast(Tensor, getattr(self, name).weight)
+
+    def _lateral(self, feature: Tensor, chain: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """What goes into the fusion for a feature: the feature, or the first convolution's result, and a weight."""
+        last = self._weight(chain[-1])
+        if len(chain) == 1:
+            return feature, last
+        first = self._weight(chain[0])
+        learning = torch.is_grad_enabled() and (first.requires_grad or last.requires_grad)
+        if self.plain or self.training or learning:
+            return getattr(self, chain[0])(feature), last
+        return feature, self._folds.get(chain[0], last, first)
+
+
+class Decoder(LevelDecoder):
+    """The decoder for an encoder of your own.
+
+    in_planes: channels of the encoder's feature maps, finest first; any number of maps, each one level.
+    num_classes: channels of the logits.
+    planes: channels inside the decoder. n_stages, groups: of every `lwrn_fast.CRP`.
+    activation: "relu", "relu6" or "none", after every fusion. align_corners: of the upsampling.
+    dropout: probability of a zero in the two deepest features while training.
+    State-dict names, level 1 the finest: `lateral1.weight`, `crp1.1_outvar_dimred.weight`, `deeper2.weight` (what
+    level 2 hands to level 1), `classifier.weight`, `classifier.bias`.
+
+    >>> decoder = Decoder(in_planes=[16, 32], num_classes=5, planes=8)
+    >>> tuple(decoder([torch.rand(1, 16, 12, 14), torch.rand(1, 32, 6, 7)]).shape)
+    (1, 5, 12, 14)
+    """
+
+    def __init__(
+        self,
+        in_planes: Sequence[int],
+        num_classes: int,
+        planes: int = 256,
+        n_stages: int = 4,
+        groups: bool = False,
+        activation: str = "relu",
+        align_corners: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not in_planes:
+            raise ValueError("Decoder: in_planes must name at least one feature map's channels, got none")
+        if num_classes < 1:
+            raise ValueError(f"Decoder: num_classes must be at least 1, got {num_classes}")
+        if activation not in ("relu", "relu6", "none"):
+            raise ValueError(f'Decoder: activation must be "relu", "relu6" or "none", got {activation!r}')
+        self.in_planes = tuple(in_planes)
+        self.activation = activation
+        self.align_corners = align_corners
+        self.dropout = dropout
+        levels = []
+        for number in range(len(in_planes), 0, -1):
+            deepest = number == len(in_planes)
+            self.add_module(f"lateral{number}", conv1x1(in_planes[number - 1], planes))
+            if not deepest:
+                self.add_module(f"deeper{number + 1}", conv1x1(planes, planes))
+            self.add_module(f"crp{number}", CRP(planes, planes, n_stages, groups=groups))
+            levels.append(Level(((f"lateral{number}",),), f"crp{number}", None if deepest else f"deeper{number + 1}"))
+        self.levels = tuple(levels)
+        self.add_module("classifier", nn.Conv2d(planes, num_classes, 3, padding=1))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Feature maps (N, in_planes[i], H_i, W_i), finest first, to logits (N, num_classes, H_0, W_0)."""
+        if len(features) != len(self.in_planes):
+            raise ValueError(f"Decoder: features must be {len(self.in_planes)} maps, got {len(features)}")
+        return self.decode(features)
+
+
+def conv1x1(in_planes: int, out_planes: int) -> nn.Conv2d:
+    return nn.Conv2d(in_planes, out_planes, 1, bias=False)

@@ -1,0 +1,67 @@
+"""Two consecutive 1x1 convolutions with nothing between them are one, at inference."""
+
+import torch
+from torch import Tensor
+
+
+def fold(outer: Tensor, inner: Tensor) -> Tensor:
+    """The weight of one 1x1 convolution that does `inner` and then `outer`; multiplied in float64, rounded once.
+
+    outer (out, mid, 1, 1), inner (mid, in, 1, 1), one dtype. Returns (out, in, 1, 1) of that dtype. Differentiable.
+
+    >>> tuple(fold(torch.ones(4, 3, 1, 1), torch.ones(3, 2, 1, 1)).shape)
+    (4, 2, 1, 1)
+    """
+    product = outer.flatten(1).double() @ inner.flatten(1).double()
+    return product.to(outer.dtype)[:, :, None, None]
+
+
+class FoldCache:
+    """Remembers folded weights by name and folds again when either weight has changed.
+
+    On the CPU a change is found by comparing with a copy, which costs little beside folding and sees even a write
+    through `.data`; elsewhere, where comparing would wait for the device, by storage and version counter. Copies and
+    pickles of a cache are empty: it can always be filled again.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[str, tuple[list[_Seen], Tensor]] = {}
+
+    def get(self, name: str, outer: Tensor, inner: Tensor) -> Tensor:
+        """`fold(outer, inner)`, detached: from the cache where both weights are as they were."""
+        if torch.compiler.is_compiling():
+            return fold(outer, inner)  # part of the graph, so a compiled network follows its weights as well
+        entry = self._entries.get(name)
+        if entry is None or not all(seen.holds(now) for seen, now in zip(entry[0], (outer, inner), strict=True)):
+            # a tensor born in inference mode could not be used where gradients flow later
+            with torch.inference_mode(False), torch.no_grad():
+                entry = ([_Seen(outer), _Seen(inner)], fold(outer, inner))
+            self._entries[name] = entry
+        return entry[1]
+
+    def __deepcopy__(self, memo: dict) -> "FoldCache":
+        return FoldCache()
+
+    def __reduce__(self) -> tuple:
+        return FoldCache, ()
+
+
+class _Seen:
+    """A weight as it was when it was folded."""
+
+    def __init__(self, weight: Tensor) -> None:
+        # off the CPU the alias keeps the old storage alive, so its address cannot come back with other values
+        self.kept = weight.detach().clone() if weight.is_cpu else weight.detach()
+        self.version = _version(weight)
+
+    def holds(self, weight: Tensor) -> bool:
+        if self.kept.dtype != weight.dtype or self.kept.device != weight.device:
+            return False
+        if weight.is_cpu:
+            return torch.equal(self.kept, weight)
+        return self.version == _version(weight) != -1 and self.kept.data_ptr() == weight.data_ptr()
+
+
+def _version(weight: Tensor) -> int:
+    """The version counter, or -1 where there is none."""
+    return -1 if weight.is_inference() else weight._version

@@ -1,0 +1,212 @@
+"""The ops as torch.library knows them, beside the C++ kernels: schemas where those are absent, PyTorch's own operations
+for every device and dtype without a kernel, fake kernels with the true strides, autograd and autocast.
+
+`torch.ops.lwrn_fast.crp`, `.fusion` and `.upsample_argmax` return fresh memory: maps channels-last, labels contiguous.
+`crp_backward` and `fusion_backward` return the gradients that `needs` asks for, in the order of the tensors.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _native, autocast, gradients, reference
+
+SCHEMAS = (
+    "crp(Tensor x, Tensor[] weights, Tensor[] biases, int groups) -> Tensor",
+    "fusion(Tensor[] inputs, Tensor[] weights, Tensor[] biases, str activation, bool align_corners) -> Tensor",
+    "upsample_argmax(Tensor logits, SymInt height, SymInt width, bool align_corners) -> Tensor",
+)
+BACKWARD_SCHEMAS = (
+    "crp_backward(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, int groups, bool[] needs) -> Tensor[]",
+    "fusion_backward(Tensor grad, Tensor[] inputs, Tensor[] weights, Tensor[] biases, str activation, "
+    "bool align_corners, bool[] needs) -> Tensor[]",
+)
+
+_library = torch.library.Library("lwrn_fast", "FRAGMENT")
+for _schema in BACKWARD_SCHEMAS if _native.missing() is None else (*SCHEMAS, *BACKWARD_SCHEMAS):
+    _library.define(_schema)
+
+
+def crp(x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int) -> Tensor:
+    return reference.crp(x, weights, biases, groups).clone(memory_format=torch.channels_last)
+
+
+def crp_fake(x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int) -> Tensor:
+    return _channels_last(x, x.shape)
+
+
+def crp_autocast(x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int) -> Tensor:
+    arguments = autocast.cast([x, weights, biases], torch.get_autocast_dtype(x.device.type))
+    with autocast.off(x):
+        return torch.ops.lwrn_fast.crp(*arguments, groups)
+
+
+def crp_backward(
+    grad: Tensor, x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int, needs: list[bool]
+) -> list[Tensor]:
+    with autocast.off(grad):
+        return _own_memory(gradients.crp(grad, x, weights, biases, groups, needs), needs)
+
+
+def crp_backward_fake(
+    grad: Tensor, x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int, needs: list[bool]
+) -> list[Tensor]:
+    return _gradients_fake([x, *weights, *biases], needs)
+
+
+def _save_crp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weights, biases, ctx.groups = inputs
+    ctx.counts = (len(weights), len(biases))
+    ctx.save_for_backward(x, *weights, *biases)
+
+
+def _differentiate_crp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, *parameters = ctx.saved_tensors
+    weights, biases = _split(parameters, ctx.counts)
+    need_x, *need_parameters, _ = ctx.needs_input_grad
+    needs = [need_x, *_flat(need_parameters)]
+    found = torch.ops.lwrn_fast.crp_backward(grad, x, weights, biases, ctx.groups, needs)
+    grad_x, *grads = _spread(found, needs)
+    return (grad_x, *_split(grads, ctx.counts), None)
+
+
+def fusion(
+    inputs: list[Tensor], weights: list[Tensor], biases: list[Tensor], activation: str, align_corners: bool
+) -> Tensor:
+    out = reference.fusion(inputs, weights, biases, activation, align_corners)
+    return out.clone(memory_format=torch.channels_last)
+
+
+def fusion_fake(
+    inputs: list[Tensor], weights: list[Tensor], biases: list[Tensor], activation: str, align_corners: bool
+) -> Tensor:
+    batch, _, height, width = inputs[0].shape
+    return _channels_last(inputs[0], (batch, weights[0].shape[0], height, width))
+
+
+def fusion_autocast(
+    inputs: list[Tensor], weights: list[Tensor], biases: list[Tensor], activation: str, align_corners: bool
+) -> Tensor:
+    arguments = autocast.cast([inputs, weights, biases], torch.get_autocast_dtype(inputs[0].device.type))
+    with autocast.off(inputs[0]):
+        return torch.ops.lwrn_fast.fusion(*arguments, activation, align_corners)
+
+
+def fusion_backward(
+    grad: Tensor,
+    inputs: list[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor],
+    activation: str,
+    align_corners: bool,
+    needs: list[bool],
+) -> list[Tensor]:
+    with autocast.off(grad):
+        return _own_memory(gradients.fusion(grad, inputs, weights, biases, activation, align_corners, needs), needs)
+
+
+def fusion_backward_fake(
+    grad: Tensor,
+    inputs: list[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor],
+    activation: str,
+    align_corners: bool,
+    needs: list[bool],
+) -> list[Tensor]:
+    return _gradients_fake([*inputs, *weights, *biases], needs)
+
+
+def _save_fusion(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    maps, weights, biases, ctx.activation, ctx.align_corners = inputs
+    ctx.counts = (len(maps), len(weights), len(biases))
+    ctx.save_for_backward(*maps, *weights, *biases)
+
+
+def _differentiate_fusion(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    tensors = _split(ctx.saved_tensors, ctx.counts)
+    needs = _flat(ctx.needs_input_grad[:3])
+    found = torch.ops.lwrn_fast.fusion_backward(grad, *tensors, ctx.activation, ctx.align_corners, needs)
+    return (*_split(_spread(found, needs), ctx.counts), None, None)
+
+
+def upsample_argmax(logits: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
+    return reference.upsample_argmax(logits, (height, width), align_corners)
+
+
+def upsample_argmax_fake(logits: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
+    return torch.empty((logits.shape[0], height, width), dtype=torch.uint8, device=logits.device)
+
+
+def _own_memory(found: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor]:
+    """The gradients that are needed, with the strides that the fake kernel promises."""
+    return [g.clone(memory_format=_format(g)) for g, need in zip(found, needs, strict=True) if need and g is not None]
+
+
+def _gradients_fake(tensors: list[Tensor], needs: Sequence[bool]) -> list[Tensor]:
+    return [
+        torch.empty(t.shape, dtype=t.dtype, device=t.device, memory_format=_format(t))
+        for t, need in zip(tensors, needs, strict=True)
+        if need
+    ]
+
+
+def _format(tensor: Tensor) -> torch.memory_format:
+    return torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
+
+
+def _channels_last(like: Tensor, shape: Sequence[int]) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _split(items: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
+    rest, parts = list(items), []
+    for count in counts:
+        parts.append(rest[:count])
+        rest = rest[count:]
+    return parts
+
+
+def _flat(lists: Sequence[Sequence[bool]]) -> list[bool]:
+    return [item for items in lists for item in items]
+
+
+def _spread(found: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+    """One entry per tensor: its gradient, or None where none was needed."""
+    gradients = iter(found)
+    return [next(gradients) if need else None for need in needs]
+
+
+def _no_second_derivative(op: str) -> Callable[..., Any]:
+    def refuse(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(
+            f"{op}: second derivatives are not available from the fused op; "
+            f'compute them with lwrn_fast.use_backend("reference")'
+        )
+
+    return refuse
+
+
+_library.impl("crp", crp, "CompositeExplicitAutograd")
+_library.impl("crp_backward", crp_backward, "CompositeExplicitAutograd")
+_library.impl("fusion", fusion, "CompositeExplicitAutograd")
+_library.impl("fusion_backward", fusion_backward, "CompositeExplicitAutograd")
+_library.impl("upsample_argmax", upsample_argmax, "CompositeExplicitAutograd")
+
+torch.library.register_fake("lwrn_fast::crp", crp_fake, lib=_library)
+torch.library.register_fake("lwrn_fast::crp_backward", crp_backward_fake, lib=_library)
+torch.library.register_fake("lwrn_fast::fusion", fusion_fake, lib=_library)
+torch.library.register_fake("lwrn_fast::fusion_backward", fusion_backward_fake, lib=_library)
+torch.library.register_fake("lwrn_fast::upsample_argmax", upsample_argmax_fake, lib=_library)
+
+torch.library.register_autograd("lwrn_fast::crp", _differentiate_crp, setup_context=_save_crp, lib=_library)
+torch.library.register_autograd("lwrn_fast::fusion", _differentiate_fusion, setup_context=_save_fusion, lib=_library)
+torch.library.register_autograd("lwrn_fast::crp_backward", _no_second_derivative("crp"), lib=_library)
+torch.library.register_autograd("lwrn_fast::fusion_backward", _no_second_derivative("fusion"), lib=_library)
+_library.impl("upsample_argmax", torch.library.fallthrough_kernel, "Autograd")  # labels have no gradient
+
+for _key in ("AutocastCPU", "AutocastCUDA"):
+    _library.impl("crp", crp_autocast, _key)
+    _library.impl("fusion", fusion_autocast, _key)

@@ -1,0 +1,192 @@
+"""Photographs to label maps: what `lwrn-fast segment` and the demonstration do."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import backends, images, models
+from .models.networks import Network
+from .upsample_argmax import upsample_argmax
+
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+MOST_CLASSES = 256
+SEED = 0
+
+
+class UserError(Exception):
+    """Something the user can mend; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to do with every picture."""
+
+    out: Path
+    network: str | None = None
+    checkpoint: str | None = None
+    num_classes: int | None = None
+    backend: str | None = None
+    dtype: str = "f32"
+    size: tuple[int, int] | None = None
+    scale: float = 1.0
+    overlay: bool = False
+    verify: bool = False
+
+
+@dataclass
+class Report:
+    """What was done: milliseconds per picture, differences to the reference backend, and what went wrong."""
+
+    milliseconds: dict[str, list[float]] = field(default_factory=lambda: {"pre": [], "infer": [], "post": []})
+    largest_difference: float = 0.0
+    """Of a logit in float32 on the reference backend, relative to the largest one."""
+    other_labels: int = 0
+    pixels: int = 0
+    renamed: list[str] = field(default_factory=list)
+    """Which result has another name than its picture, because that one was in use."""
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def done(self) -> int:
+        return len(self.milliseconds["post"])
+
+    def table(self, verified: bool = False) -> str:
+        """The closing table."""
+        if not self.done:
+            return "0 images"
+        rows = [f"{'ms per image':14}{'median':>10}{'least':>10}{'most':>10}"]
+        for step, values in self.milliseconds.items():
+            rows.append(f"{step:14}{statistics.median(values):10.1f}{min(values):10.1f}{max(values):10.1f}")
+        total = sum(map(sum, self.milliseconds.values())) / 1000
+        rows.append(f"{self.done} image{'s' * (self.done != 1)}, {self.done / total:.2f} images/s")
+        if verified:
+            rows.append(
+                f"difference to the reference backend in float32: logits {self.largest_difference:.1e} relative, "
+                f"{self.other_labels} of {self.pixels} labels ({100 * self.other_labels / self.pixels:.4f} %)"
+            )
+        return "\n".join(rows)
+
+
+def build(options: Options) -> tuple[Network, bool]:
+    """The network in eval mode and float32, and whether it is trained; without a checkpoint the weights are random."""
+    classes = options.num_classes
+    if classes is not None and not 1 <= classes <= MOST_CLASSES:
+        raise UserError(f"--num-classes must be 1 to {MOST_CLASSES}, got {classes}")
+    if options.checkpoint is not None:
+        try:
+            model = models.load(options.checkpoint, options.network, classes)
+        except models.CheckpointError as error:
+            raise UserError(str(error)) from error
+        if model.num_classes > MOST_CLASSES:
+            raise UserError(f"{options.checkpoint}: has {model.num_classes} classes, label maps hold {MOST_CLASSES}")
+        return model, True
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return models.NETWORKS[options.network or "rf_lw_mbv2"](classes or 21).eval(), False
+
+
+def check_backend(name: str | None) -> None:
+    """UserError where the backend, or the one the environment names, is unknown or cannot run here at all."""
+    try:
+        name = name or backends.requested()
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if name in backends.MISSING:
+        raise UserError(f"the backend {name!r} cannot run here: {backends.MISSING[name]}")
+
+
+def segment(model: Network, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A network input (1, 3, h, w) to logits (1, classes, h / 4, w / 4) and labels (1, *size) uint8."""
+    with torch.inference_mode():
+        logits = model(x)
+        return logits, upsample_argmax(logits, size)
+
+
+def run(
+    paths: Sequence[str],
+    options: Options,
+    model: Network,
+    error: Callable[[str], object],
+    progress: Callable[[Sequence], Iterable] = iter,
+) -> Report:
+    """Segment every picture in paths; `error` is told, one line each, what does not work, and the rest is done.
+
+    progress: wraps the list that is walked, as tqdm does. Raises UserError where nothing can be done at all.
+    """
+    check_backend(options.backend)
+    report = Report()
+
+    def fail(line: str) -> None:
+        report.errors.append(line)
+        error(line)
+
+    found, wrong = images.find(paths)
+    for line in wrong:
+        fail(line)
+    try:
+        images.make_folder(options.out)
+    except images.ImageError as reason:
+        raise UserError(str(reason)) from reason
+    endings = [".png", "_overlay.png"][: 1 + options.overlay]
+    work = _Work(model, options, report)
+    with nullcontext() if options.backend is None else backends.use_backend(options.backend):
+        for path, outputs in progress(list(zip(found, images.output_paths(found, options.out, endings), strict=True))):
+            try:
+                work.one(path, outputs)
+            except images.ImageError as reason:
+                fail(str(reason))
+            except (RuntimeError, MemoryError) as reason:  # too large for this machine, or not for this backend
+                fail(f"{path}: {(str(reason).strip() or 'not enough memory').splitlines()[0]}")
+    return report
+
+
+class _Work:
+    """One picture after the other through one network."""
+
+    def __init__(self, model: Network, options: Options, report: Report) -> None:
+        self.reference = deepcopy(model) if options.verify else None
+        self.model = deepcopy(model).to(DTYPES[options.dtype])
+        self.options = options
+        self.report = report
+
+    def one(self, path: Path, outputs: list[Path]) -> None:
+        start = time.perf_counter()
+        image = images.read(path)
+        x = models.preprocess(images.resize(image, *self._size(image)))
+        read = time.perf_counter()
+        logits, labels = segment(self.model, x.to(DTYPES[self.options.dtype]), image.shape[:2])
+        inferred = time.perf_counter()
+        images.write_labels(outputs[0], labels[0].numpy())
+        if self.options.overlay:
+            images.write_overlay(outputs[1], image, labels[0].numpy())
+        steps = (read - start, inferred - read, time.perf_counter() - inferred)
+        for values, seconds in zip(self.report.milliseconds.values(), steps, strict=True):
+            values.append(seconds * 1000)
+        if outputs[0].stem != path.stem:
+            self.report.renamed.append(f"{path} is in {outputs[0]}")
+        if self.reference is not None:
+            self._verify(self.reference, x, logits, labels)
+
+    def _size(self, image: np.ndarray) -> tuple[int, int]:
+        if self.options.size is not None:
+            return self.options.size
+        height, width = (max(1, round(length * self.options.scale)) for length in image.shape[:2])
+        return height, width
+
+    def _verify(self, reference: Network, x: Tensor, logits: Tensor, labels: Tensor) -> None:
+        with backends.use_backend("reference"):
+            true_logits, true_labels = segment(reference, x, (labels.shape[1], labels.shape[2]))
+        difference = (logits.float() - true_logits).abs().max() / true_logits.abs().max().clamp_min(1e-30)
+        # a NaN must not hide behind a comparison that it makes false
+        worst = float(difference) if difference == difference else float("inf")
+        self.report.largest_difference = max(self.report.largest_difference, worst)
+        self.report.other_labels += int((labels != true_labels).sum())
+        self.report.pixels += labels.numel()
