@@ -1,0 +1,99 @@
+"""What this machine is, and how fast it multiplies and copies: the limits that results are held against."""
+
+import functools
+import os
+import platform
+import time
+from collections.abc import Callable
+
+import torch
+
+import lwrn_fast
+import peers
+from lwrn_fast import _native
+
+
+def thread_counts() -> list[int]:
+    """1, and 2 where there are as many cores."""
+    return [n for n in (1, 2) if n <= cores()]
+
+
+def why_no_numbers() -> str | None:
+    """Where the compiled part is absent, "ours" would be PyTorch's own; None where it is there."""
+    reason = _native.missing()
+    return f"nothing of ours to measure: {reason}" if reason else None
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe() -> dict[str, str]:
+    """Machine and versions, for the result file and for the reader."""
+    extension = _native.extension()
+    return {
+        "cpu": _cpu_name(),
+        "cores": str(cores()),
+        "isa": "none" if extension is None else extension.cpu_isa(),
+        "oneDNN isa": torch.backends.cpu.get_cpu_capability(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lwrn_fast": lwrn_fast.__version__,
+        **peers.versions(),
+    }
+
+
+@functools.cache
+def gemm_rate(dtype: torch.dtype, threads: int) -> float:
+    """Operations per second of torch.mm at its best; a type the machine is slow in may be widened to float32."""
+    rate = 0.0
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    for kind in {dtype, torch.float32}:
+        for rows, inner, columns in ((16384, 256, 256), (2048, 2048, 2048)):
+            a, b = torch.randn(rows, inner).to(kind), torch.randn(inner, columns).to(kind)
+            rate = max(rate, 2 * rows * inner * columns / _best(functools.partial(torch.mm, a, b)))
+    torch.set_num_threads(before)
+    return rate
+
+
+@functools.cache
+def copy_rate(threads: int) -> float:
+    """Bytes per second, read plus written, of a copy far larger than the caches."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    source = torch.ones(64 << 20)
+    target = torch.empty_like(source)
+    rate = 2 * source.nbytes / _best(lambda: target.copy_(source))
+    torch.set_num_threads(before)
+    return rate
+
+
+def limit(operations: int, nbytes: int, dtype: torch.dtype, threads: int) -> float:
+    """Seconds below which this machine cannot do it: its multiplications or its traffic, whichever takes longer."""
+    return max(operations / gemm_rate(dtype, threads), nbytes / copy_rate(threads))
+
+
+def _best(call: Callable[[], object], seconds: float = 0.3) -> float:
+    """The fastest call; at least two, more while there is time."""
+    best, spent, calls = float("inf"), 0.0, 0
+    while calls < 2 or spent < seconds:
+        start = time.perf_counter()
+        call()
+        took = time.perf_counter() - start
+        best, spent, calls = min(best, took), spent + took, calls + 1
+        if took > seconds:
+            break
+    return best
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

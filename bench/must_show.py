@@ -1,0 +1,93 @@
+"""The project's speed targets, measured here: `python bench/must_show.py [LINE ...]`, e.g. `3 4`. PASS or FAIL each.
+
+The targets are stated for two cores with AVX-512; elsewhere the ratios are worth knowing but bind nobody. Needs torch
+alone; what a missing peer would have shown is said to be left out. The exit status is the number of lines failed, at
+most 100, or 101 where there is nothing to measure.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+
+import torch
+
+import bench_crp
+import bench_fusion
+import bench_model
+import bench_upsample_argmax
+import machine
+import peers
+import shapes
+from paired import Times, race
+from peers import COMPILE, EAGER, EAGER_NCHW, FLOOR, OPENVINO, OURS, OURS_NCHW
+
+F32, BF16 = torch.float32, torch.bfloat16
+Line = tuple[str, float, str, float]  # what, the ratio, "at most" or "at least", the bound
+
+
+def crp(seconds: float) -> Iterator[Line]:
+    times = _race(bench_crp, shapes.CRP_TARGET, F32, seconds, OURS, OURS_NCHW, EAGER_NCHW, OPENVINO, FLOOR)
+    yield "3 crp float32, ours over the four convolutions", times.ratio(OURS, FLOOR), "at most", 1.35
+    if OPENVINO in times.rounds:
+        yield "3 crp float32, OpenVINO over ours", times.ratio(OPENVINO, OURS), "at least", 1.5
+    yield "3 crp float32 from NCHW, eager over ours", times.ratio(EAGER_NCHW, OURS_NCHW), "at least", 10
+    times = _race(bench_crp, shapes.CRP_TARGET, BF16, seconds, OURS, FLOOR)
+    yield "3 crp bfloat16, ours over the four convolutions", times.ratio(OURS, FLOOR), "at most", 1.6
+
+
+def fusion_and_labels(seconds: float) -> Iterator[Line]:
+    times = _race(bench_fusion, shapes.FUSION_TARGET, F32, seconds, OURS, FLOOR)
+    yield "4 fusion float32, ours over the two convolutions", times.ratio(OURS, FLOOR), "at most", 1.5
+    times = _race(bench_upsample_argmax, shapes.UPSAMPLE_ARGMAX_TARGET, F32, seconds, OURS, EAGER)
+    yield "4 upsample_argmax float32, eager channels-last over ours", times.ratio(EAGER, OURS), "at least", 4
+
+
+def model(seconds: float) -> Iterator[Line]:
+    times = _race(bench_model, shapes.MODEL_TARGET, F32, 4 * seconds, OURS, EAGER_NCHW, COMPILE)
+    yield "5 rf_lw_mbv2 float32, plain NCHW over ours", times.ratio(EAGER_NCHW, OURS), "at least", 5
+    if COMPILE in times.rounds:
+        yield "5 rf_lw_mbv2 float32, torch.compile over ours", times.ratio(COMPILE, OURS), "at least", 1
+
+
+def levels(seconds: float) -> Iterator[Line]:
+    for bench in (bench_crp, bench_fusion, bench_upsample_argmax):
+        op = bench.__name__.removeprefix("bench_")
+        for case in bench.CASES:
+            for dtype in (F32, BF16):
+                for threads in machine.thread_counts():
+                    times = _race(bench, case, dtype, seconds / 2, OURS, EAGER, threads=threads)
+                    what = f"6 {op} {case} {str(dtype).removeprefix('torch.')}, {threads} thread(s), eager over ours"
+                    yield what, times.ratio(EAGER, OURS), "at least", 1
+
+
+LINES = {"3": crp, "4": fusion_and_labels, "5": model, "6": levels}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("lines", nargs="*", choices=[[], *LINES], help="which lines; all without any")
+    parser.add_argument("--seconds", type=float, default=1.0, help="measured time per contestant (1)")
+    arguments = parser.parse_args()
+    if reason := machine.why_no_numbers():
+        print(reason, file=sys.stderr)
+        return 101
+    for key, value in machine.describe().items():
+        print(f"{key}: {value or 'not installed'}")
+    for name in (COMPILE, OPENVINO):
+        if reason := peers.why_absent(name):
+            print(f"{name} left out: {reason}")
+    failed = 0
+    for number in arguments.lines or LINES:
+        for what, ratio, sense, bound in LINES[number](arguments.seconds):
+            good = ratio <= bound if sense == "at most" else ratio >= bound
+            failed += not good
+            print(f"{'PASS' if good else 'FAIL'}  {what}: {ratio:.2f} ({sense} {bound:g})", flush=True)
+    return min(failed, 100)
+
+
+def _race(bench, case: shapes.Case, dtype: torch.dtype, seconds: float, *names: str, threads: int = 0) -> Times:  # type: ignore[no-untyped-def]
+    return race(bench.set_up(case, dtype), threads or max(machine.thread_counts()), seconds, names)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Results to Markdown: `python bench/table.py FILE.json... [--save DIR] [--readme README.md]`.
+
+FILE is what `pytest bench --benchmark-json FILE` wrote, or a file that --save made of it: medians, ratios, machine,
+versions and commit, without the single rounds. --readme puts the tables between the README's two markers.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+TITLES = {"crp": "CRP", "fusion": "Fusion", "upsample_argmax": "upsample_argmax", "model": "Networks"}
+OURS, EAGER = "ours", "eager, channels-last"
+COMPARED = (
+    "ours, from NCHW",
+    EAGER,
+    "eager, NCHW",
+    "torch.compile",
+    "ONNX Runtime",
+    "OpenVINO",
+    "1x1 convolutions alone",
+)
+KEPT = ("op", "case", "where", "dtype", "threads", "contestant", "times_ours", "percent_of_limit", "extra_bytes")
+
+Row = dict[str, Any]
+
+
+def reduced(raw: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of pytest-benchmark's JSON; a reduced one comes back as it is."""
+    if "results" in raw:
+        return raw
+    results = []
+    for entry in raw["benchmarks"]:
+        row: Row = {key: entry["extra_info"][key] for key in KEPT}
+        row["median_ms"] = _short(1e3 * entry["stats"]["median"])
+        row["rounds"] = entry["stats"]["rounds"]
+        row["times_ours"] = _short(row["times_ours"])
+        row["percent_of_limit"] = _short(row["percent_of_limit"])
+        results.append(row)
+    commit = raw.get("commit_info", {})
+    return {
+        "date": raw["datetime"][:10],
+        "commit": str(commit.get("id", "none")) + (" with changes" if commit.get("dirty") else ""),
+        "machine": raw["machine_info"]["described"],
+        "results": results,
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """One section per machine: what it is, then a table per op."""
+    parts = [heading(result)]
+    for op, title in TITLES.items():
+        rows = [row for row in result["results"] if row["op"] == op]
+        if rows:
+            parts.append(f"#### {title}\n\n" + table(rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def heading(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    versions = ", ".join(
+        f"{name} {machine[name]}"
+        for name in ("lwrn_fast", "torch", "onnxruntime", "openvino", "python")
+        if machine.get(name)
+    )
+    return (
+        f"### {machine['cpu']}, {machine['cores']} cores, {machine['isa']}\n\n"
+        f"{result['date']}, commit {result['commit'][:12]}{result['commit'][40:]}; {versions}.\n"
+        "Each column says how many times as long as ours it took: the median over rounds in which all took turns."
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """A line per case, type and number of threads; a column per contestant that any line has."""
+    lines = list(_lines(rows))
+    columns = [name for name in COMPARED if any(name in line for line in lines)]
+    limited = any(line[OURS]["percent_of_limit"] is not None for line in lines)
+    weighed = any(line[OURS]["extra_bytes"] is not None for line in lines)
+    head = ["case", "type", "threads", "ours, ms"]
+    head += ["% of limit"] * limited + ["extra MB, ours / eager"] * weighed + columns
+    body = []
+    for line in lines:
+        ours = line[OURS]
+        cells = [ours["case"], ours["dtype"], str(ours["threads"]), f"{ours['median_ms']:.3g}"]
+        if limited:
+            cells.append(_number(ours["percent_of_limit"], "{:.0f}"))
+        if weighed:
+            eager = line.get(EAGER, {}).get("extra_bytes")
+            cells.append(f"{_megabytes(ours['extra_bytes'])} / {_megabytes(eager)}")
+        cells += [_number(line[name]["times_ours"], "{:.2f}") if name in line else "-" for name in columns]
+        body.append(cells)
+    rule = ["---"] * 2 + ["---:"] * (len(head) - 2)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *body))
+
+
+def put_into(text: str, tables: str) -> str:
+    """The README's text with the tables between its markers; ValueError where it has none."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the README needs a line {BEGIN} and, after it, a line {END}")
+    return f"{before}{BEGIN}\n{tables.strip()}\n{END}{after}"
+
+
+def _lines(rows: Iterable[Row]) -> Iterator[dict[str, Row]]:
+    """By case, type and threads: contestant to its row, for those groups that have ours."""
+    groups: dict[tuple[str, str, int], dict[str, Row]] = {}
+    for row in rows:
+        groups.setdefault((row["case"], row["dtype"], row["threads"]), {})[row["contestant"]] = row
+    return (group for group in groups.values() if OURS in group)
+
+
+def _short(value: float | None) -> float | None:
+    """Four significant digits: more than the machine's noise allows."""
+    return None if value is None else float(f"{value:.4g}")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _megabytes(value: int | None) -> str:
+    return "-" if value is None else f"{value / 1e6:.1f}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--save", type=Path, metavar="DIR", help="keep the reduced results here, under the same names")
+    parser.add_argument("--readme", type=Path, help="rewrite the tables of this file instead of printing them")
+    arguments = parser.parse_args()
+    sections = []
+    try:
+        for file in arguments.files:
+            result = reduced(json.loads(file.read_text(encoding="utf-8")))
+            sections.append(markdown(result))
+            if arguments.save:
+                (arguments.save / file.name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        if arguments.readme:
+            text = arguments.readme.read_text(encoding="utf-8")
+            arguments.readme.write_text(put_into(text, "\n".join(sections)), encoding="utf-8")
+        else:
+            print("\n".join(sections))
+    except (OSError, ValueError, KeyError) as error:
+        print(f"table.py: {error!r}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

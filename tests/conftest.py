@@ -1,0 +1,87 @@
+"""Fixtures of all tests: the backends under test, outputs poisoned with NaN, and a fixed seed."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads leave the cores to other work on the machine
+
+import pytest
+import torch
+
+import lwrn_fast
+from lwrn_fast import _native
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to run an op: a new backend joins all op tests with one entry in `backends`."""
+
+    id: str
+    name: str
+    environment: dict[str, str] = field(default_factory=dict)
+    device: str = "cpu"
+
+
+def backends() -> list[Backend]:
+    extension = _native.extension()
+    isas = extension.cpu_isas() if extension is not None else ["missing"]
+    return [
+        Backend("reference", "reference"),
+        *(Backend(f"cpu-{isa}", "cpu", {"LWRN_FAST_CPU_ISA": isa}) for isa in isas),
+    ]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "kernels_only: leaves the reference out of the backends under test")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    reason = _native.missing()
+    marks = [pytest.mark.skip(reason=reason)] if reason else []
+    parameters = [pytest.param(b, id=b.id, marks=marks if b.name == "cpu" else []) for b in backends()]
+    if "backend" in metafunc.fixturenames:
+        kernels_only = metafunc.definition.get_closest_marker("kernels_only")
+        metafunc.parametrize("backend", parameters[1:] if kernels_only else parameters, indirect=True)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+    """The test runs once per backend and, on the CPU, once per instruction set this machine can run.
+
+    Marked kernels_only, it leaves out the reference, which is what PyTorch makes of it.
+    """
+    for name, value in request.param.environment.items():
+        monkeypatch.setenv(name, value)
+    with lwrn_fast.use_backend(request.param.name):
+        yield request.param
+
+
+@pytest.fixture
+def native() -> None:
+    """Skips where the C++ part is absent."""
+    if _native.missing() is not None:
+        pytest.skip(_native.missing())
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Memory from torch.empty is NaN, or all ones in integers, so that nothing unwritten passes for a result."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Restores the number of threads after a test that sets it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

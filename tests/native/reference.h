@@ -1,0 +1,162 @@
+// The three ops written down naively in double, each value with a bound on how far the engine may be from it.
+#pragma once
+#include <algorithm>
+
+#include "values.h"
+
+namespace selfcheck {
+
+// A map (batch, height, width, planes), contiguous. error: how far a correct engine's value may be from `value`.
+struct Map {
+  int64_t batch, planes, height, width;
+  std::vector<double> value, error;
+
+  Map(int64_t batch, int64_t planes, int64_t height, int64_t width)
+      : batch(batch), planes(planes), height(height), width(width), value(batch * planes * height * width), error(value) {}
+  int64_t at(int64_t n, int64_t y, int64_t x, int64_t c) const { return ((n * height + y) * width + x) * planes + c; }
+
+  // Rounding every value to `dtype` may move it by half a unit in its last place.
+  void may_be_rounded(Dtype dtype) {
+    const Format format = format_of(dtype);
+    for (size_t i = 0; i < value.size(); ++i)
+      if (std::isfinite(value[i])) error[i] += (std::fabs(value[i]) + error[i]) * format.roundoff() + format.smallest();
+  }
+};
+
+// A sum of `terms` products in float32, in any order, may be off by so much times the sum of their magnitudes.
+inline double sum_error(int64_t terms) { return static_cast<double>(terms + 4) * std::ldexp(1.0, -23); }
+
+inline Map read(Dtype dtype, const MapView& view, int64_t stride_c) {
+  Map map(view.batch, view.planes, view.height, view.width);
+  for (int64_t n = 0; n < map.batch; ++n)
+    for (int64_t y = 0; y < map.height; ++y)
+      for (int64_t x = 0; x < map.width; ++x)
+        for (int64_t c = 0; c < map.planes; ++c)
+          map.value[map.at(n, y, x, c)] =
+              decode(dtype, view.data, n * view.stride_n + y * view.stride_h + x * view.stride_w + c * stride_c);
+  return map;
+}
+
+// Maxima of 5x5 windows, NaN where one is NaN. One of the two largest errors of a window bounds the error of its maximum.
+inline Map pooled(const Map& in) {
+  Map out(in.batch, in.planes, in.height, in.width);
+  for (int64_t n = 0; n < in.batch; ++n)
+    for (int64_t y = 0; y < in.height; ++y)
+      for (int64_t x = 0; x < in.width; ++x)
+        for (int64_t c = 0; c < in.planes; ++c) {
+          double best = -std::numeric_limits<double>::infinity(), error = 0;
+          for (int64_t v = std::max<int64_t>(y - 2, 0); v <= std::min(y + 2, in.height - 1); ++v)
+            for (int64_t u = std::max<int64_t>(x - 2, 0); u <= std::min(x + 2, in.width - 1); ++u) {
+              const double value = in.value[in.at(n, v, u, c)];
+              if (!(value <= best) && !std::isnan(best)) best = value;
+              error = std::max(error, in.error[in.at(n, v, u, c)]);
+            }
+          out.value[out.at(n, y, x, c)] = best;
+          out.error[out.at(n, y, x, c)] = std::isfinite(best) ? error : 0;
+        }
+  return out;
+}
+
+// weight: (out_planes, in.planes), or (in.planes) where depthwise. terms: of the sum that the products become part of.
+inline Map convolved(const Map& in, const std::vector<double>& weight, int64_t out_planes, bool depthwise, int64_t terms) {
+  Map out(in.batch, out_planes, in.height, in.width);
+  const int64_t pixels = in.batch * in.height * in.width;
+  for (int64_t pixel = 0; pixel < pixels; ++pixel)
+    for (int64_t o = 0; o < out_planes; ++o) {
+      double sum = 0, magnitude = 0, error = 0;
+      for (int64_t k = depthwise ? o : 0; k < (depthwise ? o + 1 : in.planes); ++k) {
+        const double w = depthwise ? weight[o] : weight[o * in.planes + k], x = in.value[pixel * in.planes + k];
+        sum += w * x;
+        magnitude += std::fabs(w * x);
+        error += std::fabs(w) * in.error[pixel * in.planes + k];
+      }
+      out.value[pixel * out_planes + o] = sum;
+      out.error[pixel * out_planes + o] = std::isfinite(sum) ? error + magnitude * sum_error(terms) : 0;
+    }
+  return out;
+}
+
+// bias: (planes), or empty.
+inline void add_bias(Map* map, const std::vector<double>& bias) {
+  if (bias.empty()) return;
+  for (size_t i = 0; i < map->value.size(); ++i) {
+    map->value[i] += bias[i % map->planes];
+    map->error[i] = std::isfinite(map->value[i])
+                        ? map->error[i] + (std::fabs(map->value[i]) + 2 * std::fabs(bias[i % map->planes])) * sum_error(0)
+                        : 0;
+  }
+}
+
+inline void add_to(Map* sum, const Map& term) {
+  for (size_t i = 0; i < sum->value.size(); ++i) {
+    const double magnitude = std::fabs(sum->value[i]) + std::fabs(term.value[i]);
+    sum->value[i] += term.value[i];
+    sum->error[i] = std::isfinite(sum->value[i]) ? sum->error[i] + term.error[i] + magnitude * sum_error(0) : 0;
+  }
+}
+
+inline Map crp(Dtype dtype, const Map& x, const std::vector<std::vector<double>>& weights,
+               const std::vector<std::vector<double>>& biases, bool depthwise) {
+  Map sum = x, top = x;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    top = convolved(pooled(top), weights[i], x.planes, depthwise, x.planes);
+    if (!biases.empty()) add_bias(&top, biases[i]);
+    top.may_be_rounded(dtype);
+    add_to(&sum, top);
+  }
+  return sum;
+}
+
+struct Place {
+  int64_t low, high;
+  double high_weight;
+};
+
+inline Place place(int64_t index, int64_t from, int64_t to, bool align_corners) {
+  double at = (index + 0.5) * from / to - 0.5;
+  if (align_corners) at = to > 1 ? static_cast<double>(index) * (from - 1) / (to - 1) : 0.0;
+  at = std::max(at, 0.0);
+  const int64_t low = std::min(static_cast<int64_t>(at), from - 1);
+  return {low, std::min(low + 1, from - 1), at - low};
+}
+
+inline Map resized(const Map& in, int64_t height, int64_t width, bool align_corners) {
+  if (in.height == height && in.width == width) return in;
+  Map out(in.batch, in.planes, height, width);
+  for (int64_t n = 0; n < out.batch; ++n)
+    for (int64_t y = 0; y < height; ++y)
+      for (int64_t x = 0; x < width; ++x)
+        for (int64_t c = 0; c < out.planes; ++c) {
+          const Place v = place(y, in.height, height, align_corners), u = place(x, in.width, width, align_corners);
+          double sum = 0, magnitude = 0, error = 0;
+          for (int corner = 0; corner < 4; ++corner) {
+            const double weight =
+                (corner & 1 ? u.high_weight : 1 - u.high_weight) * (corner & 2 ? v.high_weight : 1 - v.high_weight);
+            const int64_t i = in.at(n, corner & 2 ? v.high : v.low, corner & 1 ? u.high : u.low, c);
+            sum += weight * in.value[i];
+            magnitude += std::fabs(in.value[i]);  // not times weight: 1 - weight cancels
+            error += weight * in.error[i];
+          }
+          out.value[out.at(n, y, x, c)] = sum;
+          out.error[out.at(n, y, x, c)] = std::isfinite(sum) ? error + magnitude * sum_error(2) : 0;
+        }
+  return out;
+}
+
+// limit: of the activation; minus infinity to infinity where there is none.
+inline Map fusion(const std::vector<Map>& inputs, const std::vector<std::vector<double>>& weights,
+                  const std::vector<std::vector<double>>& biases, int64_t out_planes, bool align_corners, double least,
+                  double most) {
+  int64_t terms = 0;
+  for (const Map& input : inputs) terms += input.planes + 8;
+  Map sum(inputs[0].batch, out_planes, inputs[0].height, inputs[0].width);
+  for (size_t k = 0; k < inputs.size(); ++k) {
+    const Map product = convolved(inputs[k], weights[k], out_planes, false, terms);
+    add_to(&sum, resized(product, sum.height, sum.width, align_corners));
+    if (!biases.empty()) add_bias(&sum, biases[k]);
+  }
+  for (double& value : sum.value) value = std::isnan(value) ? value : std::min(std::max(value, least), most);
+  return sum;
+}
+
+}  // namespace selfcheck

@@ -1,0 +1,304 @@
+"""The build as users meet it: an sdist, isolated builds by an old and the newest pip, and what they leave installed."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from lwrn_fast import _native, _version
+
+ROOT = Path(__file__).resolve().parent.parent
+SITE_PACKAGES = Path(torch.__file__).resolve().parent.parent
+FOLDERS = ("bench", "build_tools", "csrc", "kernels", "lwrn_fast", "tests")
+NOT_SOURCES = shutil.ignore_patterns("__pycache__", "*.so", ".*_cache", ".hypothesis", ".benchmarks", "*.egg-info")
+USE = """
+import lwrn_fast, lwrn_fast.kernels, torch
+from lwrn_fast import _native
+x = torch.randn(1, 3, 5, 7)
+weights = [torch.randn(3, 3, 1, 1)]
+torch.testing.assert_close(lwrn_fast.crp(x, weights), lwrn_fast.reference.crp(x, weights))
+print(lwrn_fast.__file__, lwrn_fast.kernels.__file__, _native.missing(), sep="\\n")
+"""
+
+
+def environment(**changes):
+    """The variables of this process without those that steer a build, and with `changes`."""
+    steering = ("PYTHONPATH", "CXX", "CXXFLAGS", "LDFLAGS", "VIRTUAL_ENV")
+    kept = {k: v for k, v in os.environ.items() if k not in steering and not k.startswith("LWRN_FAST")}
+    return {**kept, **changes}
+
+
+def run(*command, cwd, **changes):
+    """What the command prints on both streams; it must succeed."""
+    done = subprocess.run(command, cwd=cwd, env=environment(**changes), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def make_environment(folder, pip, through_pth):
+    """A virtual environment with that pip and everything this one has except this package; its python.
+
+    What is there lies in site-packages, or in a folder that a .pth file names.
+    """
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    run(python, "-m", "pip", "install", "-q", "-U", pip, cwd=folder)
+    (own,) = folder.glob("lib/python*/site-packages")
+    visible = own
+    if through_pth:
+        visible = folder / "visible"
+        visible.mkdir()
+        (own / "visible.pth").write_text(f"{visible}\n")
+    for entry in SITE_PACKAGES.iterdir():
+        foreign = not re.match(r"pip\b|lwrn_fast|__|_distutils_hack|setuptools", entry.name) and entry.suffix != ".pth"
+        if foreign and not (visible / entry.name).exists():
+            (visible / entry.name).symlink_to(entry)
+    return python
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    """The archive, made from a copy of the sources so that nothing is written beside them."""
+    copy = tmp_path_factory.mktemp("copy") / "lwrn_fast"
+    copy.mkdir()
+    for entry in ROOT.iterdir():
+        if entry.is_file():
+            shutil.copy2(entry, copy)
+        elif entry.name in (*FOLDERS, ".ci"):
+            shutil.copytree(entry, copy / entry.name, ignore=NOT_SOURCES)
+    run(sys.executable, "-c", "from build_tools import backend; backend.build_sdist('dist')", cwd=copy)
+    (archive,) = (copy / "dist").iterdir()
+    return archive
+
+
+@pytest.fixture(scope="module")
+def tree(sdist, tmp_path_factory):
+    """The unpacked sdist, where every build of this file happens, so that the C++ is compiled only once."""
+    folder = tmp_path_factory.mktemp("with a space")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder)
+    (tree,) = folder.iterdir()
+    if (ROOT / "build" / "native").exists():
+        # What is compiled already serves here too: ninja compiles again whatever differs.
+        shutil.copytree(ROOT / "build" / "native", tree / "build" / "native", symlinks=True)
+    return tree
+
+
+@pytest.fixture(scope="module")
+def old_pip(tmp_path_factory):
+    return make_environment(tmp_path_factory.mktemp("old"), "pip==23.2.1", through_pth=False)
+
+
+@pytest.fixture(scope="module")
+def new_pip(tmp_path_factory):
+    return make_environment(tmp_path_factory.mktemp("new"), "pip", through_pth=True)
+
+
+@pytest.fixture(scope="module")
+def wheel(tree, old_pip):
+    """The wheel that an isolated build with the old pip makes, and what the build said."""
+    log = run(old_pip, "-m", "pip", "wheel", "-v", "--no-deps", "-w", "dist", ".", cwd=tree)
+    (path,) = (tree / "dist").glob("*.whl")
+    return path, log
+
+
+def source_files(*folders):
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*")):
+            skipped = re.search(r"__pycache__|\.so$|/\.|egg-info", str(path.relative_to(ROOT)))
+            if path.is_file() and not skipped:
+                yield str(path.relative_to(ROOT))
+
+
+def test_sdist_has_every_source(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    top = {"LICENSE", "MANIFEST.in", "Makefile", "README.md", "pyproject.toml", "setup.py", ".ci/run", ".clang-format"}
+    assert {*source_files(*FOLDERS), *top} <= names
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+def test_wheel_has_the_package_and_nothing_else(wheel):
+    path, _ = wheel
+    with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+        metadata = archive.read(f"lwrn_fast-{_version.__version__}.dist-info/METADATA").decode()
+        entry_points = archive.read(f"lwrn_fast-{_version.__version__}.dist-info/entry_points.txt").decode()
+    kernels = {f"lwrn_fast/{name}" for name in source_files("kernels")}
+    binaries = {name for name in names if name.endswith(".so")}
+    assert {re.sub(r"\..*", "", name) for name in binaries} == {"lwrn_fast/_ops", "lwrn_fast/_C"}
+    assert "lwrn_fast/_ops.so" in binaries
+    assert {n for n in names if ".dist-info/" not in n} == {*source_files("lwrn_fast"), *kernels, *binaries}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert "License-Expression: BSD-3-Clause" in metadata
+    required = re.findall(r"^Requires-Dist: (\w+)[^;\n]*$", metadata, re.MULTILINE)
+    assert sorted(required) == ["numpy", "torch"]
+    assert "lwrn-fast = lwrn_fast.cli:main" in entry_points
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    assert f"-{tag}-{tag}-linux" in path.name
+
+
+def test_isolated_build_takes_the_torch_that_is_there(wheel):
+    _, log = wheel
+    assert f"against the headers of torch {torch.__version__} in" in log
+    assert log.count("building without CUDA: ") == 1
+    assert not re.search(r"(Collecting|Downloading|Using cached) torch\b", log)
+
+
+def test_wheel_works_from_another_folder(wheel, old_pip, tmp_path):
+    run(old_pip, "-m", "pip", "install", "-q", "--force-reinstall", "--no-deps", wheel[0], cwd=tmp_path)
+    package, kernels, missing = run(old_pip, "-c", USE, cwd=tmp_path).splitlines()
+    assert old_pip.parent.parent in Path(package).parents
+    assert Path(kernels).parent == Path(package).parent / "kernels"
+    assert missing == "None"
+    assert (old_pip.parent / "lwrn-fast").exists()
+
+
+def test_plain_install_with_the_newest_pip(wheel, tree, new_pip, tmp_path):
+    log = run(new_pip, "-m", "pip", "install", "-v", str(tree), cwd=tmp_path)
+    assert not re.search(r"(Collecting|Downloading|Using cached) torch\b(?! *>)", log)
+    assert "no work to do" in log or "compile module" in log
+    package, _, missing = run(new_pip, "-c", USE, cwd=tmp_path).splitlines()
+    assert new_pip.parent.parent in Path(package).parents
+    assert missing == "None"
+
+
+def test_editable_install(wheel, tree, new_pip, tmp_path):
+    run(new_pip, "-m", "pip", "install", "-q", "--no-deps", "-e", str(tree), cwd=tmp_path)
+    package, kernels, missing = run(new_pip, "-c", USE, cwd=tmp_path).splitlines()
+    assert Path(package) == tree / "lwrn_fast" / "__init__.py"
+    assert Path(kernels) == tree / "kernels" / "__init__.py"
+    assert missing == "None"
+
+
+def test_pure_python_package(wheel, tree, old_pip, tmp_path):
+    pip = (old_pip, "-m", "pip")
+    run(*pip, "wheel", "-q", "--no-deps", "-w", tmp_path, ".", cwd=tree, LWRN_FAST_NATIVE="0", CXX="no-such-compiler")
+    (pure,) = tmp_path.glob("*.whl")
+    assert pure.name.endswith("-py3-none-any.whl")
+    assert not [name for name in zipfile.ZipFile(pure).namelist() if name.endswith(".so")]
+    run(*pip, "install", "-q", "--no-deps", "--target", tmp_path / "pure", pure, cwd=tmp_path)
+    package, _, missing = run(old_pip, "-c", USE, cwd=tmp_path, PYTHONPATH=str(tmp_path / "pure")).splitlines()[:3]
+    assert tmp_path in Path(package).parents
+    assert "pure Python" in missing
+
+
+def test_unchanged_sources_compile_nothing(wheel, tree, old_pip, tmp_path):
+    build = (sys.executable, "setup.py", "-q", "build_ext", "--build-lib", tmp_path)
+    run(*build, cwd=tree)
+    assert "no work to do" in run(*build, cwd=tree)
+    header = tree / "csrc" / "fusion.h"
+    before = header.stat()
+    header.touch()
+    plan = run(sys.executable, "-m", "ninja", "-n", "-C", tree / "build" / "native", cwd=tree)
+    os.utime(header, ns=(before.st_atime_ns, before.st_mtime_ns))
+    compiled = re.findall(r"compile (\S+)", plan)
+    assert "fusion.portable.o" in compiled
+    assert not [name for name in compiled if name.startswith(("isa", "module"))]
+
+
+@pytest.mark.parametrize("sees_torch", [True, False], ids=["torch there", "no torch"])
+def test_requirements_of_the_build(sees_torch, tmp_path, old_pip):
+    ask = "from build_tools import native; print(native.requirements())"
+    python = old_pip
+    if not sees_torch:
+        venv.create(tmp_path / "bare", with_pip=False)
+        python = tmp_path / "bare" / "bin" / "python"
+    # -S puts the environment's own packages out of sight, as build isolation does.
+    command = (python, "-S", "-c", ask)
+    answer = run(*command, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert answer.strip() == ("[]" if sees_torch else "['torch>=2.10']")
+    assert run(*command, cwd=tmp_path, PYTHONPATH=str(ROOT), LWRN_FAST_NATIVE="0", PATH="").strip() == "[]"
+
+
+def test_old_torch_is_asked_to_be_replaced(tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").touch()
+    (tmp_path / "torch" / "version.py").write_text("__version__ = '2.9.1+cpu'\ndebug = False\n")
+    ask = "from build_tools import native; print(native.requirements())"
+    both = os.pathsep.join([str(tmp_path), str(ROOT)])
+    assert run(sys.executable, "-c", ask, cwd=tmp_path, PYTHONPATH=both).strip() == "['torch>=2.10']"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"PATH": "/nowhere"}, "install g++"), ({"CXX": "no-such-compiler -O1"}, "CXX names no-such-compiler")],
+    ids=["no compiler", "CXX that is not there"],
+)
+def test_no_compiler_is_one_line(tree, changes, says):
+    hook = "from build_tools import backend; backend.get_requires_for_build_wheel()"
+    variables = environment(**changes)
+    done = subprocess.run([sys.executable, "-c", hook], cwd=tree, env=variables, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert says in line
+
+
+def symbols(path, *options):
+    return [line.split()[-1] for line in run("nm", *options, path, cwd="/").splitlines() if line.split()]
+
+
+def test_ops_depend_on_the_stable_abi_only(wheel, tree):
+    binary = tree / "build" / "native" / "_ops.so"
+    undefined = {name.partition("@")[0] for name in symbols(binary, "-D", "--undefined-only")}
+    assert not [name for name in undefined if re.match(r"Py|_Py", name)]
+    assert not [name for name in undefined if re.match(r"_Z.*(2at|3c10|5torch)", name)]
+    assert not re.search("RPATH|RUNPATH", run("readelf", "-d", binary, cwd="/"))
+
+
+def test_inline_functions_come_from_the_plainest_set(wheel, tree):
+    """Else a function compiled for AVX-512, kept by the linker as the one copy, would run where there is none."""
+    folder = tree / "build" / "native"
+    objects = (folder / "build.ninja").read_text().split("build _ops.so: link ")[1].splitlines()[0].split()
+    kept = {}
+    for name in objects:
+        for line in run("nm", "--defined-only", folder / name, cwd="/").splitlines():
+            if line.split()[-2] in "VWu":
+                kept.setdefault(line.split()[-1], name)
+    assert not {symbol: name for symbol, name in kept.items() if re.search(r"\.avx", name)}
+
+
+@pytest.mark.usefixtures("native")
+def test_build_info():
+    info = _native.extension().build_info()
+    assert info["version"] == _version.__version__
+    assert info["instruction_sets"][-1] == "portable"
+    assert info["cuda_architectures"] == []
+    assert "no CUDA kernels" in info["cuda"]
+    assert info["torch"] == torch.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", info["pybind11"])
+    assert info["compiler"]
+
+
+@pytest.mark.usefixtures("native")
+def test_forced_instruction_set_is_read_at_every_call(monkeypatch):
+    extension = _native.extension()
+    for name in extension.cpu_isas():
+        monkeypatch.setenv("LWRN_FAST_CPU_ISA", name)
+        assert extension.cpu_isa() == name
+    monkeypatch.delenv("LWRN_FAST_CPU_ISA")
+    assert extension.cpu_isa() == extension.cpu_isas()[0]
+    monkeypatch.setenv("LWRN_FAST_CPU_ISA", "sse9")
+    with pytest.raises(RuntimeError, match=f"{', '.join(extension.cpu_isas())}, got 'sse9'"):
+        extension.cpu_isa()
+
+
+def test_reason_where_the_ops_do_not_load(monkeypatch, tmp_path):
+    reason = _native.missing.__wrapped__
+    monkeypatch.setattr(torch, "__version__", "2.9.1")
+    assert "this is torch 2.9.1" in reason()
+    monkeypatch.undo()
+    broken = tmp_path / "_ops.so"
+    monkeypatch.setattr(_native, "OPS", broken)
+    assert "is not in this installation" in reason()
+    broken.write_text("no library")
+    assert reason().startswith("_ops.so does not load: ")
+    assert "\n" not in reason()

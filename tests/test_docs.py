@@ -1,0 +1,30 @@
+"""The examples in the docstrings run as they stand."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import lwrn_fast
+
+NOT_READ = ("lwrn_fast._C", "lwrn_fast._ops", "lwrn_fast.__main__")  # compiled, or a program that runs
+MODULES = ["lwrn_fast"] + [
+    found.name for found in pkgutil.walk_packages(lwrn_fast.__path__, "lwrn_fast.") if found.name not in NOT_READ
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name):
+    module = importlib.import_module(name)
+    # lwrn_fast.crp and its like are functions too: what is imported by name is the module
+    assert module.__name__ == name
+    failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    assert failed == 0
+
+
+@pytest.mark.parametrize("name", [name for name in lwrn_fast.__all__ if name != "__version__"])
+def test_public_names_have_an_example(name):
+    documented = getattr(lwrn_fast, name)
+    if not isinstance(documented, type(doctest)):
+        assert ">>>" in (documented.__doc__ or "")

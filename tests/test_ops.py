@@ -1,0 +1,264 @@
+"""The ops under opcheck, torch.compile, torch.export, autocast and torch.func."""
+
+import pytest
+import torch
+import torch._dynamo.testing
+from torch import Tensor
+
+import lwrn_fast
+from arguments import DIFFERENTIABLE, OPS, crp_arguments, fusion_arguments, leaves
+from comparing import name
+from lwrn_fast import reference
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+OPCHECKS = {
+    "crp": (OPS.crp, crp_arguments),
+    "crp_depthwise": (OPS.crp, lambda **given: crp_arguments(groups=6, **given)),
+    "fusion": (OPS.fusion, fusion_arguments),
+    "upsample_argmax": (
+        OPS.upsample_argmax,
+        lambda **given: [leaves(torch.randn(2, 5, 3, 4), torch.float32, False), 7, 9, True],
+    ),
+    "crp_backward": (
+        OPS.crp_backward,
+        lambda **given: [torch.randn(2, 6, 7, 9), *crp_arguments(**given), [True] * 4 + [False] * 3],
+    ),
+    "fusion_backward": (
+        OPS.fusion_backward,
+        lambda **given: [torch.randn(2, 5, 7, 9), *fusion_arguments(**given), [False, True, True] * 3],
+    ),
+}
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("op", OPCHECKS)
+def test_opcheck(op, grad):
+    function, arguments = OPCHECKS[op]
+    torch.library.opcheck(function.default, tuple(arguments(grad=grad and not op.endswith("backward"))))
+
+
+SHAPES = [(1, 1, 1, 1), (2, 1, 3, 4), (1, 3, 1, 1), (3, 4, 1, 5), (0, 2, 3, 3), (2, 8, 5, 1)]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", SHAPES, ids=name)
+def test_fake_strides_are_the_real_ones(shape, layout):
+    x = torch.randn(shape).contiguous(memory_format=layout)
+    square, other = torch.randn(shape[1], shape[1], 1, 1), torch.randn(1, shape[1], 1, 1)
+    calls = [
+        (OPS.crp, (x, [square], [], 1)),
+        (OPS.fusion, ([x, x], [other, other], [], "relu", True)),
+        (OPS.upsample_argmax, (x, 4, 3, False)),
+        (OPS.crp_backward, (x, x, [square], [], 1, [True, True])),
+    ]
+    for op, arguments in calls:
+        real = op(*arguments)
+        with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+            fake = op(*arguments)
+        reals, fakes = (real, fake) if isinstance(real, list) else ([real], [fake])
+        for r, f in zip(reals, fakes, strict=True):
+            assert (r.shape, r.stride(), r.dtype) == (f.shape, f.stride(), f.dtype)
+
+
+def test_results_share_no_memory_with_inputs():
+    x, weight = torch.rand(1, 3, 4, 4), torch.eye(3).view(3, 3, 1, 1)
+    for backend in ("auto", "reference"):
+        with lwrn_fast.use_backend(backend):
+            lwrn_fast.crp(x, [weight]).zero_()
+            lwrn_fast.fusion([x], [weight], activation="none").zero_()
+    assert x.min() > 0 or x.count_nonzero() == x.numel()
+
+
+class Network(torch.nn.Module):
+    """All three ops, as a decoder uses them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fusion = lwrn_fast.Fusion([6, 4], 8)
+        self.crp = lwrn_fast.CRP(8, 8)
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.crp(self.fusion(fine, coarse))
+        return logits, lwrn_fast.upsample_argmax(logits, (2 * fine.shape[2], 2 * fine.shape[3]))
+
+
+def inputs(height: int = 8, width: int = 10) -> tuple[Tensor, Tensor]:
+    return torch.randn(1, 6, height, width), torch.randn(1, 4, height // 2, width // 2)
+
+
+class TestCompile:
+    @pytest.fixture(autouse=True)
+    def _fresh(self):
+        torch._dynamo.reset()
+
+    @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+    def test_without_graph_breaks(self, backend, dynamic):
+        network = Network()
+        compiled = torch.compile(network, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        for size in [(8, 10), (12, 6), (7, 9)]:
+            given = inputs(*size)
+            expected, labels = network(*given)
+            logits, compiled_labels = compiled(*given)
+            torch.testing.assert_close(logits, expected)
+            assert torch.equal(compiled_labels, labels)
+            assert logits.stride() == expected.stride()
+
+    def test_dynamic_shapes_compile_once(self, backend):
+        network, counter = Network(), torch._dynamo.testing.CompileCounter()
+        compiled = torch.compile(network, fullgraph=True, dynamic=True, backend=counter)
+        for size in [(16, 22), (12, 26), (20, 14)]:  # none of them a number of channels, which would be taken for one
+            compiled(*inputs(*size))
+        assert counter.frame_count == 1
+
+    def test_training(self, backend):
+        network = Network()
+        given = inputs()
+        network(*given)[0].square().sum().backward()
+        expected = [p.grad.clone() for p in network.parameters()]
+        network.zero_grad()
+        torch.compile(network, fullgraph=True, backend="aot_eager")(*given)[0].square().sum().backward()
+        for parameter, grad in zip(network.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, grad)
+
+    def test_with_inductor(self, native):
+        network, given = Network().eval(), inputs()
+        with torch.no_grad():
+            logits, labels = torch.compile(network, fullgraph=True)(*given)
+            expected, expected_labels = network(*given)
+        torch.testing.assert_close(logits, expected)
+        assert torch.equal(labels, expected_labels)
+
+    def test_the_fall_back_is_said_while_tracing(self):
+        network = Network().double()
+        compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+        given = [x.double() for x in inputs()]
+        torch.testing.assert_close(compiled(*given)[0], network(*given)[0])
+
+    def test_another_backend_compiles_again(self):
+        counter = torch._dynamo.testing.CompileCounter()
+        compiled = torch.compile(Network(), fullgraph=True, backend=counter)
+        given = inputs()
+        for _ in range(2):
+            with lwrn_fast.use_backend("reference"):
+                compiled(*given)
+            compiled(*given)
+        assert counter.frame_count == 2
+
+    def test_use_backend_inside(self, native):
+        def function(x, w):
+            with lwrn_fast.use_backend("reference"):
+                first = lwrn_fast.crp(x, [w])
+            return first, lwrn_fast.crp(x, [w])
+
+        x, w = torch.randn(1, 4, 5, 5), torch.randn(4, 4, 1, 1)
+        graphs = []
+
+        def keep(graph, _):
+            graphs.append(graph.code)
+            return graph
+
+        first, second = torch.compile(function, fullgraph=True, backend=keep)(x, w)
+        torch.testing.assert_close(first, second)
+        assert graphs[0].count("lwrn_fast.crp") == 1
+
+    def test_autocast(self, backend):
+        network, given = Network(), inputs()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            expected = network(*given)[0]
+            got = torch.compile(network, fullgraph=True, backend="aot_eager")(*given)[0]
+        assert got.dtype == torch.bfloat16
+        torch.testing.assert_close(got, expected)
+
+
+class TestExport:
+    @pytest.mark.parametrize("strict", [False, True], ids=["non_strict", "strict"])
+    def test_keeps_the_ops(self, native, strict):
+        network, given = Network().eval(), inputs()
+        height, width = 2 * torch.export.Dim("h", min=2, max=64), 2 * torch.export.Dim("w", min=2, max=64)
+        half = {2: torch.export.Dim("h", min=2, max=64), 3: torch.export.Dim("w", min=2, max=64)}
+        program = torch.export.export(network, given, dynamic_shapes=({2: height, 3: width}, half), strict=strict)
+        names = [str(node.target) for node in program.graph.nodes]
+        assert {"lwrn_fast.fusion.default", "lwrn_fast.crp.default", "lwrn_fast.upsample_argmax.default"} <= set(names)
+        for size in [(8, 10), (16, 6)]:
+            given = inputs(*size)
+            got, expected = program.module()(*given), network(*given)
+            torch.testing.assert_close(got[0], expected[0])
+            assert torch.equal(got[1], expected[1])
+
+    def test_saves_and_loads(self, tmp_path):
+        network, given = Network().eval(), inputs()
+        torch.export.save(torch.export.export(network, given), tmp_path / "network.pt2")
+        loaded = torch.export.load(tmp_path / "network.pt2").module()
+        torch.testing.assert_close(loaded(*given)[0], network(*given)[0])
+
+
+class TestAutocast:
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name)
+    @pytest.mark.parametrize("op", DIFFERENTIABLE)
+    def test_runs_in_the_autocast_dtype(self, backend, op, dtype):
+        function, fused, _, arguments = DIFFERENTIABLE[op]
+        given = arguments()
+        expected = function(*leaves(given, dtype, False))
+        with torch.autocast("cpu", dtype=dtype):
+            assert torch.equal(function(*given), expected)
+            assert fused(*given).dtype == dtype
+
+    def test_casts_what_convolutions_return(self, backend):
+        conv, block = torch.nn.Conv2d(3, 8, 1), lwrn_fast.CRP(8, 8)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert block(conv(torch.randn(1, 3, 5, 5))).dtype == torch.bfloat16
+
+    def test_gradients_have_the_dtype_of_the_parameters(self, backend):
+        block, x = lwrn_fast.CRP(8, 8), torch.randn(1, 8, 5, 5, requires_grad=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = block(x).float().square().sum()
+        loss.backward()
+        assert {t.grad.dtype for t in [x, *block.parameters()]} == {torch.float32}
+
+    def test_double_stays(self):
+        given = crp_arguments(dtype=torch.float64)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert lwrn_fast.crp(*given).dtype == torch.float64
+
+
+class TestFunc:
+    """torch.func transforms run on the reference."""
+
+    def test_vmap(self):
+        x, w = torch.randn(3, 2, 4, 5, 6), torch.randn(4, 4, 1, 1)
+        got = torch.vmap(lambda image: lwrn_fast.crp(image, [w]))(x)
+        torch.testing.assert_close(got, torch.stack([reference.crp(image, [w]) for image in x]))
+
+    def test_jvp(self):
+        x, w = torch.randn(2, 4, 5, 6), torch.randn(4, 4, 1, 1)
+        got = torch.func.jvp(lambda x: lwrn_fast.crp(x, [w]), (x,), (torch.ones_like(x),))
+        torch.testing.assert_close(got, torch.func.jvp(lambda x: reference.crp(x, [w]), (x,), (torch.ones_like(x),)))
+
+    def test_forward_mode(self):
+        x, w = torch.randn(2, 4, 5, 6), torch.randn(4, 4, 1, 1)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+            out = torch.autograd.forward_ad.unpack_dual(lwrn_fast.crp(dual, [w]))
+        assert out.tangent is not None
+
+    def test_grad_of_grad(self):
+        x, w = torch.randn(1, 2, 4, 4), torch.randn(2, 2, 1, 1)
+        got = torch.func.hessian(lambda w: lwrn_fast.crp(x, [w]).square().sum())(w)
+        torch.testing.assert_close(got, torch.func.hessian(lambda w: reference.crp(x, [w]).square().sum())(w))
+
+
+def test_inference_mode(backend):
+    with torch.inference_mode():
+        network = Network()
+        assert network(*inputs())[0].is_inference()
+
+
+def test_the_native_op_names_what_is_wrong(native):
+    with pytest.raises(RuntimeError, match=r"crp: weights\[0\] must be \(4, 4, 1, 1\), got \(4, 3, 1, 1\)"):
+        OPS.crp(torch.zeros(1, 4, 2, 2), [torch.zeros(4, 3, 1, 1)], [], 1)
+    with pytest.raises(RuntimeError, match="fusion: activation must be 'relu', 'relu6' or 'none', got 'elu'"):
+        OPS.fusion([torch.zeros(1, 4, 2, 2)], [torch.zeros(4, 4, 1, 1)], [], "elu", True)
+    with pytest.raises(RuntimeError, match="upsample_argmax: size must be at least"):
+        OPS.upsample_argmax(torch.zeros(1, 4, 2, 2), 0, 3, True)
