@@ -2,8 +2,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,15 @@ namespace {
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// The parts make one line, which Python shows as it is.
+template <class... Parts>
+void require(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
 
 Threads torch_threads() {
   return {static_cast<int64_t>(torch::stable::get_num_threads()),
@@ -35,7 +45,7 @@ Dtype dtype_of(const char* op, const char* name, const Tensor& tensor) {
     case ScalarType::Half:
       return Dtype::f16;
     default:
-      STD_TORCH_CHECK(false, op, ": ", name, " must be float32, bfloat16 or float16");
+      throw std::runtime_error(std::string(op) + ": " + name + " must be float32, bfloat16 or float16");
   }
 }
 
@@ -49,9 +59,9 @@ std::string item(const char* name, size_t i) { return std::string(name) + "[" + 
 
 // `tensor` with its planes adjacent in memory: itself where they are, else a channels-last copy.
 Tensor planes_adjacent(const char* op, const std::string& name, const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.dim() == 4, op, ": ", name, " must be (batch, planes, height, width), got ", shape_of(tensor));
-  STD_TORCH_CHECK(tensor.size(1) > 0 && tensor.size(2) > 0 && tensor.size(3) > 0, op, ": ", name,
-                  " must have planes, height and width of at least 1, got ", shape_of(tensor));
+  require(tensor.dim() == 4, op, ": ", name, " must be (batch, planes, height, width), got ", shape_of(tensor));
+  require(tensor.size(1) > 0 && tensor.size(2) > 0 && tensor.size(3) > 0, op, ": ", name,
+          " must have planes, height and width of at least 1, got ", shape_of(tensor));
   if (tensor.stride(1) == 1 || tensor.size(1) == 1) return tensor;
   return torch::stable::contiguous(tensor, MemoryFormat::ChannelsLast);
 }
@@ -67,14 +77,14 @@ std::vector<Tensor> matrices(const char* op, const std::vector<Tensor>& weights,
   std::vector<Tensor> result;
   for (size_t i = 0; i < weights.size(); ++i) {
     const Tensor& weight = weights[i];
-    STD_TORCH_CHECK(weight.dim() == 4 && weight.size(0) == out_planes && weight.size(1) == in_planes[i] &&
-                        weight.size(2) == 1 && weight.size(3) == 1,
-                    op, ": ", item("weights", i), " must be (", out_planes, ", ", in_planes[i], ", 1, 1), got ",
-                    shape_of(weight));
-    STD_TORCH_CHECK(weight.scalar_type() == type, op, ": ", item("weights", i), " must have the dtype of the input");
-    STD_TORCH_CHECK(weight.is_cpu(), op, ": ", item("weights", i), " must be on the CPU");
-    const bool dense = (weight.size(1) == 1 || weight.stride(1) == 1) &&
-                       (weight.size(0) == 1 || weight.stride(0) == weight.size(1));
+    require(weight.dim() == 4 && weight.size(0) == out_planes && weight.size(1) == in_planes[i] &&
+                weight.size(2) == 1 && weight.size(3) == 1,
+            op, ": ", item("weights", i), " must be (", out_planes, ", ", in_planes[i], ", 1, 1), got ",
+            shape_of(weight));
+    require(weight.scalar_type() == type, op, ": ", item("weights", i), " must have the dtype of the input");
+    require(weight.is_cpu(), op, ": ", item("weights", i), " must be on the CPU");
+    const bool dense =
+        (weight.size(1) == 1 || weight.stride(1) == 1) && (weight.size(0) == 1 || weight.stride(0) == weight.size(1));
     result.push_back(dense ? weight : torch::stable::contiguous(weight));
   }
   return result;
@@ -82,14 +92,14 @@ std::vector<Tensor> matrices(const char* op, const std::vector<Tensor>& weights,
 
 std::vector<Tensor> checked_biases(const char* op, const std::vector<Tensor>& biases, size_t count, int64_t planes,
                                    ScalarType type) {
-  STD_TORCH_CHECK(biases.empty() || biases.size() == count, op, ": biases must be empty or ", count,
-                  " tensors, got ", biases.size());
+  require(biases.empty() || biases.size() == count, op, ": biases must be empty or ", count, " tensors, got ",
+          biases.size());
   std::vector<Tensor> result;
   for (size_t i = 0; i < biases.size(); ++i) {
-    STD_TORCH_CHECK(biases[i].dim() == 1 && biases[i].size(0) == planes, op, ": ", item("biases", i), " must be (",
-                    planes, "), got ", shape_of(biases[i]));
-    STD_TORCH_CHECK(biases[i].scalar_type() == type, op, ": ", item("biases", i), " must have the dtype of the input");
-    STD_TORCH_CHECK(biases[i].is_cpu(), op, ": ", item("biases", i), " must be on the CPU");
+    require(biases[i].dim() == 1 && biases[i].size(0) == planes, op, ": ", item("biases", i), " must be (", planes,
+            "), got ", shape_of(biases[i]));
+    require(biases[i].scalar_type() == type, op, ": ", item("biases", i), " must have the dtype of the input");
+    require(biases[i].is_cpu(), op, ": ", item("biases", i), " must be on the CPU");
     result.push_back(torch::stable::contiguous(biases[i]));
   }
   return result;
@@ -127,10 +137,10 @@ Tensor crp(const Tensor& input, const std::vector<Tensor>& weights, const std::v
   const Dtype dtype = dtype_of("crp", "x", input);
   const Tensor x = planes_adjacent("crp", "x", input);
   const int64_t planes = x.size(1);
-  STD_TORCH_CHECK(groups == 1 || groups == planes, "crp: groups must be 1 or the number of planes (", planes,
-                  "), got ", groups);
-  STD_TORCH_CHECK(static_cast<int64_t>(weights.size()) <= kMostStages, "crp: weights must be at most ", kMostStages,
-                  " tensors, got ", weights.size());
+  require(groups == 1 || groups == planes, "crp: groups must be 1 or the number of planes (", planes, "), got ",
+          groups);
+  require(static_cast<int64_t>(weights.size()) <= kMostStages, "crp: weights must be at most ", kMostStages,
+          " tensors, got ", weights.size());
   const bool depthwise = groups > 1;
   const std::vector<int64_t> in_planes(weights.size(), depthwise ? 1 : planes);
   const auto dense = matrices("crp", weights, planes, in_planes, x.scalar_type());
@@ -158,27 +168,27 @@ Tensor crp(const Tensor& input, const std::vector<Tensor>& weights, const std::v
 Activation activation_of(const std::string& name) {
   if (name == "none") return Activation::none;
   if (name == "relu") return Activation::relu;
-  STD_TORCH_CHECK(name == "relu6", "fusion: activation must be 'relu', 'relu6' or 'none', got '", name, "'");
+  require(name == "relu6", "fusion: activation must be 'relu', 'relu6' or 'none', got '", name, "'");
   return Activation::relu6;
 }
 
 Tensor fusion(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
               const std::string& activation, bool align_corners) {
-  STD_TORCH_CHECK(!inputs.empty(), "fusion: inputs must hold at least one tensor");
-  STD_TORCH_CHECK(weights.size() == inputs.size(), "fusion: weights must be ", inputs.size(),
-                  " tensors, one for each input, got ", weights.size());
-  STD_TORCH_CHECK(weights[0].dim() == 4, "fusion: weights[0] must be (out, in, 1, 1), got ", shape_of(weights[0]));
+  require(!inputs.empty(), "fusion: inputs must hold at least one tensor");
+  require(weights.size() == inputs.size(), "fusion: weights must be ", inputs.size(),
+          " tensors, one for each input, got ", weights.size());
+  require(weights[0].dim() == 4, "fusion: weights[0] must be (out, in, 1, 1), got ", shape_of(weights[0]));
   const Dtype dtype = dtype_of("fusion", "inputs[0]", inputs[0]);
   const ScalarType type = inputs[0].scalar_type();
   std::vector<Tensor> maps;
   std::vector<MapView> views;
   std::vector<int64_t> in_planes;
   for (size_t i = 0; i < inputs.size(); ++i) {
-    STD_TORCH_CHECK(inputs[i].scalar_type() == type, "fusion: ", item("inputs", i), " must have the dtype of inputs[0]");
-    STD_TORCH_CHECK(inputs[i].is_cpu(), "fusion: ", item("inputs", i), " must be on the CPU");
+    require(inputs[i].scalar_type() == type, "fusion: ", item("inputs", i), " must have the dtype of inputs[0]");
+    require(inputs[i].is_cpu(), "fusion: ", item("inputs", i), " must be on the CPU");
     maps.push_back(planes_adjacent("fusion", item("inputs", i), inputs[i]));
-    STD_TORCH_CHECK(inputs[i].size(0) == inputs[0].size(0), "fusion: ", item("inputs", i), " must have batch ",
-                    inputs[0].size(0), ", got ", inputs[i].size(0));
+    require(inputs[i].size(0) == inputs[0].size(0), "fusion: ", item("inputs", i), " must have batch ",
+            inputs[0].size(0), ", got ", inputs[i].size(0));
     views.push_back(view_of(maps.back()));
     in_planes.push_back(inputs[i].size(1));
   }
@@ -210,19 +220,24 @@ Tensor fusion(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weig
 
 Tensor upsample_argmax(const Tensor& logits, int64_t height, int64_t width, bool align_corners) {
   const Dtype dtype = dtype_of("upsample_argmax", "logits", logits);
-  STD_TORCH_CHECK(logits.dim() == 4 && logits.size(1) > 0 && logits.size(2) > 0 && logits.size(3) > 0,
-                  "upsample_argmax: logits must be (batch, classes, height, width), none of the last three empty, got ",
-                  shape_of(logits));
-  STD_TORCH_CHECK(logits.size(1) <= 256, "upsample_argmax: logits must have at most 256 classes, for labels are uint8, got ",
-                  logits.size(1));
-  STD_TORCH_CHECK(height > 0 && width > 0, "upsample_argmax: size must be at least (1, 1), got (", height, ", ", width, ")");
+  require(logits.dim() == 4 && logits.size(1) > 0 && logits.size(2) > 0 && logits.size(3) > 0,
+          "upsample_argmax: logits must be (batch, classes, height, width), none of the last three empty, got ",
+          shape_of(logits));
+  require(logits.size(1) <= 256, "upsample_argmax: logits must have at most 256 classes, for labels are uint8, got ",
+          logits.size(1));
+  require(height > 0 && width > 0, "upsample_argmax: size must be at least (1, 1), got (", height, ", ", width, ")");
   const int64_t sizes[] = {logits.size(0), height, width};
   Tensor labels = torch::stable::empty({sizes, 3}, ScalarType::Byte, std::nullopt, logits.device());
   if (labels.numel() == 0) return labels;
 
   const Isa isa = current_isa();
   const Threads threads = torch_threads();
-  const UpsampleArgmaxArgs args{dtype, view_of(logits), logits.stride(1), height, width, align_corners,
+  const UpsampleArgmaxArgs args{dtype,
+                                view_of(logits),
+                                logits.stride(1),
+                                height,
+                                width,
+                                align_corners,
                                 static_cast<uint8_t*>(labels.mutable_data_ptr())};
   const Workspace workspace(engine(isa).upsample_argmax_workspace_bytes(args, threads.count));
   engine(isa).upsample_argmax(args, workspace.get(), threads);

@@ -200,4 +200,4 @@ def _say_once(message: str) -> bool:
 # Both are asked while torch.compile traces, and neither can be traced. This is torch.compiler.assume_constant_result
 # without its import of the compiler, which would double the time that `import lwrn_fast` takes.
 for _function in (_in_main_thread, _say_once):
-    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    _function._dynamo_marked_constant = True  # type: ignore[union-attr]

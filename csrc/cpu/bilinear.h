@@ -14,7 +14,8 @@ struct Tap {
 inline Tap tap_at(int64_t index, int64_t source_size, int64_t size, bool align_corners) {
   double place;
   if (align_corners)
-    place = size > 1 ? static_cast<double>(index) * static_cast<double>(source_size - 1) / static_cast<double>(size - 1) : 0;
+    place = size > 1 ? static_cast<double>(index) * static_cast<double>(source_size - 1) / static_cast<double>(size - 1)
+                     : 0;
   else
     place = (static_cast<double>(index) + 0.5) * static_cast<double>(source_size) / static_cast<double>(size) - 0.5;
   if (place < 0) place = 0;

@@ -8,10 +8,14 @@ namespace lwrn_fast {
 extern const Engine LWRN_JOIN(engine_, LWRN_ISA);
 
 const Engine LWRN_JOIN(engine_, LWRN_ISA) = {
-    LWRN_ISA::packed_bytes,           LWRN_ISA::pack,
-    LWRN_ISA::crp_workspace_bytes,    LWRN_ISA::crp,
-    LWRN_ISA::fusion_workspace_bytes, LWRN_ISA::fusion,
-    LWRN_ISA::upsample_argmax_workspace_bytes, LWRN_ISA::upsample_argmax,
+    LWRN_ISA::packed_bytes,
+    LWRN_ISA::pack,
+    LWRN_ISA::crp_workspace_bytes,
+    LWRN_ISA::crp,
+    LWRN_ISA::fusion_workspace_bytes,
+    LWRN_ISA::fusion,
+    LWRN_ISA::upsample_argmax_workspace_bytes,
+    LWRN_ISA::upsample_argmax,
 };
 
 }  // namespace lwrn_fast

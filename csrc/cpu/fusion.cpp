@@ -30,9 +30,8 @@ class Fusion {
       const int64_t images = smaller(images_, map(0).batch - image);
       for (int64_t k = 0; k < args_.inputs; ++k) {
         if (is_full(k)) continue;
-        each_tile(threads, image, images, pixels_of(k), [&](int64_t worker, const Run& run) {
-          convolve_low(k, worker, run);
-        });
+        each_tile(threads, image, images, pixels_of(k),
+                  [&](int64_t worker, const Run& run) { convolve_low(k, worker, run); });
       }
       each_tile(threads, image, images, pixels_of(0), [&](int64_t worker, const Run& run) { finish_run(worker, run); });
     }

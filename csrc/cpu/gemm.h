@@ -129,7 +129,9 @@ struct Factor {
 // Distance between the sums of two pixels.
 inline int64_t sums_stride(int64_t out_planes) { return panels(out_planes) * kPanel; }
 // Bytes of the sums that multiply_blocks() needs.
-inline int64_t sums_bytes(int64_t out_planes) { return kBlock * sums_stride(out_planes) * static_cast<int64_t>(sizeof(float)); }
+inline int64_t sums_bytes(int64_t out_planes) {
+  return kBlock * sums_stride(out_planes) * static_cast<int64_t>(sizeof(float));
+}
 
 // The sum over `factors` of pixels times weights, for `count` pixels. finish(pixel, sums) takes each pixel's sums.
 // Pixels are dealt evenly to blocks and register tiles: a tile of one or two pixels wastes most of the machine.

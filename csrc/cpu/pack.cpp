@@ -7,7 +7,8 @@ namespace {
 
 // packed[panel][k / group][channel of the panel][k % group]; channels and k beyond the weight are zero.
 template <class T>
-void pack_panel(const T* weight, int64_t out_planes, int64_t in_planes, int64_t panel, typename Operand<T>::type* packed) {
+void pack_panel(const T* weight, int64_t out_planes, int64_t in_planes, int64_t panel,
+                typename Operand<T>::type* packed) {
   constexpr int group = Operand<T>::group;
   packed += panel * packed_panel<T>(in_planes);
   for (int channel = 0; channel < kPanel; ++channel) {
@@ -31,7 +32,8 @@ int64_t packed_bytes(Dtype dtype, int64_t out_planes, int64_t in_planes) {
   return bytes;
 }
 
-void pack(Dtype dtype, const void* weight, int64_t out_planes, int64_t in_planes, void* packed, const Threads& threads) {
+void pack(Dtype dtype, const void* weight, int64_t out_planes, int64_t in_planes, void* packed,
+          const Threads& threads) {
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     threads.each_worker([&](int64_t worker) {

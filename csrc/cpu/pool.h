@@ -5,11 +5,11 @@
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
-constexpr int kPoolRows = 8, kPoolColumns = 64;  // the largest tile
+constexpr int kPoolRows = 8, kPoolColumns = 64;            // the largest tile
 constexpr int kPoolVectors = kWidth < 8 ? 8 / kWidth : 1;  // channels pooled together, in vectors
-constexpr int kPoolAhead = 8;                    // columns fetched before they are pooled
+constexpr int kPoolAhead = 8;                              // columns fetched before they are pooled
 template <class T>
-constexpr int kLineVectors = 64 / (kWidth * sizeof(T));  // vectors in a cache line
+constexpr int kLineVectors = 64 / (kWidth * sizeof(T));                               // vectors in a cache line
 constexpr int kPoolScratch = kPoolRows * (kPoolColumns + 6) * kPoolVectors * kWidth;  // floats
 
 // out[i] = maximum of in[i .. i + 4] for i < count, two at a time so that they share the maximum of four.
@@ -75,8 +75,7 @@ struct PoolTile {
     int64_t channel = 0;
     for (; channel + kPoolVectors * kWidth <= planes; channel += kPoolVectors * kWidth)
       pool_channels<kPoolVectors>(channel, [](const T* p) { return load(p); });
-    for (; channel + kWidth <= planes; channel += kWidth)
-      pool_channels<1>(channel, [](const T* p) { return load(p); });
+    for (; channel + kWidth <= planes; channel += kWidth) pool_channels<1>(channel, [](const T* p) { return load(p); });
     const int64_t left_over = planes - channel;
     if (left_over > 0) pool_channels<1>(channel, [&](const T* p) { return load_first(p, left_over); });
   }

@@ -177,7 +177,9 @@ inline vf add(vf a, vf b) { return a + b; }
 inline vf sub(vf a, vf b) { return a - b; }
 inline vf mul(vf a, vf b) { return a * b; }
 inline vf fma(vf a, vf b, vf c) { return a * b + c; }
-inline vf select(vi mask, vf a, vf b) { return reinterpret_cast<vf>((mask & reinterpret_cast<vi>(a)) | (~mask & reinterpret_cast<vi>(b))); }
+inline vf select(vi mask, vf a, vf b) {
+  return reinterpret_cast<vf>((mask & reinterpret_cast<vi>(a)) | (~mask & reinterpret_cast<vi>(b)));
+}
 inline vf max_second(vf a, vf b) { return select(a > b, a, b); }  // b where either is NaN
 inline vf min_second(vf a, vf b) { return select(a < b, a, b); }
 inline vf max_nan(vf a, vf b) { return reinterpret_cast<vf>(reinterpret_cast<vi>(max_second(a, b)) | (a != a)); }
@@ -226,6 +228,14 @@ inline void store_upto(T* p, vf x, int64_t n) {
     store_first(p, x, n);
 }
 
+// Tells the processor that this thread waits for another.
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
 
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
 

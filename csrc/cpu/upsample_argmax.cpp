@@ -26,7 +26,8 @@ struct Best {
   vf value;
   Index label;
   void offer(vf candidate, int32_t name) {
-    const __mmask16 wins = _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(value, value, _CMP_ORD_Q), candidate, value, _CMP_NLE_UQ);
+    const __mmask16 wins =
+        _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(value, value, _CMP_ORD_Q), candidate, value, _CMP_NLE_UQ);
     value = _mm512_mask_mov_ps(value, wins, candidate);
     label = _mm512_mask_mov_epi32(label, wins, _mm512_set1_epi32(name));
   }
@@ -41,7 +42,8 @@ struct Best {
   vf value;
   Index label;
   void offer(vf candidate, int32_t name) {
-    const vf wins = _mm256_and_ps(_mm256_cmp_ps(candidate, value, _CMP_NLE_UQ), _mm256_cmp_ps(value, value, _CMP_ORD_Q));
+    const vf wins =
+        _mm256_and_ps(_mm256_cmp_ps(candidate, value, _CMP_NLE_UQ), _mm256_cmp_ps(value, value, _CMP_ORD_Q));
     value = _mm256_blendv_ps(value, candidate, wins);
     label = _mm256_blendv_epi8(label, _mm256_set1_epi32(name), _mm256_castps_si256(wins));
   }
