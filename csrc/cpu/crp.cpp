@@ -33,7 +33,7 @@ class Crp {
     for (int64_t i = 0; i + 1 < args.stages; ++i) {
       ring_rows_[i] = wave_.ring_rows(i);
       ring_offset_[i] = image_bytes_;
-      image_bytes_ += round_up(ring_rows_[i] * row_elements() * static_cast<int64_t>(sizeof(T)), 64);
+      image_bytes_ += round_up(ring_rows_[i] * ring_row() * static_cast<int64_t>(sizeof(T)), 64);
     }
   }
 
@@ -57,10 +57,10 @@ class Crp {
 
  private:
   int64_t planes() const { return args_.x.planes; }
-  int64_t row_elements() const { return args_.x.width * planes(); }
+  int64_t ring_row() const { return args_.x.width * padded_planes<T>(planes()); }  // elements
   char* rings() const { return workspace_ + wave_.progress_bytes(); }
   // Each worker has a panel of pooled pixels, room to pool in, and the sums of a block.
-  int64_t panel_bytes() const { return kTile * panel_stride(planes()) * static_cast<int64_t>(sizeof(P)); }
+  int64_t panel_bytes() const { return kTile * padded_planes<P>(planes()) * static_cast<int64_t>(sizeof(P)); }
   static constexpr int64_t kScratchBytes = kPoolScratch * sizeof(float);
   int64_t worker_bytes() const { return panel_bytes() + kScratchBytes + sums_bytes(planes()); }
   char* own(int64_t worker) const { return rings() + wave_.images * image_bytes_ + worker * worker_bytes(); }
@@ -75,9 +75,9 @@ class Crp {
       return const_cast<T*>(x + image * args_.x.stride_n + row * args_.x.stride_h);
     }
     T* ring = reinterpret_cast<T*>(rings() + image % wave_.images * image_bytes_ + ring_offset_[stage]);
-    return ring + row % ring_rows_[stage] * row_elements();
+    return ring + row % ring_rows_[stage] * ring_row();
   }
-  int64_t pixel_stride(int64_t stage) const { return stage < 0 ? args_.x.stride_w : planes(); }
+  int64_t pixel_stride(int64_t stage) const { return stage < 0 ? args_.x.stride_w : padded_planes<T>(planes()); }
 
   void run_tile(int64_t stage, const Tile& tile, int64_t worker) const {
     const T* source[kPoolRows + 4];
@@ -90,7 +90,7 @@ class Crp {
     const auto finish = [&](int64_t pixel, const float* sums) {
       const int64_t row = tile.top + pixel / tile.columns, column = tile.left + pixel % tile.columns;
       if (stage + 1 < args_.stages)
-        write_pixel(sums, stage, row_of(stage, tile.image, row) + column * planes());
+        write_pixel(sums, stage, row_of(stage, tile.image, row) + column * pixel_stride(stage));
       else
         sum_pixel(sums, tile.image, row, column);
     };
@@ -102,7 +102,7 @@ class Crp {
 
   template <class Finish>
   void convolve(int64_t stage, int64_t pixels, int64_t worker, const Finish& finish) const {
-    const Factor<P> factor{panel(worker), panel_stride(planes()), static_cast<const P*>(args_.weights[stage]),
+    const Factor<P> factor{panel(worker), padded_planes<P>(planes()), static_cast<const P*>(args_.weights[stage]),
                            packed_panel<T>(planes()), planes()};
     multiply_blocks(pixels, &factor, 1, planes(), sums(worker), finish);
   }
@@ -112,7 +112,7 @@ class Crp {
     const T* scale = static_cast<const T*>(args_.weights[stage]);
     float* products = sums(worker);
     for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-      const P* from = panel(worker) + pixel * panel_stride(planes());
+      const P* from = panel(worker) + pixel * padded_planes<P>(planes());
       for (int64_t c = 0; c < planes(); c += kWidth)
         store(products + c, mul(load(from + c), load_upto(scale + c, planes() - c)));
       finish(pixel, products);
@@ -134,7 +134,7 @@ class Crp {
     const int64_t last = args_.stages - 1;
     const T* x = row_of(-1, image, row) + column * pixel_stride(-1);
     const T* before[kMostStages];
-    for (int64_t i = 0; i < last; ++i) before[i] = row_of(i, image, row) + column * planes();
+    for (int64_t i = 0; i < last; ++i) before[i] = row_of(i, image, row) + column * pixel_stride(i);
     T* out = static_cast<T*>(args_.out) + ((image * args_.x.height + row) * args_.x.width + column) * planes();
     for (int64_t c = 0; c < planes(); c += kWidth) {
       const int64_t left_over = planes() - c;

@@ -62,7 +62,7 @@ class Fusion {
   int64_t panel_bytes() const {
     int64_t planes = 0;
     for (int64_t k = 0; k < args_.inputs; ++k) planes = larger(planes, map(k).planes);
-    return kTile * panel_stride(planes) * static_cast<int64_t>(sizeof(P));
+    return kTile * padded_planes<P>(planes) * static_cast<int64_t>(sizeof(P));
   }
   static constexpr int64_t kTapsBytes = kTile * sizeof(PixelTaps);
   int64_t worker_bytes() const {
@@ -101,8 +101,8 @@ class Fusion {
   Factor<P> factor(int64_t k, const Run& run, P* panel) const {
     const MapView& m = map(k);
     const T* pixels = static_cast<const T*>(m.data) + run.image * m.stride_n;
-    Factor<P> result{panel, panel_stride(m.planes), static_cast<const P*>(args_.weights[k]), packed_panel<T>(m.planes),
-                     m.planes};
+    Factor<P> result{panel, padded_planes<P>(m.planes), static_cast<const P*>(args_.weights[k]),
+                     packed_panel<T>(m.planes), m.planes};
     if constexpr (sizeof(T) == sizeof(P)) {
       const int64_t row = run.first / m.width;
       const bool in_order = m.stride_h == m.width * m.stride_w || (run.first + run.count - 1) / m.width == row;

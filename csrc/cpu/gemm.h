@@ -29,8 +29,12 @@ struct Operand<bf16> {
 };
 #endif
 
-// Distance between two pixels of a panel whose pixels have `planes` channels, in elements of the operand's type.
-inline int64_t panel_stride(int64_t planes) { return round_up(planes, 16); }
+// Distance between two pixels of scratch memory with `planes` channels, in elements. A cache line more than whole
+// vectors need: at a distance of a power of two, the pixels of a tile would compete for a few sets of the cache.
+template <class E>
+int64_t padded_planes(int64_t planes) {
+  return round_up(planes, 16) + 64 / static_cast<int64_t>(sizeof(E));
+}
 
 // Elements of one panel of packed weights.
 template <class T>
@@ -58,6 +62,7 @@ inline void multiply_tile(const float* pixels, int64_t stride, const float* pack
 #pragma GCC unroll 16
   for (int p = 0; p < kPixels; ++p)
     for (int v = 0; v < kPanelVectors; ++v) sum[p][v] = splat(0.0f);
+#pragma GCC unroll 4
   for (int64_t k = 0; k < planes; ++k) {
     vf weight[kPanelVectors];
     for (int v = 0; v < kPanelVectors; ++v) weight[v] = load(packed + k * kPanel + v * kWidth);
@@ -127,7 +132,7 @@ struct Factor {
 };
 
 // Distance between the sums of two pixels.
-inline int64_t sums_stride(int64_t out_planes) { return panels(out_planes) * kPanel; }
+inline int64_t sums_stride(int64_t out_planes) { return padded_planes<float>(panels(out_planes) * kPanel); }
 // Bytes of the sums that multiply_blocks() needs.
 inline int64_t sums_bytes(int64_t out_planes) {
   return kBlock * sums_stride(out_planes) * static_cast<int64_t>(sizeof(float));

@@ -5,15 +5,12 @@
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
-constexpr int kPoolRows = 8, kPoolColumns = 64;            // the largest tile
-constexpr int kPoolVectors = kWidth < 8 ? 8 / kWidth : 1;  // channels pooled together, in vectors
-constexpr int kPoolAhead = 8;                              // columns fetched before they are pooled
-template <class T>
-constexpr int kLineVectors = 64 / (kWidth * sizeof(T));                               // vectors in a cache line
-constexpr int kPoolScratch = kPoolRows * (kPoolColumns + 6) * kPoolVectors * kWidth;  // floats
+constexpr int kPoolRows = 8, kPoolColumns = 64;  // the largest tile
+constexpr int kPoolVectors = 64 / kWidth;        // channels pooled together, in vectors
+constexpr int kPoolScratch = kPoolRows * (kPoolColumns + 4) * kPoolVectors * kWidth;  // floats
 
 // out[i] = maximum of in[i .. i + 4] for i < count, two at a time so that they share the maximum of four.
-// in(i) is asked once for each i < count + 4, and up to count + 5 where count is odd.
+// in(i) is asked once for each i < count + 4.
 template <class In, class Out>
 inline void slide_maximum(int64_t count, const In& in, const Out& out) {
   vf first = in(0), second = in(2), third = in(3);
@@ -47,12 +44,9 @@ struct PoolTile {
   template <int kVectors, class Read>
   void pool_channels(int64_t channel, const Read& read) const {
     constexpr int step = kVectors * kWidth;
-    const int64_t row_step = (columns + 4) * step, panel_step = panel_stride(planes);
+    const int64_t row_step = (columns + 4) * step, panel_step = padded_planes<P>(planes);
     for (int64_t column = 0; column < columns + 4; ++column) {
       const int64_t offset = clamp(left + column - 2, 0, width - 1) * stride + channel;
-      const int64_t ahead = clamp(left + column - 2 + kPoolAhead, 0, width - 1) * stride + channel;
-      for (int64_t row = 0; row < rows + 4; ++row)
-        for (int v = 0; v < kVectors; v += kLineVectors<T>) prefetch(source[row] + ahead + v * kWidth);
       for (int v = 0; v < kVectors; ++v) {
         float* to = scratch + column * step + v * kWidth;
         slide_maximum(

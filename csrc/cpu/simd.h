@@ -237,8 +237,6 @@ inline void pause() {
 #endif
 }
 
-inline void prefetch(const void* p) { __builtin_prefetch(p); }
-
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
