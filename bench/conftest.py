@@ -54,9 +54,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seconds", type=float, default=0.5, help="measured time per contestant (0.5)")
 
 
-def pytest_report_header() -> list[str]:
+def pytest_report_header(config: pytest.Config) -> list[str]:
     absent = {(n, peers.why_absent(n, d)): type_name(d) for d in reversed(peers.DTYPES[:2]) for n in peers.ALL}
-    return [f"{name} left out of {kind}: {reason}" for (name, reason), kind in absent.items() if reason]
+    lines = [f"{name} left out of {kind}: {reason}" for (name, reason), kind in absent.items() if reason]
+    if not machine.quick_in_bfloat16() and not config.getoption("everything"):
+        lines.append("bfloat16 left out: PyTorch is slow in it on this CPU; --everything has it")
+    return lines
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -112,9 +115,8 @@ def type_name(dtype: torch.dtype) -> str:
 
 
 def _entries(bench: Any, everything: bool) -> Iterator[Entry]:
-    """All of them; or the usual cases in float32 with all threads, the first also with one thread and in bfloat16.
-
-    The usual ones leave out bfloat16 in NCHW: without instructions for it a network takes a minute, and nobody does so.
+    """All of them; or the usual cases in float32 with all threads, the first also with one thread and, on a machine
+    quick in it, in bfloat16.
     """
     threads = machine.thread_counts()
     for case in bench.CASES if everything else bench.USUAL:
@@ -122,11 +124,9 @@ def _entries(bench: Any, everything: bool) -> Iterator[Entry]:
         if not everything:
             first = case == bench.USUAL[0]
             kinds = [(torch.float32, n) for n in (threads if first else threads[-1:])]
-            kinds += [(torch.bfloat16, threads[-1])] * first
+            kinds += [(torch.bfloat16, threads[-1])] * (first and machine.quick_in_bfloat16())
         for dtype, n in kinds:
             rivals = tuple(peers.taking_part(dtype, bench.CONTESTANTS))
-            if dtype != torch.float32 and not everything:
-                rivals = tuple(name for name in rivals if name != peers.EAGER_NCHW)
             for name in rivals:
                 yield Entry(case, dtype, n, rivals, name)
 
