@@ -57,18 +57,28 @@ std::string shape_of(const Tensor& tensor) {
 
 std::string item(const char* name, size_t i) { return std::string(name) + "[" + std::to_string(i) + "]"; }
 
+MapView view_of(const Tensor& tensor) {
+  return {tensor.const_data_ptr(), tensor.size(0),   tensor.size(1),   tensor.size(2),
+          tensor.size(3),          tensor.stride(0), tensor.stride(2), tensor.stride(3)};
+}
+
+Tensor channels_last_empty(const Tensor& like, int64_t batch, int64_t planes, int64_t height, int64_t width) {
+  const int64_t sizes[] = {batch, planes, height, width};
+  return torch::stable::empty({sizes, 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                              MemoryFormat::ChannelsLast);
+}
+
 // `tensor` with its planes adjacent in memory: itself where they are, else a channels-last copy.
-Tensor planes_adjacent(const char* op, const std::string& name, const Tensor& tensor) {
+Tensor planes_adjacent(const char* op, const std::string& name, const Tensor& tensor, Dtype dtype) {
   require(tensor.dim() == 4, op, ": ", name, " must be (batch, planes, height, width), got ", shape_of(tensor));
   require(tensor.size(1) > 0 && tensor.size(2) > 0 && tensor.size(3) > 0, op, ": ", name,
           " must have planes, height and width of at least 1, got ", shape_of(tensor));
   if (tensor.stride(1) == 1 || tensor.size(1) == 1) return tensor;
-  return torch::stable::contiguous(tensor, MemoryFormat::ChannelsLast);
-}
-
-MapView view_of(const Tensor& tensor) {
-  return {tensor.const_data_ptr(), tensor.size(0),   tensor.size(1),   tensor.size(2),
-          tensor.size(3),          tensor.stride(0), tensor.stride(2), tensor.stride(3)};
+  if (tensor.stride(3) != 1) return torch::stable::contiguous(tensor, MemoryFormat::ChannelsLast);
+  Tensor copy = channels_last_empty(tensor, tensor.size(0), tensor.size(1), tensor.size(2), tensor.size(3));
+  engine(current_isa())
+      .channels_last({dtype, view_of(tensor), tensor.stride(1), copy.mutable_data_ptr()}, torch_threads());
+  return copy;
 }
 
 // Checks each weight's shape and dtype, and returns it with the memory of a contiguous matrix.
@@ -111,12 +121,6 @@ std::vector<const void*> pointers(const std::vector<Tensor>& tensors) {
   return result;
 }
 
-Tensor channels_last_empty(const Tensor& like, int64_t batch, int64_t planes, int64_t height, int64_t width) {
-  const int64_t sizes[] = {batch, planes, height, width};
-  return torch::stable::empty({sizes, 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              MemoryFormat::ChannelsLast);
-}
-
 // Scratch memory whose start is aligned to a cache line.
 class Workspace {
  public:
@@ -135,7 +139,7 @@ class Workspace {
 
 Tensor crp(const Tensor& input, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int64_t groups) {
   const Dtype dtype = dtype_of("crp", "x", input);
-  const Tensor x = planes_adjacent("crp", "x", input);
+  const Tensor x = planes_adjacent("crp", "x", input, dtype);
   const int64_t planes = x.size(1);
   require(groups == 1 || groups == planes, "crp: groups must be 1 or the number of planes (", planes, "), got ",
           groups);
@@ -186,7 +190,7 @@ Tensor fusion(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weig
   for (size_t i = 0; i < inputs.size(); ++i) {
     require(inputs[i].scalar_type() == type, "fusion: ", item("inputs", i), " must have the dtype of inputs[0]");
     require(inputs[i].is_cpu(), "fusion: ", item("inputs", i), " must be on the CPU");
-    maps.push_back(planes_adjacent("fusion", item("inputs", i), inputs[i]));
+    maps.push_back(planes_adjacent("fusion", item("inputs", i), inputs[i], dtype));
     require(inputs[i].size(0) == inputs[0].size(0), "fusion: ", item("inputs", i), " must have batch ",
             inputs[0].size(0), ", got ", inputs[i].size(0));
     views.push_back(view_of(maps.back()));

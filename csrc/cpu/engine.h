@@ -1,5 +1,6 @@
 // One table of functions per instruction set; each is built from the same sources.
 #pragma once
+#include "../channels_last.h"
 #include "../crp.h"
 #include "../fusion.h"
 #include "../pack.h"
@@ -9,6 +10,7 @@
 namespace lwrn_fast {
 
 struct Engine {
+  void (*channels_last)(const ChannelsLastArgs&, const Threads&);
   int64_t (*packed_bytes)(Dtype, int64_t out_planes, int64_t in_planes);
   void (*pack)(Dtype, const void* weight, int64_t out_planes, int64_t in_planes, void* packed, const Threads&);
   int64_t (*crp_workspace_bytes)(const CrpArgs&, int64_t threads);

@@ -8,6 +8,7 @@ namespace lwrn_fast {
 extern const Engine LWRN_JOIN(engine_, LWRN_ISA);
 
 const Engine LWRN_JOIN(engine_, LWRN_ISA) = {
+    LWRN_ISA::channels_last,
     LWRN_ISA::packed_bytes,
     LWRN_ISA::pack,
     LWRN_ISA::crp_workspace_bytes,

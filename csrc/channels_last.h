@@ -1,0 +1,22 @@
+// A copy of a map whose planes lie apart, as contiguous NCHW has them, with its planes adjacent.
+#pragma once
+#include "types.h"
+
+namespace lwrn_fast {
+
+struct ChannelsLastArgs {
+  Dtype dtype;
+  MapView map;       // stride_w must be 1; stride_c below replaces "planes adjacent"
+  int64_t stride_c;  // in elements
+  void* out;         // (batch, height, width, planes), contiguous; every element is written
+};
+
+}  // namespace lwrn_fast
+
+#ifdef LWRN_ISA
+namespace lwrn_fast::LWRN_ISA {
+
+void channels_last(const ChannelsLastArgs& args, const Threads& threads);
+
+}  // namespace lwrn_fast::LWRN_ISA
+#endif
