@@ -1,14 +1,15 @@
-"""Builds the self-check, the kernels without torch and a program that tries them: build.py OUTPUT [FLAG...].
+"""Builds the self-check, the kernels without torch and a program that tries them, or _ops.so, in a folder of its own.
 
-The kernels get the flags of the real build, then those given. CXX names the compiler, a cross-compiler too.
+build.py FOLDER selfcheck|_ops.so [SET...]: for these instruction sets beside portable, else for all the compiler knows.
+As in the real build, CXX names the compiler, which may be a cross-compiler, and CXXFLAGS adds to its command lines.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,26 +18,33 @@ sys.path.insert(0, str(ROOT))
 from build_tools import native  # noqa: E402
 
 
-def build(output: Path, flags: list[str]) -> None:
+def ninja_file(folder: Path, wanted: list[str]) -> str:
+    """The real build's ninja file with the self-check added."""
     cxx = native.compiler()
-    folder = output.with_suffix(".objects")
-    folder.mkdir(parents=True, exist_ok=True)
     machine = subprocess.run([*cxx, "-dumpmachine"], capture_output=True, text=True, check=True).stdout
     sets = native.instruction_sets(cxx, folder) if machine.startswith("x86_64") else {"portable": []}
-    common = [*native.COMMON, *(f"-DLWRN_HAVE_{name.upper()}" for name in sets if name != "portable")]
-    commands = []
-    for source in ["tests/native/selfcheck.cpp", "csrc/cpu/isa.cpp", "csrc/cpu/engine.cpp"]:
-        commands.append([*cxx, *common, "-O2", *flags, "-c", ROOT / source, "-o", folder / f"{Path(source).stem}.o"])
-    for source in native.sources()[1]:
-        for name, own in sets.items():
-            target = folder / f"{Path(source).stem}.{name}.o"
-            options = [*common, *native.KERNEL, *own, f"-DLWRN_ISA={name}", *flags]
-            commands.append([*cxx, *options, "-c", ROOT / source, "-o", target])
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for done in pool.map(subprocess.run, commands):
-            done.check_returncode()
-    subprocess.run([*cxx, *flags, *(command[-1] for command in commands), "-pthread", "-o", output], check=True)
+    sets = {name: flags for name, flags in sets.items() if name in wanted or not wanted or name == "portable"}
+    torch = native.find_torch()
+    assert torch is not None
+    text, _ = native.ninja_file("0", cxx, torch, sets, folder)
+    native.point(folder / "tests", ROOT / "tests")
+    kernels = [f"{Path(source).stem}.{name}.o" for source in native.sources()[1] for name in sets]
+    have = [f"-DLWRN_HAVE_{name.upper()}" for name in sets if name != "portable"]
+    flags = native.command_line([*native.COMMON, *have, *shlex.split(os.environ.get("CXXFLAGS", ""))])
+    return f"""{text}
+rule program
+  command = $cxx {flags} -pthread $in -o $out
+build selfcheck.o: compile tests/native/selfcheck.cpp
+  flags = {flags}
+build selfcheck: program selfcheck.o isa.o engine.o {" ".join(kernels)}
+"""
+
+
+def main(folder: Path, target: str, *wanted: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "build.ninja").write_text(ninja_file(folder, list(wanted)))
+    subprocess.run([*native.ninja(), "-C", str(folder), target], check=True)
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]).absolute(), sys.argv[2:])
+    main(Path(sys.argv[1]).absolute(), *sys.argv[2:])

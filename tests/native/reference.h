@@ -12,7 +12,12 @@ struct Map {
   std::vector<double> value, error;
 
   Map(int64_t batch, int64_t planes, int64_t height, int64_t width)
-      : batch(batch), planes(planes), height(height), width(width), value(batch * planes * height * width), error(value) {}
+      : batch(batch),
+        planes(planes),
+        height(height),
+        width(width),
+        value(batch * planes * height * width),
+        error(value) {}
   int64_t at(int64_t n, int64_t y, int64_t x, int64_t c) const { return ((n * height + y) * width + x) * planes + c; }
 
   // Rounding every value to `dtype` may move it by half a unit in its last place.
@@ -37,7 +42,8 @@ inline Map read(Dtype dtype, const MapView& view, int64_t stride_c) {
   return map;
 }
 
-// Maxima of 5x5 windows, NaN where one is NaN. One of the two largest errors of a window bounds the error of its maximum.
+// Maxima of 5x5 windows, NaN where one is NaN. One of the two largest errors of a window bounds the error of its
+// maximum.
 inline Map pooled(const Map& in) {
   Map out(in.batch, in.planes, in.height, in.width);
   for (int64_t n = 0; n < in.batch; ++n)
@@ -58,7 +64,8 @@ inline Map pooled(const Map& in) {
 }
 
 // weight: (out_planes, in.planes), or (in.planes) where depthwise. terms: of the sum that the products become part of.
-inline Map convolved(const Map& in, const std::vector<double>& weight, int64_t out_planes, bool depthwise, int64_t terms) {
+inline Map convolved(const Map& in, const std::vector<double>& weight, int64_t out_planes, bool depthwise,
+                     int64_t terms) {
   Map out(in.batch, out_planes, in.height, in.width);
   const int64_t pixels = in.batch * in.height * in.width;
   for (int64_t pixel = 0; pixel < pixels; ++pixel)
@@ -81,9 +88,10 @@ inline void add_bias(Map* map, const std::vector<double>& bias) {
   if (bias.empty()) return;
   for (size_t i = 0; i < map->value.size(); ++i) {
     map->value[i] += bias[i % map->planes];
-    map->error[i] = std::isfinite(map->value[i])
-                        ? map->error[i] + (std::fabs(map->value[i]) + 2 * std::fabs(bias[i % map->planes])) * sum_error(0)
-                        : 0;
+    map->error[i] =
+        std::isfinite(map->value[i])
+            ? map->error[i] + (std::fabs(map->value[i]) + 2 * std::fabs(bias[i % map->planes])) * sum_error(0)
+            : 0;
   }
 }
 

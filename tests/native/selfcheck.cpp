@@ -1,5 +1,8 @@
 // Runs the three ops of every instruction set that this machine has on small problems, and compares with reference.h.
-// selfcheck [CASES [INSTRUCTION_SET...]]: prints a line for each set; exit status 1 where a value is wrong.
+// selfcheck [CASES [INSTRUCTION_SET...]]: prints a line for each set; exit status 1 where a value is wrong. The sets
+// are those that the machine says it can run, or the ones named, whatever it says.
+#include <termios.h>
+
 #include <memory>
 #include <string>
 
@@ -17,10 +20,11 @@ enum class Layout { contiguous, gaps, same_rows, same_pixels, by_plane };
 
 constexpr Dtype kDtypes[] = {Dtype::f32, Dtype::bf16, Dtype::f16};
 constexpr Values kValues[] = {Values::uniform, Values::uniform, Values::whole, Values::whole, Values::special};
-constexpr Layout kLayouts[] = {Layout::contiguous, Layout::contiguous, Layout::gaps, Layout::same_rows, Layout::same_pixels};
-constexpr int64_t kSizes[] = {1, 2, 5, 8, 17, 33}, kPlanes[] = {1, 7, 16, 21, 33, 48};
+constexpr Layout kLayouts[] = {Layout::contiguous, Layout::contiguous, Layout::gaps, Layout::same_rows,
+                               Layout::same_pixels};
+constexpr int64_t kSizes[] = {1, 2, 5, 8, 17, 33}, kPlanes[] = {1, 7, 16, 21, 33, 48, 70, 150};
 // Too large for crp() to keep whole: wide, tall and square.
-constexpr int64_t kLargeMaps[][3] = {{7, 300, 260}, {12, 9001, 5}, {12, 5, 9001}, {40, 118, 113}};
+constexpr int64_t kLargeMaps[][3] = {{7, 300, 260}, {12, 9001, 5}, {12, 5, 9001}, {72, 90, 85}};
 
 double value(Values values, Random* random) {
   if (values == Values::whole) return static_cast<double>(random->below(9) - 4);
@@ -135,7 +139,8 @@ class Check {
     for (int64_t i = 0; i < stages && !depthwise; ++i)
       weight_data[i] = pack(dtype, weights[i], planes, planes, threads, &packed);
     const Buffer out(batch * planes * height * width * bytes_of(dtype));
-    const CrpArgs args{dtype, x.view, stages, depthwise, weight_data.data(), biased ? bias_data.data() : nullptr, out.get()};
+    const CrpArgs args{dtype,    x.view, stages, depthwise, weight_data.data(), biased ? bias_data.data() : nullptr,
+                       out.get()};
     const Buffer workspace(engine_.crp_workspace_bytes(args, threads.count), 64);
     engine_.crp(args, workspace.get(), threads);
 
@@ -182,8 +187,9 @@ class Check {
       maps.push_back(inputs[k].map);
     }
     const Buffer out(batch * out_planes * maps[0].height * maps[0].width * bytes_of(dtype));
-    const FusionArgs args{dtype,      count,         views.data(), weight_data.data(), biased ? bias_data.data() : nullptr,
-                          out_planes, activation, align_corners, out.get()};
+    const FusionArgs args{
+        dtype,      count,      views.data(),  weight_data.data(), biased ? bias_data.data() : nullptr,
+        out_planes, activation, align_corners, out.get()};
     const Buffer workspace(engine_.fusion_workspace_bytes(args, threads.count), 64);
     engine_.fusion(args, workspace.get(), threads);
 
@@ -191,7 +197,8 @@ class Check {
     expect(out.intact() && workspace.intact(), "memory beside the result or the workspace is overwritten");
     compare(dtype, out,
             selfcheck::fusion(maps, numbers(weights), numbers(biases), out_planes, align_corners,
-                              activation == Activation::none ? -INFINITY : 0, activation == Activation::relu6 ? 6 : INFINITY),
+                              activation == Activation::none ? -INFINITY : 0,
+                              activation == Activation::relu6 ? 6 : INFINITY),
             values);
   }
 
@@ -211,8 +218,7 @@ class Check {
                        by_plane ? Layout::by_plane : random.pick(kLayouts), values, &random);
     const Threads threads = workers(1 + random.below(3), random.below(2));
     const Buffer labels(logits.map.batch * size[2] * size[3]);
-    const UpsampleArgmaxArgs args{dtype,   logits.view,   logits.stride_c, size[2],
-                                  size[3], align_corners, labels.get()};
+    const UpsampleArgmaxArgs args{dtype, logits.view, logits.stride_c, size[2], size[3], align_corners, labels.get()};
     const Buffer workspace(engine_.upsample_argmax_workspace_bytes(args, threads.count), 64);
     engine_.upsample_argmax(args, workspace.get(), threads);
 
@@ -287,7 +293,7 @@ class Check {
 bool passes(Isa isa, int64_t cases) {
   Check check(engine(isa));
   for (int64_t i = 0; i < cases; ++i) {
-    check.crp(i, i % 50 == 49);
+    check.crp(i, i % 20 == 19);
     check.fusion(i);
     check.upsample_argmax(i);
   }
@@ -305,13 +311,15 @@ int main(int argc, char** argv) {
   bool right = true;
   for (lwrn_fast::Isa isa : lwrn_fast::kIsasBestFirst) {
     const std::string name = lwrn_fast::isa_name(isa);
-    bool wanted = argc <= 2;
-    for (int i = 2; i < argc; ++i) wanted = wanted || name == argv[i];
-    if (!wanted || !lwrn_fast::isa_built(isa)) continue;
-    if (lwrn_fast::isa_runs(isa))
+    bool named = false;
+    for (int i = 2; i < argc; ++i) named = named || name == argv[i];
+    if (!lwrn_fast::isa_built(isa) || (argc > 2 && !named)) continue;
+    if (named || lwrn_fast::isa_runs(isa))
       right = selfcheck::passes(isa, cases) && right;
     else
       std::printf("%s: built, but not run by this machine\n", name.c_str());
   }
+  std::fflush(stdout);
+  tcdrain(STDOUT_FILENO);  // where this is all that runs on an emulated machine, its kernel stops here
   return right ? 0 : 1;
 }

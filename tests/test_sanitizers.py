@@ -1,0 +1,79 @@
+"""The C++ part built with sanitizers: the op tests run on it, and the self-check of the kernels."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lwrn_fast
+from compiling import build, missing, run
+from lwrn_fast import _native
+
+ADDRESS = "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
+THREAD = "-O1 -g1 -fsanitize=thread"
+OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+# The op tests, with the C++ part as backend, that reach every op, dtype, tail and layout and all of the registration;
+# the self-check has the sizes of maps.
+CHOSEN = "cpu and (channels or classes or layouts or stages or numbers or threads or empty or nan or infinit)"
+OP_TESTS = ["test_crp.py", "test_fusion.py", "test_upsample_argmax.py"]
+
+
+def library(name: str) -> str:
+    """The path of a library of g++, or its bare name where it is not installed."""
+    command = ["g++", f"-print-file-name={name}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def without(name: str) -> str | None:
+    """Why g++ cannot link this library of a sanitizer; None where it can."""
+    return missing("g++") or (None if os.path.isabs(library(name)) else f"g++ has no {name}")
+
+
+needs_asan = pytest.mark.skipif(bool(without("libasan.so")), reason=f"{without('libasan.so')}")
+needs_tsan = pytest.mark.skipif(bool(without("libtsan.so")), reason=f"{without('libtsan.so')}")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("sanitized")
+
+
+@pytest.fixture(scope="module")
+def sets():
+    """The instruction sets of this machine; the others would be compiled in vain."""
+    if _native.missing() is not None:
+        pytest.skip(_native.missing())
+    return _native.extension().cpu_isas()
+
+
+@needs_asan
+def test_ops_with_addresses_and_undefined_behaviour(folder, sets, tmp_path):
+    package = tmp_path / "lwrn_fast"
+    shutil.copytree(Path(lwrn_fast.__file__).parent, package, ignore=shutil.ignore_patterns("_ops.so", "__pycache__"))
+    shutil.copy(build(folder, "_ops.so", ADDRESS, *sets), package)
+    # A sanitizer has to be loaded before everything else, and the C++ library before it looks for its exceptions.
+    preloaded = " ".join(map(library, ("libasan.so", "libubsan.so", "libstdc++.so")))
+    script = f"""
+import sys, pytest
+from lwrn_fast import _native
+assert str(_native.OPS) == {str(package / "_ops.so")!r} and _native.missing() is None, _native.missing()
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", {CHOSEN!r}, *{OP_TESTS}]))
+"""
+    output = run(sys.executable, "-c", script, PYTHONPATH=str(tmp_path), LD_PRELOAD=preloaded, **OPTIONS)
+    assert int(re.search(r"(\d+) passed", output)[1]) > 500
+
+
+@needs_asan
+def test_kernels_with_addresses_and_undefined_behaviour(folder, sets):
+    output = run(build(folder, "selfcheck", ADDRESS, *sets), 60, **OPTIONS)
+    assert output.count("60 problems of each op, 0 wrong") == len(sets)
+
+
+@needs_tsan
+def test_kernels_with_threads(tmp_path):
+    output = run(build(tmp_path, "selfcheck", THREAD, "portable"), 60)
+    assert "portable: 60 problems of each op, 0 wrong" in output
