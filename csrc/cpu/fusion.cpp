@@ -87,7 +87,9 @@ class Fusion {
 
   template <class Body>
   void each_tile(const Threads& threads, int64_t first_image, int64_t images, int64_t pixels, const Body& body) const {
-    const int64_t tiles = ceil_div(pixels, kTile);
+    int64_t tiles = ceil_div(pixels, kTile);
+    if (images * tiles < 4 * threads.count)
+      tiles = smaller(round_up(tiles, threads.count), pixels);  // an equal share each
     std::atomic<int64_t> next{0};
     threads.each_worker([&](int64_t worker) {
       for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < images * tiles;) {
