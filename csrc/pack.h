@@ -5,6 +5,10 @@
 #ifdef LWRN_ISA
 namespace lwrn_fast::LWRN_ISA {
 
+// A number that always differs between two contents of which one word of 8 bytes differs, and almost always otherwise;
+// each instruction set has its own.
+uint64_t fingerprint(const void* data, int64_t bytes);
+
 // Bytes of a packed (out_planes, in_planes) weight.
 int64_t packed_bytes(Dtype dtype, int64_t out_planes, int64_t in_planes);
 

@@ -2,7 +2,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include <cstring>
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <tuple>
@@ -13,6 +13,7 @@ namespace {
 using torch::stable::Tensor;
 
 constexpr int64_t kMostBytes = int64_t{256} << 20;
+constexpr int64_t kPieceBytes = int64_t{128} << 10;
 
 using Key = std::tuple<const void*, int64_t, int64_t, Dtype, Isa>;
 
@@ -27,23 +28,33 @@ std::map<Key, Entry> entries;
 int64_t entries_bytes = 0;
 uint64_t uses = 0;
 
-// Four chains of (h ^ word) * odd: each step is a bijection, so one changed word always changes the result.
-uint64_t fingerprint_of(const void* data, int64_t bytes) {
-  uint64_t chain[4] = {1, 2, 3, 4};
-  const auto mix = [&](int i, uint64_t word) {
-    chain[i] = (chain[i] ^ word) * 0x9e3779b97f4a7c15u;
-    chain[i] ^= chain[i] >> 32;
+// The fingerprint of each weight. Workers are dealt pieces, so that one large weight occupies them all.
+std::vector<uint64_t> fingerprints_of(const std::vector<Tensor>& weights, Dtype dtype, Isa isa,
+                                      const Threads& threads) {
+  struct Piece {
+    size_t weight;
+    const char* data;
+    int64_t bytes;
+    uint64_t fingerprint;
   };
-  const char* p = static_cast<const char*>(data);
-  int64_t at = 0;
-  for (; at + 32 <= bytes; at += 32) {
-    uint64_t words[4];
-    std::memcpy(words, p + at, sizeof words);
-    for (int i = 0; i < 4; ++i) mix(i, words[i]);
+  std::vector<Piece> pieces;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const char* data = static_cast<const char*>(weights[i].const_data_ptr());
+    const int64_t bytes = weights[i].numel() * bytes_of(dtype);
+    for (int64_t at = 0; at < bytes; at += kPieceBytes)
+      pieces.push_back({i, data + at, std::min(kPieceBytes, bytes - at), 0});
   }
-  for (; at < bytes; ++at) mix(0, static_cast<unsigned char>(p[at]));
-  for (int i = 1; i < 4; ++i) mix(0, chain[i]);
-  return chain[0];
+  threads.each_worker([&](int64_t worker) {
+    for (size_t i = static_cast<size_t>(worker); i < pieces.size(); i += static_cast<size_t>(threads.count))
+      pieces[i].fingerprint = engine(isa).fingerprint(pieces[i].data, pieces[i].bytes);
+  });
+  std::vector<uint64_t> result(weights.size());
+  for (const Piece& piece : pieces) {  // a bijection of each piece's own, so that its changes are not lost
+    uint64_t& mixed = result[piece.weight];
+    mixed = (mixed ^ piece.fingerprint) * 0x9e3779b97f4a7c15u;
+    mixed ^= mixed >> 32;
+  }
+  return result;
 }
 
 void drop_oldest_beyond_limit() {
@@ -60,11 +71,7 @@ void drop_oldest_beyond_limit() {
 
 std::vector<Tensor> packed_weights(const std::vector<Tensor>& weights, Dtype dtype, Isa isa, const Threads& threads) {
   const int64_t count = static_cast<int64_t>(weights.size());
-  std::vector<uint64_t> fingerprints(weights.size());
-  threads.each_worker([&](int64_t worker) {
-    for (int64_t i = worker; i < count; i += threads.count)
-      fingerprints[i] = fingerprint_of(weights[i].const_data_ptr(), weights[i].numel() * bytes_of(dtype));
-  });
+  const std::vector<uint64_t> fingerprints = fingerprints_of(weights, dtype, isa, threads);
   std::vector<Tensor> packed(weights.size());
   for (int64_t i = 0; i < count; ++i) {
     const int64_t out_planes = weights[i].size(0), in_planes = weights[i].size(1);

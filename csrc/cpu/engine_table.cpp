@@ -9,6 +9,7 @@ extern const Engine LWRN_JOIN(engine_, LWRN_ISA);
 
 const Engine LWRN_JOIN(engine_, LWRN_ISA) = {
     LWRN_ISA::channels_last,
+    LWRN_ISA::fingerprint,
     LWRN_ISA::packed_bytes,
     LWRN_ISA::pack,
     LWRN_ISA::crp_workspace_bytes,

@@ -5,6 +5,23 @@
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
+// As many chains as it takes to hash at the speed of memory.
+constexpr int kChains = 8;
+typedef uint64_t Chain __attribute__((vector_size(sizeof(vf))));
+constexpr int64_t kChainsBytes = kChains * sizeof(Chain);
+
+// Each step is a bijection of the chain, whatever the word: one changed word always changes the chain.
+inline void mix_chains(const char* data, Chain* chain) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kChains; ++i) {
+    Chain word;
+    std::memcpy(&word, data + i * sizeof(Chain), sizeof(Chain));
+    chain[i] ^= word;
+    chain[i] += chain[i] << 21;
+    chain[i] ^= chain[i] >> 32;
+  }
+}
+
 // packed[panel][k / group][channel of the panel][k % group]; channels and k beyond the weight are zero.
 template <class T>
 void pack_panel(const T* weight, int64_t out_planes, int64_t in_planes, int64_t panel,
@@ -22,6 +39,24 @@ void pack_panel(const T* weight, int64_t out_planes, int64_t in_planes, int64_t 
 }
 
 }  // namespace
+
+uint64_t fingerprint(const void* data, int64_t bytes) {
+  const char* p = static_cast<const char*>(data);
+  Chain chain[kChains];
+  for (int i = 0; i < kChains; ++i) chain[i] = Chain{} + static_cast<uint64_t>(i + 1);
+  for (; bytes >= kChainsBytes; p += kChainsBytes, bytes -= kChainsBytes) mix_chains(p, chain);
+  char rest[kChainsBytes] = {};
+  std::memcpy(rest, p, static_cast<size_t>(bytes));
+  mix_chains(rest, chain);
+
+  uint64_t words[kChainsBytes / 8], result = 0;
+  std::memcpy(words, chain, sizeof words);
+  for (uint64_t word : words) {
+    result = (result ^ word) * 0x9e3779b97f4a7c15u;
+    result ^= result >> 32;
+  }
+  return result;
+}
 
 int64_t packed_bytes(Dtype dtype, int64_t out_planes, int64_t in_planes) {
   int64_t bytes = 0;

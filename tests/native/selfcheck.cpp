@@ -116,6 +116,18 @@ class Check {
   explicit Check(const Engine& engine) : engine_(engine) {}
   int64_t failures = 0;
 
+  void fingerprint(uint64_t seed) {
+    Random random(seed);
+    const int64_t bytes = 1 + random.below(2000);
+    const Buffer data(bytes);
+    for (int64_t i = 0; i < bytes; ++i) data.get()[i] = static_cast<unsigned char>(random.below(256));
+    const uint64_t before = engine_.fingerprint(data.get(), bytes);
+    where_ = "fingerprint " + std::to_string(seed);
+    expect(engine_.fingerprint(data.get(), bytes) == before, "the same contents give another number");
+    data.get()[random.below(bytes)] ^= 1 << random.below(8);
+    expect(engine_.fingerprint(data.get(), bytes) != before, "a changed bit is not noticed");
+  }
+
   void crp(uint64_t seed, bool large) {
     Random random(seed);
     const Dtype dtype = random.pick(kDtypes);
@@ -293,6 +305,7 @@ class Check {
 bool passes(Isa isa, int64_t cases) {
   Check check(engine(isa));
   for (int64_t i = 0; i < cases; ++i) {
+    check.fingerprint(i);
     check.crp(i, i % 20 == 19);
     check.fusion(i);
     check.upsample_argmax(i);
