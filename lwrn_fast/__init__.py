@@ -12,6 +12,7 @@ from .crp import CRP, crp
 from .fusion import Fusion, fusion
 from .info import info
 from .upsample_argmax import UpsampleArgmax, upsample_argmax
+from .warmup import warmup
 
 from . import models  # isort: skip  built from the blocks above
 
@@ -29,4 +30,5 @@ __all__ = [
     "reference",
     "upsample_argmax",
     "use_backend",
+    "warmup",
 ]

@@ -1,8 +1,8 @@
 """Which backend runs a call, and why the others cannot.
 
 The choice is `use_backend`'s, else that of the environment variable LWRN_FAST_BACKEND when lwrn_fast was imported, else
-"auto": the fastest backend that can run the call, and `reference` where none can, which is said once per reason through
-the logger `lwrn_fast`.
+"auto": the fastest proven backend that can run the call, and `reference` where none can, which is said once per reason
+through the logger `lwrn_fast`.
 A backend asked for by name runs the call or raises. Under torch.compile the choice is made while tracing.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import _native, checks
+from . import _native, _triton, checks
 
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
 VARIABLE = "LWRN_FAST_BACKEND"
@@ -24,7 +24,7 @@ CHECKS: dict[str, Callable[..., list[Tensor]]] = {
     "fusion": checks.fusion,
     "upsample_argmax": checks.upsample_argmax,
 }
-NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 log = logging.getLogger("lwrn_fast")
 
@@ -103,7 +103,7 @@ def select(op: str, tensors: Sequence[Tensor], hindrance: str | None = None) -> 
         return name
     reasons = []
     for name in _fastest_first(tensors[0]):
-        reason = why_not(name, op, tensors, hindrance)
+        reason = why_not(name, op, tensors, hindrance) or UNPROVEN.get(name)
         if reason is None:
             return name
         reasons.append(f"{name}: {reason}")
@@ -146,13 +146,36 @@ def can_run_reference(op: str, tensors: Sequence[Tensor]) -> str | None:
 
 def can_run_cpu(op: str, tensors: Sequence[Tensor]) -> str | None:
     """The C++ engine: tensors on the CPU, float32, bfloat16 or float16, of any strides."""
-    first = tensors[0]  # `checks` has seen that all share its dtype and device
     if NATIVE_MISSING is not None:
         return NATIVE_MISSING
-    if first.device.type != "cpu":
-        return f"the tensors are on {first.device}"
-    if first.dtype not in NATIVE_DTYPES:
-        return f"{first.dtype} is not float32, bfloat16 or float16"
+    if tensors[0].device.type != "cpu":
+        return f"the tensors are on {tensors[0].device}"
+    return _why_no_kernel(tensors)
+
+
+def can_run_triton(op: str, tensors: Sequence[Tensor]) -> str | None:
+    """Triton: tensors on a GPU, float32, bfloat16 or float16, of any strides. It takes some arguments one by one."""
+    reason = _triton.why_not_on(tensors[0].device) or _why_no_kernel(tensors)
+    if reason is not None:
+        return reason
+    maps = sum(tensor.dim() == 4 for tensor in tensors)  # and weights
+    most_stages, most_inputs = _triton.limits()
+    if op == "crp" and maps > 1 + most_stages:
+        return f"it runs at most {most_stages} stages, not {maps - 1}"
+    if op == "fusion" and maps > 2 * most_inputs:
+        return f"it takes at most {most_inputs} inputs, not {maps // 2}"
+    return None
+
+
+def can_run_cuda(op: str, tensors: Sequence[Tensor]) -> str | None:
+    """CUDA C++: not written yet."""
+    return missing("cuda")
+
+
+def _why_no_kernel(tensors: Sequence[Tensor]) -> str | None:
+    """What no kernel of ours can do; `checks` has seen that the tensors share the dtype and device of the first."""
+    if tensors[0].dtype not in KERNEL_DTYPES:
+        return f"{tensors[0].dtype} is not float32, bfloat16 or float16"
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms need PyTorch's own operations"
     if torch.autograd.forward_ad._current_level >= 0:
@@ -163,22 +186,18 @@ def can_run_cpu(op: str, tensors: Sequence[Tensor]) -> str | None:
     return None
 
 
-def can_run_triton(op: str, tensors: Sequence[Tensor]) -> str:
-    return MISSING["triton"]
-
-
-def can_run_cuda(op: str, tensors: Sequence[Tensor]) -> str:
-    return MISSING["cuda"]
-
-
 NATIVE_MISSING = _native.missing()
-# What keeps a backend from running any call at all.
-MISSING = {
-    "triton": "this version of lwrn_fast has no Triton kernels",
-    "cuda": "this version of lwrn_fast has no CUDA kernels",
-}
-if NATIVE_MISSING is not None:
-    MISSING["cpu"] = NATIVE_MISSING
+# What "auto" leaves alone, and why.
+UNPROVEN = {"triton": "has not yet run on a GPU, and runs only when asked for by name"}
+
+
+def missing(name: str) -> str | None:
+    """What keeps a backend from running any call at all."""
+    if name == "cpu":
+        return NATIVE_MISSING
+    if name == "triton":
+        return _triton.missing()
+    return "this version of lwrn_fast has no CUDA kernels" if name == "cuda" else None
 
 
 def _fastest_first(tensor: Tensor) -> tuple[str, ...]:

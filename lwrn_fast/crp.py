@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from . import autocast, backends, checks, children, reference
+from . import _triton, autocast, backends, checks, children, reference
 
 
 def crp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None, groups: int = 1) -> Tensor:
@@ -27,9 +27,12 @@ def crp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = 
     if dtype is not None:
         with autocast.off(x):
             return crp(autocast.cast(x, dtype), autocast.cast(weights, dtype), autocast.cast(biases, dtype), groups)
-    backend = backends.select("crp", checks.crp(x, weights, biases, groups))
+    tensors = checks.crp(x, weights, biases, groups)
+    backend = backends.select("crp", tensors)
     if backend == "reference":
         return reference.channels_last(reference.crp(x, weights, biases, groups))
+    if backend == "triton":
+        return _triton.run("crp", tensors, x, list(weights), list(biases or []), groups)
     return torch.ops.lwrn_fast.crp(x, weights, biases or [], groups)
 
 

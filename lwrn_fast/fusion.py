@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from . import autocast, backends, checks, children, reference
+from . import _triton, autocast, backends, checks, children, reference
 
 
 def fusion(
@@ -36,9 +36,13 @@ def fusion(
         inputs, weights, biases = autocast.cast([inputs, weights, biases], dtype)
         with autocast.off(inputs[0]):
             return fusion(inputs, weights, biases, activation, align_corners)
-    backend = backends.select("fusion", checks.fusion(inputs, weights, biases, activation, align_corners))
+    tensors = checks.fusion(inputs, weights, biases, activation, align_corners)
+    backend = backends.select("fusion", tensors)
     if backend == "reference":
         return reference.channels_last(reference.fusion(inputs, weights, biases, activation, align_corners))
+    if backend == "triton":
+        maps, weights, biases = list(inputs), list(weights), list(biases or [])
+        return _triton.run("fusion", tensors, maps, weights, biases, activation, align_corners)
     return torch.ops.lwrn_fast.fusion(inputs, weights, biases or [], activation, align_corners)
 
 

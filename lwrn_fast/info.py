@@ -36,7 +36,7 @@ def info() -> Info:
         torch=torch.__version__,
         machine=f"{sys.platform} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         backend=backends.requested(),
-        backends={name: backends.MISSING.get(name, "ready") for name in backends.BACKENDS if name != "auto"},
+        backends={name: backends.missing(name) or "ready" for name in backends.BACKENDS if name != "auto"},
         cpu_isa=_cpu_isa(),
         native=_build(),
     )

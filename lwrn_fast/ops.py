@@ -56,13 +56,13 @@ def crp_backward_fake(
     return _gradients_fake([x, *weights, *biases], needs)
 
 
-def _save_crp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def save_crp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weights, biases, ctx.groups = inputs
     ctx.counts = (len(weights), len(biases))
     ctx.save_for_backward(x, *weights, *biases)
 
 
-def _differentiate_crp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def differentiate_crp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, *parameters = ctx.saved_tensors
     weights, biases = _split(parameters, ctx.counts)
     need_x, *need_parameters, _ = ctx.needs_input_grad
@@ -119,13 +119,13 @@ def fusion_backward_fake(
     return _gradients_fake([*inputs, *weights, *biases], needs)
 
 
-def _save_fusion(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def save_fusion(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     maps, weights, biases, ctx.activation, ctx.align_corners = inputs
     ctx.counts = (len(maps), len(weights), len(biases))
     ctx.save_for_backward(*maps, *weights, *biases)
 
 
-def _differentiate_fusion(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def differentiate_fusion(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     tensors = _split(ctx.saved_tensors, ctx.counts)
     needs = _flat(ctx.needs_input_grad[:3])
     found = torch.ops.lwrn_fast.fusion_backward(grad, *tensors, ctx.activation, ctx.align_corners, needs)
@@ -201,8 +201,8 @@ torch.library.register_fake("lwrn_fast::fusion", fusion_fake, lib=_library)
 torch.library.register_fake("lwrn_fast::fusion_backward", fusion_backward_fake, lib=_library)
 torch.library.register_fake("lwrn_fast::upsample_argmax", upsample_argmax_fake, lib=_library)
 
-torch.library.register_autograd("lwrn_fast::crp", _differentiate_crp, setup_context=_save_crp, lib=_library)
-torch.library.register_autograd("lwrn_fast::fusion", _differentiate_fusion, setup_context=_save_fusion, lib=_library)
+torch.library.register_autograd("lwrn_fast::crp", differentiate_crp, setup_context=save_crp, lib=_library)
+torch.library.register_autograd("lwrn_fast::fusion", differentiate_fusion, setup_context=save_fusion, lib=_library)
 torch.library.register_autograd("lwrn_fast::crp_backward", _no_second_derivative("crp"), lib=_library)
 torch.library.register_autograd("lwrn_fast::fusion_backward", _no_second_derivative("fusion"), lib=_library)
 _library.impl("upsample_argmax", torch.library.fallthrough_kernel, "Autograd")  # labels have no gradient

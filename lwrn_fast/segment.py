@@ -99,8 +99,9 @@ def check_backend(name: str | None) -> None:
         name = name or backends.requested()
     except ValueError as error:
         raise UserError(str(error)) from error
-    if name in backends.MISSING:
-        raise UserError(f"the backend {name!r} cannot run here: {backends.MISSING[name]}")
+    reason = backends.missing(name)
+    if reason is not None:
+        raise UserError(f"the backend {name!r} cannot run here: {reason}")
 
 
 def segment(model: Network, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

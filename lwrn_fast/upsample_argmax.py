@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from . import backends, checks, reference
+from . import _triton, backends, checks, reference
 
 
 def upsample_argmax(logits: Tensor, size: int | Sequence[int], align_corners: bool = True) -> Tensor:
@@ -21,10 +21,13 @@ def upsample_argmax(logits: Tensor, size: int | Sequence[int], align_corners: bo
     >>> lwrn_fast.upsample_argmax(torch.rand(1, 21, 6, 7), (24, 28)).shape
     torch.Size([1, 24, 28])
     """
-    backend = backends.select("upsample_argmax", checks.upsample_argmax(logits, size, align_corners))
+    tensors = checks.upsample_argmax(logits, size, align_corners)
+    backend = backends.select("upsample_argmax", tensors)
     height, width = checks.height_and_width("upsample_argmax", size)
     if backend == "reference":
         return reference.upsample_argmax(logits, (height, width), align_corners)
+    if backend == "triton":
+        return _triton.run("upsample_argmax", tensors, logits, height, width, align_corners)
     return torch.ops.lwrn_fast.upsample_argmax(logits, height, width, align_corners)
 
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import lwrn_fast
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 COPIES = [
     pytest.param(copy.deepcopy, id="deepcopy"),
@@ -69,6 +71,11 @@ def rounding(exact: Tensor, dtype: torch.dtype) -> Tensor:
     """The most that rounding these float64 values to dtype can change them."""
     info = torch.finfo(dtype)
     return exact.abs() * (info.eps / 2) + info.smallest_normal * info.eps / 2
+
+
+def few(x: Tensor) -> Tensor:
+    """The first two images, where Triton's interpreter would take too long for all of a batch."""
+    return x[:2] if lwrn_fast.backends.requested() == "triton" and not torch.cuda.is_available() else x
 
 
 def eager_error(function: Callable[..., Tensor], variants: Iterable[tuple[float, list[Any]]]) -> float:

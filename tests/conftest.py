@@ -1,5 +1,6 @@
 """Fixtures of all tests: the backends under test, outputs poisoned with NaN, and a fixed seed."""
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,7 +11,20 @@ import pytest
 import torch
 
 import lwrn_fast
-from lwrn_fast import _native
+from lwrn_fast import _native, _triton
+
+GPU = torch.cuda.is_available()
+if not GPU:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are first used
+
+
+def pytest_sessionstart() -> None:
+    """Triton's interpreter checks every sum of integers for overflow, which doubles its time."""
+    if not GPU and _triton.missing() is None:
+        from triton.runtime.interpreter import interpreter_builder as builder
+
+        if hasattr(builder.options, "sanitize_overflow"):
+            builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
 
 
 @dataclass(frozen=True)
@@ -29,17 +43,21 @@ def backends() -> list[Backend]:
     return [
         Backend("reference", "reference"),
         *(Backend(f"cpu-{isa}", "cpu", {"LWRN_FAST_CPU_ISA": isa}) for isa in isas),
+        Backend("triton", "triton", device="cuda" if GPU else "cpu"),
     ]
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kernels_only: leaves the reference out of the backends under test")
+    config.addinivalue_line("markers", "not_interpreted: skips Triton where only its interpreter could run it")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    reason = _native.missing()
-    marks = [pytest.mark.skip(reason=reason)] if reason else []
-    parameters = [pytest.param(b, id=b.id, marks=marks if b.name == "cpu" else []) for b in backends()]
+    reasons = {"cpu": _native.missing(), "triton": _triton.missing()}
+    marks = {name: [pytest.mark.skip(reason=reason)] if reason else [] for name, reason in reasons.items()}
+    if not GPU and metafunc.definition.get_closest_marker("not_interpreted"):
+        marks["triton"].append(pytest.mark.skip(reason="needs a GPU: too much for Triton's interpreter"))
+    parameters = [pytest.param(b, id=b.id, marks=marks.get(b.name, [])) for b in backends()]
     if "backend" in metafunc.fixturenames:
         kernels_only = metafunc.definition.get_closest_marker("kernels_only")
         metafunc.parametrize("backend", parameters[1:] if kernels_only else parameters, indirect=True)
@@ -53,7 +71,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """
     for name, value in request.param.environment.items():
         monkeypatch.setenv(name, value)
-    with lwrn_fast.use_backend(request.param.name):
+    with lwrn_fast.use_backend(request.param.name), torch.device(request.param.device):
         yield request.param
 
 

@@ -240,7 +240,7 @@ IN_A_PROCESS = {
     ),
     "unknown_model": (["{good}", "--model", "resnet"], ["--model: invalid choice: 'resnet' (choose from "]),
     "size_of_zero": (["{good}", "--size", "0", "64"], ["--size: must be a whole number of at least 1, got '0'"]),
-    "absent_backend": (["{good}", "--backend", "triton"], ["the backend 'triton' cannot run here: "]),
+    "absent_backend": (["{good}", "--backend", "cuda"], ["the backend 'cuda' cannot run here: "]),
     "other_classes": (
         ["{good}", "--checkpoint", "{checkpoint}", "--num-classes", "21"],
         ["{checkpoint}: has 7 classes, 21 were asked for"],

@@ -18,6 +18,7 @@ from comparing import (
     eager_error,
     enough_images,
     far_apart,
+    few,
     in_double,
     name,
     scales,
@@ -48,10 +49,10 @@ def variants(x: Tensor, weights: list[Tensor], biases: list[Tensor] | None, grou
 
 def check(x: Tensor, weights: list[Tensor], biases: list[Tensor] | None = None, groups: int = 1) -> Tensor:
     """Runs the backend in use and compares with eager and with float64."""
-    got = lwrn_fast.crp(x, weights, biases, groups)
+    got = lwrn_fast.crp(few(x), weights, biases, groups)
     assert got.dtype == x.dtype
     assert_channels_last(got)
-    exact = reference.crp(*in_double([x, weights, biases, groups]))
+    exact = reference.crp(*in_double([few(x), weights, biases, groups]))
     assert_as_exact(got, exact, eager_error(reference.crp, variants(x, weights, biases, groups)))
     return got
 
@@ -97,6 +98,7 @@ def test_layouts_of_weights(backend, layout):
     )
 
 
+@pytest.mark.not_interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_a_map_larger_than_a_cache(backend, batch, dtype):
@@ -167,6 +169,7 @@ def test_windows_of_nothing_but_minus_infinity(backend, depthwise, dtype):
     assert (lwrn_fast.crp(x, weights, groups=8 if depthwise else 1) == -torch.inf).all()
 
 
+@pytest.mark.not_interpreted
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_threads(backend, threads, count, dtype):
@@ -174,6 +177,7 @@ def test_threads(backend, threads, count, dtype):
     check(torch.randn(2, 33, 37, 29).to(dtype), *parameters(33, 4, dtype))
 
 
+@pytest.mark.not_interpreted
 @pytest.mark.kernels_only
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_repeated_runs_and_places_in_the_batch_give_the_same_bits(backend, dtype):
@@ -222,6 +226,7 @@ def test_more_than_two_billion_elements_between_neighbours(backend, dim):
     check(x, *parameters(shape[1], 2, torch.bfloat16))
 
 
+@pytest.mark.not_interpreted
 def test_several_python_threads_at_once(backend):
     jobs = [(torch.randn(1, 24, 17, 19), parameters(24, 3, torch.float32)[0]) for _ in range(6)]
     expected = [lwrn_fast.crp(*job) for job in jobs]

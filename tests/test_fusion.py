@@ -18,6 +18,7 @@ from comparing import (
     eager_error,
     enough_images,
     far_apart,
+    few,
     in_double,
     name,
     scales,
@@ -73,11 +74,12 @@ def variants(inputs, weights, biases, activation, align_corners):
 
 def check(inputs, weights, biases=None, activation="relu", align_corners=True) -> Tensor:
     """Runs the backend in use and compares with eager and with float64."""
-    arguments = [inputs, weights, biases, activation, align_corners]
+    error = eager_error(reference.fusion, variants(inputs, weights, biases, activation, align_corners))
+    arguments = [[few(x) for x in inputs], weights, biases, activation, align_corners]
     got = lwrn_fast.fusion(*arguments)
     assert got.dtype == inputs[0].dtype
     assert_channels_last(got)
-    assert_as_exact(got, reference.fusion(*in_double(arguments)), eager_error(reference.fusion, variants(*arguments)))
+    assert_as_exact(got, reference.fusion(*in_double(arguments)), error)
     return got
 
 
@@ -104,7 +106,12 @@ def test_channels(backend, planes, dtype):
 def test_numbers_of_inputs(backend, count, activation, dtype):
     planes, sizes = [12, 7, 16, 3][:count], [(13, 18), (13, 18), (7, 9), (2, 5)][:count]
     weights, biases = parameters(planes, 19, dtype, bias=True)
-    check(maps(2, planes, sizes, dtype), weights, [b + 3 for b in biases], activation)
+    inputs, biases = maps(2, planes, sizes, dtype), [b + 3 for b in biases]
+    if backend.name == "triton" and count > 3:
+        with pytest.raises(RuntimeError, match="it takes at most 3 inputs, not 4"):
+            lwrn_fast.fusion(inputs, weights, biases)
+        return
+    check(inputs, weights, biases, activation)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
@@ -120,6 +127,7 @@ def test_layouts_of_weights(backend, layout):
     check(maps(2, [10, 11], [(9, 8), (4, 4)], torch.float32), [LAYOUTS[layout](w) for w in weights], biases)
 
 
+@pytest.mark.not_interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_a_map_larger_than_a_cache(backend, batch, dtype):
@@ -166,6 +174,7 @@ def test_infinities(backend, value, activation, dtype):
     check(inputs, [w.abs() + 0.01 for w in parameters([8, 5], 9, dtype)[0]], activation=activation)
 
 
+@pytest.mark.not_interpreted
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_threads(backend, threads, count, dtype):
@@ -173,6 +182,7 @@ def test_threads(backend, threads, count, dtype):
     check(maps(2, [20, 33], [(37, 29), (19, 15)], dtype), *parameters([20, 33], 18, dtype))
 
 
+@pytest.mark.not_interpreted
 @pytest.mark.kernels_only
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_repeated_runs_and_places_in_the_batch_give_the_same_bits(backend, dtype):
@@ -203,10 +213,11 @@ def test_changed_weights_count_at_once(backend, change):
 @pytest.mark.parametrize("dim", range(4))
 def test_more_than_two_billion_elements_between_neighbours(backend, dim):
     inputs = maps(2, [2, 2], [(2, 2), (2, 2)], torch.bfloat16)
-    inputs = [inputs[0], far_apart(inputs[1], dim), inputs[0][:, :, :1], far_apart(inputs[0], dim)]
-    check(inputs, *parameters([2, 2, 2, 2], 7, torch.bfloat16))
+    for far in (far_apart(inputs[0], dim), far_apart(inputs[1], dim)):
+        check([inputs[0], far, inputs[0][:, :, :1]], *parameters([2, 2, 2], 7, torch.bfloat16))
 
 
+@pytest.mark.not_interpreted
 def test_several_python_threads_at_once(backend):
     jobs = [
         (maps(1, [24, 8], [(17, 19), (9, 9)], torch.float32), parameters([24, 8], 16, torch.float32)[0])

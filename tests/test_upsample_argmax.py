@@ -126,12 +126,14 @@ def test_infinities(backend, dtype):
     assert torch.equal(lwrn_fast.upsample_argmax(logits, size, align_corners=False), expected)
 
 
+@pytest.mark.not_interpreted
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_threads(backend, threads, count):
     torch.set_num_threads(count)
     check(torch.randn(2, 21, 19, 15), (77, 61))
 
 
+@pytest.mark.not_interpreted
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_repeated_runs_and_places_in_the_batch_give_the_same_labels(backend, dtype):
     a, b = torch.randn(2, 1, 21, 19, 15).to(dtype)
@@ -158,6 +160,7 @@ def test_more_than_two_billion_labels(native):
     assert labels[height // 2 :].all()
 
 
+@pytest.mark.not_interpreted
 def test_several_python_threads_at_once(backend):
     jobs = [torch.randn(1, 21, 17, 19) for _ in range(6)]
     expected = [lwrn_fast.upsample_argmax(job, 64) for job in jobs]

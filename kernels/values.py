@@ -1,0 +1,38 @@
+"""Conversions of values, which Triton's interpreter gets wrong for bfloat16: it computes with the bits of such values,
+and cuts off where it should round. Compiled kernels see plain conversions here."""
+
+import triton
+import triton.language as tl
+from triton import knobs
+
+INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
+
+# For the functions that kernels call. The interpreter takes them as they are, and spends a millisecond on each call of
+# one that was decorated.
+inline = (lambda function: function) if INTERPRETED.value else triton.jit
+
+
+@inline
+def comparable(x):
+    """x in a type that can be compared and multiplied."""
+    if INTERPRETED:
+        return float32(x)
+    return x
+
+
+@inline
+def float32(x):
+    """x as float32."""
+    if INTERPRETED and x.dtype == tl.bfloat16:
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return x.to(tl.float32)
+
+
+@inline
+def rounded(x, dtype: tl.constexpr):
+    """float32 x as `dtype`, rounded to the nearest value, ties to even."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.uint16)
+        return tl.where(x == x, nearest, 0x7FC0).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return x.to(dtype)

@@ -1,0 +1,48 @@
+"""The Triton kernels as PyTorch's dispatcher knows them: `torch.ops.lwrn_fast.triton_crp` and so on, with fake kernels
+and autograd. torch.compile sees the launches in them. This module is imported when they are first used."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .kernels import crp as crp_kernel
+from .kernels import fusion as fusion_kernel
+from .kernels import upsample_argmax as upsample_argmax_kernel
+from .kernels.launch import zeros
+from .kernels.values import INTERPRETED
+
+KERNELS = {
+    "crp": crp_kernel.prepare,
+    "fusion": fusion_kernel.prepare,
+    "upsample_argmax": upsample_argmax_kernel.prepare,
+}
+
+
+def crp(x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int) -> Tensor:
+    # A graph may run anywhere at any time, so that its workspace has to be its own.
+    return crp_kernel.prepare(x, weights, biases, groups, workspace=zeros).run(traced=True)
+
+
+def fusion(
+    inputs: list[Tensor], weights: list[Tensor], biases: list[Tensor], activation: str, align_corners: bool
+) -> Tensor:
+    return fusion_kernel.prepare(inputs, weights, biases, activation, align_corners).run(traced=True)
+
+
+def upsample_argmax(logits: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
+    return upsample_argmax_kernel.prepare(logits, height, width, align_corners).run(traced=True)
+
+
+# What the interpreter runs cannot be traced.
+_define: Any = torch.library.custom_op if INTERPRETED.value else torch.library.triton_op
+
+_crp = _define("lwrn_fast::triton_crp", crp, mutates_args=())
+_crp.register_fake(ops.crp_fake)
+_crp.register_autograd(ops.differentiate_crp, setup_context=ops.save_crp)
+_fusion = _define("lwrn_fast::triton_fusion", fusion, mutates_args=())
+_fusion.register_fake(ops.fusion_fake)
+_fusion.register_autograd(ops.differentiate_fusion, setup_context=ops.save_fusion)
+_upsample_argmax = _define("lwrn_fast::triton_upsample_argmax", upsample_argmax, mutates_args=())
+_upsample_argmax.register_fake(ops.upsample_argmax_fake)
