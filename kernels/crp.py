@@ -5,6 +5,9 @@ its tile into a panel of its own, which stays in the caches, and multiplies the 
 last are kept in memory, rounded as PyTorch rounds them; the last adds them all up in float32 and rounds once.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -14,15 +17,14 @@ from . import MOST_STAGES, configs, schedule
 from .launch import (
     OPTIONS,
     Launch,
-    Workspace,
     cdiv,
     channels_last,
     empty_channels_last,
-    kept_workspace,
-    matrix,
     multiprocessors,
-    power_of_two,
+    no_larger_than,
+    planned,
     precision,
+    workspace,
 )
 from .values import comparable, float32, inline, rounded
 
@@ -296,43 +298,66 @@ def prepare(
     biases: list[Tensor],
     groups: int,
     config: configs.Crp | None = None,
-    workspace: Workspace = kept_workspace,
+    traced: bool = False,
 ) -> Launch:
     """The launch that computes `lwrn_fast.crp`, whose arguments these are."""
-    batch, planes, height, width = x.shape
     stages = len(weights)
-    depthwise = groups == planes  # with one plane, both are the same
     x = channels_last(x)
     out = empty_channels_last(x, x.shape)
     if x.numel() == 0:
-        return Launch(_crp, 0, {}, out)
+        return Launch(_crp, 0, {}, out, traced)
     how = precision(x)
+    kind = configs.kind_of(x, how)
+    plan = planned(_plan, traced)(*x.shape, stages, groups, kind, x.device, config)
+    arguments = {
+        "x": x,
+        **{f"w{i}": weights[i].contiguous() if i < stages else None for i in range(MOST_STAGES)},
+        "biases": torch.stack(biases) if biases else None,
+        "out": out,
+        "kept": torch.empty((stages - 1) * x.numel(), dtype=x.dtype, device=x.device),
+        "panels": torch.empty(plan.panels, dtype=x.dtype, device=x.device),
+        "workspace": workspace(plan.workspace, x.device, traced),
+        "PRECISION": how,
+        **plan.arguments,
+    }
+    return Launch(_crp, plan.programs, arguments, out, traced)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    programs: int
+    panels: int  # elements
+    workspace: int  # elements
+    arguments: dict[str, Any]
+
+
+def _plan(
+    batch: int,
+    planes: int,
+    height: int,
+    width: int,
+    stages: int,
+    groups: int,
+    kind: str,
+    device: torch.device,
+    config: configs.Crp | None,
+) -> _Plan:
+    """All that does not depend on where the tensors lie."""
+    depthwise = groups == planes  # with one plane, both are the same
     if config is None:
-        config = configs.look_up(
-            configs.Crp, "crp", configs.device_key(x.device), configs.kind_of(x, how), batch * height * width
-        )
+        config = configs.look_up(configs.Crp, "crp", configs.device_key(device), kind, batch * height * width)
     # no tile larger than the map, but 16 pixels, which is the least that can be multiplied
-    block_w = min(config.block_w, max(2, power_of_two(width)))
-    block_h = max(min(config.block_h, max(2, power_of_two(height))), 16 // block_w)
-    block_planes = min(config.block_planes, max(16, power_of_two(planes)))
-    block_depth = min(config.block_depth, max(16, power_of_two(planes)))
+    block_w = no_larger_than(max(2, width), config.block_w)
+    block_h = max(no_larger_than(max(2, height), config.block_h), 16 // block_w)
+    block_planes = no_larger_than(max(16, planes), config.block_planes)
+    block_depth = no_larger_than(max(16, planes), config.block_depth)
     passes = min(config.passes, cdiv(planes, block_planes))
     depth = passes * block_planes if depthwise else cdiv(planes, block_depth) * block_depth
     blocks = cdiv(planes, passes * block_planes)
     tiles_y, tiles_x = cdiv(height, block_h), cdiv(width, block_w)
     tiles = tiles_y * tiles_x
-    programs = min(batch * tiles * blocks, config.programs * multiprocessors(x.device))
-    size = schedule.workspace_size(stages, batch, tiles, blocks if depthwise else 1)
-    tile = block_h * block_w
-    flat = [weight.reshape(-1) if depthwise else matrix(weight) for weight in weights]
+    programs = min(batch * tiles * blocks, config.programs * multiprocessors(device))
     arguments = {
-        "x": x,
-        **{f"w{i}": flat[i].contiguous() if i < stages else None for i in range(MOST_STAGES)},
-        "biases": torch.stack(biases) if biases else None,
-        "out": out,
-        "kept": torch.empty((stages - 1) * x.numel(), dtype=x.dtype, device=x.device),
-        "panels": torch.empty(programs * tile * depth, dtype=x.dtype, device=x.device),
-        "workspace": workspace(size, x.device),
         "batch": batch,
         "height": height,
         "width": width,
@@ -343,7 +368,6 @@ def prepare(
         "PLANES": planes,
         "DEPTH": depth,
         "DEPTHWISE": depthwise,
-        "PRECISION": how,
         "BLOCK_H": block_h,
         "BLOCK_W": block_w,
         "BLOCK_PLANES": block_planes,
@@ -355,4 +379,5 @@ def prepare(
         "num_warps": config.warps,
         **OPTIONS,
     }
-    return Launch(_crp, programs, arguments, out)
+    size = schedule.workspace_size(stages, batch, tiles, blocks if depthwise else 1)
+    return _Plan(programs, programs * block_h * block_w * depth, size, arguments)

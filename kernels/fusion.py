@@ -4,12 +4,16 @@ A 1x1 convolution and the interpolation commute: inputs of another size than the
 are loaded, rounded to the maps' type, and multiplied like the others.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from . import MOST_INPUTS, configs
-from .launch import OPTIONS, Launch, cdiv, channels_last, empty_channels_last, matrix, power_of_two, precision
+from .launch import OPTIONS, Launch, cdiv, channels_last, empty_channels_last, no_larger_than, planned, precision
 from .taps import MOST_INT32, between, taps, wide
 from .values import comparable, float32, inline, rounded
 
@@ -173,47 +177,74 @@ def prepare(
     activation: str,
     align_corners: bool,
     config: configs.Fusion | None = None,
+    traced: bool = False,
 ) -> Launch:
     """The launch that computes `lwrn_fast.fusion`, whose arguments these are."""
     count = len(inputs)
     batch, _, height, width = inputs[0].shape
     planes = weights[0].shape[0]
-    pixels = batch * height * width
     maps = [channels_last(x) for x in inputs]
     out = empty_channels_last(maps[0], (batch, planes, height, width))
-    if pixels == 0:
-        return Launch(_fusion, 0, {}, out)
+    if out.numel() == 0:
+        return Launch(_fusion, 0, {}, out, traced)
     how = precision(maps[0])
-    if config is None:
-        device = configs.device_key(out.device)
-        config = configs.look_up(configs.Fusion, "fusion", device, configs.kind_of(out, how), pixels)
-    # no tile larger than the problem, but 16, which is the least that can be multiplied
-    channels = [x.shape[1] for x in maps]
-    block_pixels = min(config.block_pixels, max(16, power_of_two(pixels)))
-    block_planes = min(config.block_planes, max(16, power_of_two(planes)))
-    block_depth = min(config.block_depth, max(16, power_of_two(max(channels))))
-    if any(c % 8 for c in channels):  # loads of single values, which take more registers
-        block_depth = 16
-    sizes = [(x.shape[2], x.shape[3]) for x in maps]
+    kind = configs.kind_of(out, how)
+    shapes = tuple(x.shape[1:] for x in maps)
+    plan = planned(_plan, traced)(batch, shapes, planes, align_corners, kind, out.device, config)
     slots = range(MOST_INPUTS)
     arguments = {
         **{f"x{k}": maps[k] if k < count else None for k in slots},
-        **{f"w{k}": matrix(weights[k]) if k < count else None for k in slots},
+        **{f"w{k}": weights[k].contiguous() if k < count else None for k in slots},
         **{f"b{k}": biases[k].contiguous() if k < len(biases) else None for k in slots},
-        **{f"height{k}": sizes[k][0] if k < count else None for k in slots[1:]},
-        **{f"width{k}": sizes[k][1] if k < count else None for k in slots[1:]},
         "out": out,
+        "ACTIVATION": activation,
+        "PRECISION": how,
+        **plan.arguments,
+    }
+    return Launch(_fusion, plan.programs, arguments, out, traced)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    programs: int
+    arguments: dict[str, Any]
+
+
+def _plan(
+    batch: int,
+    shapes: tuple[tuple[int, int, int], ...],
+    planes: int,
+    align_corners: bool,
+    kind: str,
+    device: torch.device,
+    config: configs.Fusion | None,
+) -> _Plan:
+    """All that does not depend on where the tensors lie. shapes: (channels, height, width) of each input."""
+    count = len(shapes)
+    _, height, width = shapes[0]
+    pixels = batch * height * width
+    if config is None:
+        config = configs.look_up(configs.Fusion, "fusion", configs.device_key(device), kind, pixels)
+    channels = [c for c, _, _ in shapes]
+    # no tile larger than the problem, but 16, which is the least that can be multiplied
+    block_pixels = no_larger_than(max(16, pixels), config.block_pixels)
+    block_planes = no_larger_than(max(16, planes), config.block_planes)
+    block_depth = no_larger_than(max(16, *channels), config.block_depth)
+    if any(c % 8 for c in channels):  # loads of single values, which take more registers
+        block_depth = 16
+    most = max((batch * h * w + block_pixels) * c for c, h, w in [*shapes, (planes, height, width)])
+    slots = range(MOST_INPUTS)
+    arguments = {
+        **{f"height{k}": shapes[k][1] if k < count else None for k in slots[1:]},
+        **{f"width{k}": shapes[k][2] if k < count else None for k in slots[1:]},
         "pixels": pixels,
         "height": height,
         "width": width,
         **{f"CHANNELS{k}": channels[k] if k < count else 0 for k in slots},
-        **{f"SAME_SIZE{k}": k < count and sizes[k] == sizes[0] for k in slots[1:]},
+        **{f"SAME_SIZE{k}": k < count and shapes[k][1:] == shapes[0][1:] for k in slots[1:]},
         "PLANES": planes,
-        "ACTIVATION": activation,
         "ALIGN_CORNERS": align_corners,
-        "WIDE": any(x.numel() + block_pixels * x.shape[1] > MOST_INT32 for x in [*maps, out])
-        or any(wide(h, height) or wide(w, width) for h, w in sizes),
-        "PRECISION": how,
+        "WIDE": most > MOST_INT32 or any(wide(h, height) or wide(w, width) for _, h, w in shapes),
         "BLOCK_PIXELS": block_pixels,
         "BLOCK_PLANES": block_planes,
         "BLOCK_DEPTH": block_depth,
@@ -222,4 +253,4 @@ def prepare(
         "num_warps": config.warps,
         **OPTIONS,
     }
-    return Launch(_fusion, cdiv(pixels, block_pixels) * cdiv(planes, block_planes), arguments, out)
+    return _Plan(cdiv(pixels, block_pixels) * cdiv(planes, block_planes), arguments)

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, TypeVar
 
 import torch
 import triton
@@ -13,24 +13,27 @@ from torch import Tensor
 # Loops that are to be pipelined say so themselves.
 OPTIONS = {"num_stages": 1}
 
-Workspace = Callable[[int, torch.device], Tensor]
+Plan = TypeVar("Plan")
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of a kernel, with its arguments by name, and `out`, where the result will be. No programs: no work."""
+    """One launch of a kernel, with its arguments by name, and `out`, where the result will be. No programs: no work.
+
+    traced: PyTorch may be recording a graph, and is to see the launch in it.
+    """
 
     kernel: Any
     programs: int
     arguments: dict[str, Any]
     out: Tensor
+    traced: bool = False
 
-    def run(self, traced: bool = False) -> Tensor:
-        """Launch. traced: PyTorch may be recording a graph, and is to see the launch in it."""
+    def run(self) -> Tensor:
         if self.programs:
             grid = (self.programs,)
             with on_device(self.out):
-                if traced:  # the compiler chooses the rounding
+                if self.traced:  # the compiler chooses the rounding
                     torch.library.wrap_triton(self.kernel)[grid](**self.arguments)
                 else:  # a * b + c is rounded once
                     self.kernel[grid](**self.arguments, enable_fp_fusion=True)
@@ -39,16 +42,28 @@ class Launch:
 
 def on_device(x: Tensor) -> AbstractContextManager[Any]:
     """Triton launches on the current device."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+    if x.is_cuda and x.device.index != torch.cuda.current_device():
+        return torch.cuda.device(x.device)
+    return nullcontext()
+
+
+def planned(plan: Callable[..., Plan], traced: bool) -> Callable[..., Plan]:
+    """A function of numbers that remembers its results; a graph's numbers may be symbols, which cannot be looked up."""
+    return plan if traced else _remembering(plan)
+
+
+@cache
+def _remembering(plan: Callable[..., Plan]) -> Callable[..., Plan]:
+    return lru_cache(maxsize=1024)(plan)
 
 
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def power_of_two(n: int) -> int:
-    """The smallest power of two that is not below n."""
-    return triton.next_power_of_2(n)
+def no_larger_than(n: int, most: int) -> int:
+    """The smallest power of two that is not below n, or `most`, a power of two, if that is smaller."""
+    return most if n > most // 2 else triton.next_power_of_2(int(n))
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -58,11 +73,6 @@ def channels_last(x: Tensor) -> Tensor:
 
 def empty_channels_last(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
-
-
-def matrix(weight: Tensor) -> Tensor:
-    """The weights (planes, channels, 1, 1) of a convolution, in the order planes, channels without gaps."""
-    return weight.reshape(weight.shape[0], weight.shape[1]).contiguous()
 
 
 def precision(x: Tensor) -> str:
@@ -80,23 +90,19 @@ def multiprocessors(device: torch.device) -> int:
 _workspaces: dict[tuple[torch.device, int], Tensor] = {}
 
 
-def kept_workspace(elements: int, device: torch.device) -> Tensor:
+def workspace(elements: int, device: torch.device, traced: bool) -> Tensor:
     """Zeros, which the kernels leave as zeros: one tensor per device and stream, larger when it must be.
 
-    While a CUDA graph is captured, a tensor of its own: it may run on any stream, beside this one.
+    A graph has its own, which it fills itself: it may run on any stream, beside this one.
     """
-    if device.type != "cuda":
-        return zeros(elements, device)
+    if device.type != "cuda" or traced or torch.cuda.is_current_stream_capturing():
+        return _zeros(elements, device)
     stream = torch.cuda.current_stream(device).cuda_stream
-    if torch.cuda.is_current_stream_capturing():
-        return zeros(elements, device)
-    workspace = _workspaces.get((device, stream))
-    if workspace is None or workspace.numel() < elements:
-        workspace = _workspaces[device, stream] = zeros(max(elements, 4096), device)
-    return workspace
+    kept = _workspaces.get((device, stream))
+    if kept is None or kept.numel() < elements:
+        kept = _workspaces[device, stream] = _zeros(max(elements, 4096), device)
+    return kept
 
 
-def zeros(elements: int, device: torch.device) -> Tensor:
+def _zeros(elements: int, device: torch.device) -> Tensor:
     return torch.zeros(elements, dtype=torch.int32, device=device)
-
-

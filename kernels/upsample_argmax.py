@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
-from .launch import OPTIONS, Launch, cdiv, channels_last, power_of_two
+from .launch import OPTIONS, Launch, cdiv, channels_last, no_larger_than
 from .taps import MOST_INT32, between, taps, wide
 from .values import float32, inline
 
@@ -90,24 +90,24 @@ def _upsample_argmax(
 
 
 def prepare(
-    logits: Tensor, height: int, width: int, align_corners: bool, config: configs.UpsampleArgmax | None = None
+    logits: Tensor,
+    height: int,
+    width: int,
+    align_corners: bool,
+    config: configs.UpsampleArgmax | None = None,
+    traced: bool = False,
 ) -> Launch:
     """The launch that computes `lwrn_fast.upsample_argmax`, whose arguments these are."""
     batch, classes, source_height, source_width = logits.shape
     logits = channels_last(logits)
     out = torch.empty((batch, height, width), dtype=torch.uint8, device=logits.device)
     if out.numel() == 0:
-        return Launch(_upsample_argmax, 0, {}, out)
+        return Launch(_upsample_argmax, 0, {}, out, traced)
     if config is None:
-        config = configs.look_up(
-            configs.UpsampleArgmax,
-            "upsample_argmax",
-            configs.device_key(logits.device),
-            configs.kind_of(logits, "ieee"),
-            batch * height * width,
-        )
-    block_h = min(config.block_h, power_of_two(height))
-    block_w = min(config.block_w, power_of_two(width))
+        device, kind = configs.device_key(logits.device), configs.kind_of(logits, "ieee")
+        config = configs.look_up(configs.UpsampleArgmax, "upsample_argmax", device, kind, batch * height * width)
+    block_h = no_larger_than(height, config.block_h)
+    block_w = no_larger_than(width, config.block_w)
     tiles_y, tiles_x = cdiv(height, block_h), cdiv(width, block_w)
     items = batch * tiles_y * tiles_x
     arguments = {
@@ -132,4 +132,4 @@ def prepare(
         "num_warps": config.warps,
         **OPTIONS,
     }
-    return Launch(_upsample_argmax, min(items, MOST_INT32), arguments, out)
+    return Launch(_upsample_argmax, min(items, MOST_INT32), arguments, out, traced)

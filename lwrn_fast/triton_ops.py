@@ -10,7 +10,6 @@ from . import ops
 from .kernels import crp as crp_kernel
 from .kernels import fusion as fusion_kernel
 from .kernels import upsample_argmax as upsample_argmax_kernel
-from .kernels.launch import zeros
 from .kernels.values import INTERPRETED
 
 KERNELS = {
@@ -21,18 +20,17 @@ KERNELS = {
 
 
 def crp(x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int) -> Tensor:
-    # A graph may run anywhere at any time, so that its workspace has to be its own.
-    return crp_kernel.prepare(x, weights, biases, groups, workspace=zeros).run(traced=True)
+    return crp_kernel.prepare(x, weights, biases, groups, traced=True).run()
 
 
 def fusion(
     inputs: list[Tensor], weights: list[Tensor], biases: list[Tensor], activation: str, align_corners: bool
 ) -> Tensor:
-    return fusion_kernel.prepare(inputs, weights, biases, activation, align_corners).run(traced=True)
+    return fusion_kernel.prepare(inputs, weights, biases, activation, align_corners, traced=True).run()
 
 
 def upsample_argmax(logits: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
-    return upsample_argmax_kernel.prepare(logits, height, width, align_corners).run(traced=True)
+    return upsample_argmax_kernel.prepare(logits, height, width, align_corners, traced=True).run()
 
 
 # What the interpreter runs cannot be traced.
