@@ -145,5 +145,7 @@ def far_apart(x: Tensor, dim: int) -> Tensor:
     strides = list(x.contiguous(memory_format=torch.channels_last).stride())
     strides[dim] = distance
     elements = distance + x.numel()
+    if x.is_cuda:
+        return torch.empty(elements, dtype=x.dtype, device=x.device).as_strided(x.shape, strides).copy_(x)
     memory = mmap.mmap(-1, elements * x.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
     return torch.frombuffer(memory, dtype=x.dtype).as_strided(x.shape, strides).copy_(x)

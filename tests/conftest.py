@@ -71,6 +71,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """
     for name, value in request.param.environment.items():
         monkeypatch.setenv(name, value)
+    if request.param.device == "cuda":  # TF32, PyTorch's default, is no measure of float32
+        monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
     with lwrn_fast.use_backend(request.param.name), torch.device(request.param.device):
         yield request.param
 

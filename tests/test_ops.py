@@ -165,7 +165,7 @@ class TestCompile:
 
     def test_autocast(self, backend):
         network, given = Network(), inputs()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(backend.device, dtype=torch.bfloat16):
             expected = network(*given)[0]
             got = torch.compile(network, fullgraph=True, backend="aot_eager")(*given)[0]
         assert got.dtype == torch.bfloat16
@@ -201,18 +201,18 @@ class TestAutocast:
         function, fused, _, arguments = DIFFERENTIABLE[op]
         given = arguments()
         expected = function(*leaves(given, dtype, False))
-        with torch.autocast("cpu", dtype=dtype):
+        with torch.autocast(backend.device, dtype=dtype):
             assert torch.equal(function(*given), expected)
             assert fused(*given).dtype == dtype
 
     def test_casts_what_convolutions_return(self, backend):
         conv, block = torch.nn.Conv2d(3, 8, 1), lwrn_fast.CRP(8, 8)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(backend.device, dtype=torch.bfloat16):
             assert block(conv(torch.randn(1, 3, 5, 5))).dtype == torch.bfloat16
 
     def test_gradients_have_the_dtype_of_the_parameters(self, backend):
         block, x = lwrn_fast.CRP(8, 8), torch.randn(1, 8, 5, 5, requires_grad=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(backend.device, dtype=torch.bfloat16):
             loss = block(x).float().square().sum()
         loss.backward()
         assert {t.grad.dtype for t in [x, *block.parameters()]} == {torch.float32}

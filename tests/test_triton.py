@@ -180,7 +180,7 @@ for op, call in calls.items():
 
 
 def test_torch_compile_sees_what_the_kernels_write():
-    """A graph holds the launch itself, no input counts as written, which would cost a copy of it, and sizes may vary."""
+    """A graph holds the launch itself, no input counts as written, which would cost a copy, and sizes may vary."""
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, "-c", TRACED], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr

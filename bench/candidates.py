@@ -1,0 +1,136 @@
+"""Which configurations are worth timing: tune.py begins with a grid of tiles and goes on from the best of them."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import gpu
+from gpu import DTYPES, Case
+from lwrn_fast.kernels import configs
+from shapes import CrpCase, FusionCase, UpsampleArgmaxCase
+
+Config = configs.Crp | configs.Fusion | configs.UpsampleArgmax
+
+CHOICES: dict[str, dict[str, tuple[int, ...]]] = {
+    "crp": {
+        "block_h": (2, 4, 8, 16),
+        "block_w": (4, 8, 16),
+        "block_planes": (32, 64, 128, 256),
+        "passes": (1, 2, 4),
+        "warps": (4, 8),
+        "block_depth": (16, 32, 64, 128),
+        "pool_planes": (32, 64, 128, 256),
+        "unroll": (1, 2, 4),
+        "pipeline": (1, 2, 3, 4),
+        "programs": (1, 2),
+    },
+    "fusion": {
+        "block_pixels": (16, 32, 64, 128, 256),
+        "block_planes": (32, 64, 128, 256),
+        "warps": (4, 8),
+        "block_depth": (16, 32, 64, 128),
+        "pipeline": (1, 2, 3, 4),
+        "tap_pipeline": (1, 2, 3),
+    },
+    "upsample_argmax": {
+        "block_h": (1, 2, 4, 8, 16),
+        "block_w": (8, 16, 32, 64),
+        "block_classes": (1, 2, 4, 8, 16, 32),
+        "warps": (2, 4, 8),
+    },
+}
+# The first grid runs over these; the other fields begin with the defaults.
+GRID = {
+    "crp": ("block_h", "block_w", "block_planes", "passes", "warps"),
+    "fusion": ("block_pixels", "block_planes", "warps"),
+    "upsample_argmax": ("block_h", "block_w", "block_classes", "warps"),
+}
+DEFAULTS = {"unroll": 2, "pipeline": 3, "tap_pipeline": 2, "programs": 1}
+BLOCK_DEPTH = {"half": 64, "tf32": 32, "ieee": 16}
+MOST_PER_MULTIPROCESSOR = 16  # items; smaller ones read the same values too often
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What limits a configuration."""
+
+    multiprocessors: int
+    shared_memory: int  # bytes that a program may have
+
+
+def grid(op: str, kind: str, cases: Sequence[Case], device: Gpu) -> list[Config]:
+    """Configurations of all sizes of tiles that suit all these cases."""
+    names = GRID[op]
+    rest = {name: value for name, value in DEFAULTS.items() if name in CHOICES[op]}
+    if op != "upsample_argmax":
+        rest["block_depth"] = BLOCK_DEPTH[kind]
+    found: list[Config] = []
+    for values in itertools.product(*(CHOICES[op][name] for name in names)):
+        chosen = dict(zip(names, values, strict=True)) | rest
+        if op == "crp":
+            chosen["pool_planes"] = _pooled_together(chosen["block_w"], chosen["warps"], kind)
+        found.append(configs.KINDS[op](**chosen))
+    return pruned(found, kind, cases, device)
+
+
+def neighbours(config: Config, op: str, kind: str, cases: Sequence[Case], device: Gpu) -> list[Config]:
+    """The configurations that differ in one field and suit all these cases."""
+    found = [replace(config, **{name: value}) for name, values in CHOICES[op].items() for value in values]
+    return pruned([other for other in found if other != config], kind, cases, device)
+
+
+def pruned(found: Sequence[Config], kind: str, cases: Sequence[Case], device: Gpu) -> list[Config]:
+    """Those that fit and have items for a quarter of the multiprocessors, or a quarter of the most items of any."""
+    fitting = [config for config in found if all(fits(config, kind, case, device) for case in cases)]
+    for case in cases:
+        enough = min(device.multiprocessors, max((items(config, case) for config in fitting), default=0)) / 4
+        fitting = [config for config in fitting if items(config, case) >= enough]
+    return fitting
+
+
+def items(config: Any, case: Case) -> int:
+    """Pieces of work that can be done at the same time."""
+    if isinstance(case, FusionCase):
+        return -(-gpu.pixels(case) // config.block_pixels) * -(-case.planes // config.block_planes)
+    height, width = case.to if isinstance(case, UpsampleArgmaxCase) else (case.height, case.width)
+    tiles = -(-height // config.block_h) * -(-width // config.block_w)
+    return tiles * -(-case.planes // (config.block_planes * config.passes)) if isinstance(case, CrpCase) else tiles
+
+
+def fits(config: Any, kind: str, case: Case, device: Gpu) -> bool:
+    """Whether registers, shared memory and the number of items are within reason: a guess, the compiler knows."""
+    threads = 32 * config.warps
+    if isinstance(case, UpsampleArgmaxCase):
+        labels = config.block_h * config.block_w
+        loads = 4 * labels * config.block_classes / threads  # in flight, a register each
+        return threads <= labels <= 8 * threads and loads <= 128 and config.block_classes < 2 * case.classes
+    itemsize = DTYPES[kind].itemsize
+    tile = config.block_pixels if isinstance(case, FusionCase) else config.block_h * config.block_w
+    programs = 1
+    if isinstance(case, CrpCase):
+        programs = config.programs
+        if tile < 16 or config.block_planes * config.passes > case.planes:
+            return False
+        if not 8 <= config.block_w * config.pool_planes * itemsize / threads <= 64:  # bytes of a row per thread
+            return False
+        if items(config, case) > MOST_PER_MULTIPROCESSOR * device.multiprocessors:
+            return False
+    sums = tile * config.block_planes / threads
+    least, most = (4, 64) if kind == "ieee" else (8, 128)
+    if config.block_planes > case.planes or not least <= sums <= most:
+        return False
+    shared = config.pipeline * (tile + config.block_planes) * config.block_depth * itemsize
+    return shared <= device.shared_memory // programs
+
+
+def described(config: Config) -> str:
+    """On one line, in the order of the fields."""
+    return " ".join(f"{f.name}={getattr(config, f.name)}" for f in fields(config) if f.name != "pixels")
+
+
+def _pooled_together(block_w: int, warps: int, kind: str) -> int:
+    """As many planes as give each thread 32 bytes of a row."""
+    planes = 32 * 32 * warps // (block_w * DTYPES[kind].itemsize)
+    choices = CHOICES["crp"]["pool_planes"]
+    return max(min(planes, choices[-1]), choices[0])

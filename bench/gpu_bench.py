@@ -1,0 +1,282 @@
+"""Times on a GPU, as JSON: `python bench/gpu_bench.py --json FILE [--cases target|levels]`.
+
+Everybody runs eagerly, launch by launch, and from a CUDA graph of several calls: "hot" on the same input again and
+again, as after the layer that wrote it, and "rotating" over inputs that the L2 cache cannot hold together. Whoever is
+wrong has no number.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import bench_crp
+import bench_fusion
+import bench_upsample_argmax
+import gpu
+import lwrn_fast
+from gpu import CASES, DTYPES, TARGETS, Call, Case
+from lwrn_fast import reference
+from peers import COMPILE, EAGER, FLOOR, OURS
+from shapes import CrpCase, FusionCase, UpsampleArgmaxCase
+from wrong import TOLERANCE, label_error, largest_error
+
+GRAPH = ", CUDA graph"
+ALL = (OURS, EAGER, COMPILE, FLOOR)
+KINDS = ("half", "tf32")
+HOT = 20  # calls at a time
+MOST_SETS = 256
+SMALLEST: dict[str, Case] = {
+    "crp": CrpCase(256, 16, 16),
+    "fusion": FusionCase(((256, 16, 16), (256, 8, 8)), 256, "relu"),
+    "upsample_argmax": UpsampleArgmaxCase(21, 16, 16, (64, 64)),
+}
+
+
+@dataclass
+class Problem:
+    """One case with its weights: contestants are functions of the inputs. floor: its multiplications alone."""
+
+    plain: nn.Module
+    ours: Callable[..., Tensor]
+    floor: Callable[..., Any] | None
+    error: Callable[[Tensor, list[Tensor]], float]
+
+
+def problem(case: Case, weights: list[Tensor]) -> Problem:
+    doubled = [w.double() for w in weights]
+    if isinstance(case, CrpCase):
+        return Problem(
+            bench_crp.Plain(weights),
+            lambda x: lwrn_fast.crp(x, weights),
+            lambda x: [torch.mm(rows(x), w.flatten(1).t()) for w in weights],
+            lambda got, given: largest_error(got, reference.crp(given[0].double(), doubled)),
+        )
+    if isinstance(case, FusionCase):
+        how = case.activation
+        return Problem(
+            bench_fusion.Plain(weights, how),
+            lambda *xs: lwrn_fast.fusion(xs, weights, activation=how),
+            lambda *xs: [torch.mm(rows(x), w.flatten(1).t()) for x, w in zip(xs, weights, strict=True)],
+            lambda got, given: largest_error(
+                got, reference.fusion([x.double() for x in given], doubled, activation=how)
+            ),
+        )
+    return Problem(
+        bench_upsample_argmax.Plain(case.to),
+        lambda x: lwrn_fast.upsample_argmax(x, case.to),
+        None,
+        lambda got, given: label_error(got, given[0], case.to),
+    )
+
+
+def rows(x: Tensor) -> Tensor:
+    """A channels-last map as a matrix, pixels x channels."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def measure(op: str, case: Case, kind: str, seconds: float, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """A row per contestant of this case; one that fails or is wrong has a row that says so."""
+    torch.manual_seed(0)
+    torch.compiler.reset()  # a function is compiled for a few cases only, then left as it is
+    nbytes = case.bytes(DTYPES[kind].itemsize)
+    count = min(MOST_SETS, max(2, -(-3 * torch.cuda.get_device_properties(0).L2_cache_size // nbytes)))
+    inputs, weights = gpu.random(case, DTYPES[kind])
+    sets = [inputs, *(gpu.random(case, DTYPES[kind])[0] for _ in range(count - 1))]
+    what = problem(case, weights)
+    functions: dict[str, Callable[..., Any] | None] = {
+        OURS: what.ours,
+        EAGER: what.plain,
+        COMPILE: torch.compile(what.plain, mode="max-autotune-no-cudagraphs", dynamic=False),
+        FLOOR: what.floor,
+    }
+    tolerance = TOLERANCE[torch.float16] if kind == "tf32" else TOLERANCE[DTYPES[kind]]
+    hot: dict[str, Call] = {}
+    rotating: dict[str, Call] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        function = functions[name]
+        if function is None:
+            continue
+        found[name] = found[name + GRAPH] = {}
+        try:
+            found[name] = prepare(name, function, sets, what, tolerance, hot, rotating)
+        except Exception as error:  # whatever a contestant raises: the others go on
+            found[name] = {"failed": gpu.told(error)}
+            found[name + GRAPH] = found[name]
+            for runs in (hot, rotating):
+                runs.pop(name, None)
+                runs.pop(name + GRAPH, None)
+    times = {"hot": (gpu.race(hot, seconds), HOT), "rotating": (gpu.race(rotating, seconds), len(sets))}
+    limit = gpu.limit(case, kind)
+    results = []
+    for name, facts in found.items():
+        row = {"op": op, "case": str(case), "where": CASES[op].get(case, ""), "kind": kind, "contestant": name, **facts}
+        if "failed" not in facts:
+            like = OURS + GRAPH if name.endswith(GRAPH) else OURS
+            for mode, (taken, calls) in times.items():
+                row[f"{mode}_us"] = short(1e6 * taken.median(name) / calls)
+                row[f"{mode}_times_ours"] = short(taken.ratio(name, like)) if like in taken.rounds else None
+                row[f"{mode}_rounds"] = len(taken.taken(name))
+            if name.removesuffix(GRAPH) != FLOOR:
+                row["percent_of_limit"] = short(1e8 * limit / row["rotating_us"])
+            row["limit_us"] = short(1e6 * limit)
+        results.append(row)
+    return results
+
+
+def prepare(
+    name: str,
+    function: Callable[..., Any],
+    sets: list[list[Tensor]],
+    what: Problem,
+    tolerance: float,
+    hot: dict[str, Call],
+    rotating: dict[str, Call],
+) -> dict[str, Any]:
+    """Check the function on the first and the last inputs, eagerly and from a graph, and add what is to be timed."""
+
+    def call(given: list[Tensor]) -> Call:
+        return lambda: function(*given)
+
+    def check(got: Any, given: list[Tensor]) -> None:
+        error = 0.0 if name == FLOOR else what.error(got, given)
+        if not error <= tolerance:
+            raise ArithmeticError(f"error {error:.3g}, at most {tolerance:.3g} is right")
+
+    calls = [call(given) for given in sets]
+    for i in (0, -1):
+        used = calls[i]()
+        gpu.poison(used)
+        del used  # its memory is the next result's
+        check(calls[i](), sets[i])
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    result = calls[0]()
+    torch.cuda.synchronize()
+    kept = sum(t.nbytes for t in (result if isinstance(result, list) else [result]))
+    extra = torch.cuda.max_memory_allocated() - before - kept
+
+    replay_hot, _ = gpu.captured([gpu.repeated(calls[0], HOT)])
+    replay, results = gpu.captured(calls)
+    for result in results:
+        gpu.poison(result)
+    replay()
+    for i in (0, -1):
+        check(results[i], sets[i])
+    hot[name] = gpu.repeated(calls[0], HOT)
+    rotating[name] = lambda: [one() for one in calls][-1]
+    hot[name + GRAPH], rotating[name + GRAPH] = replay_hot, replay
+    return {"extra_bytes": extra}
+
+
+def python_times() -> dict[str, dict[str, float]]:
+    """Microseconds of Python per call, on maps so small that the GPU is done first."""
+    found: dict[str, dict[str, float]] = {}
+    for op, case in SMALLEST.items():
+        inputs, weights = gpu.random(case, torch.bfloat16)
+        what = problem(case, weights)
+        found[op] = {
+            name: short(1e6 * gpu.host_seconds(lambda function=function, inputs=inputs: function(*inputs)))
+            for name, function in ((OURS, what.ours), (EAGER, what.plain))
+        }
+    return found
+
+
+def short(value: float) -> float:
+    """Four significant digits: more than the noise allows."""
+    return float(f"{value:.4g}")
+
+
+def save(path: Path, result: dict[str, Any]) -> None:
+    """Whole or not at all, since the time may run out at any moment."""
+    beside = path.with_suffix(".new")
+    beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """A line per case and kind: ours in microseconds, and how many times as long the others took."""
+    groups: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
+    for row in results:
+        groups.setdefault((row["op"], row["case"], row["kind"]), {})[row["contestant"]] = row
+    others = [OURS, EAGER, EAGER + GRAPH, COMPILE, COMPILE + GRAPH, FLOOR + GRAPH]
+    head = ["op", "case", "kind", "ours in a graph, hot, us", "rotating, us", "% of limit", *others]
+    lines = []
+    for key, group in groups.items():
+        ours = group.get(OURS + GRAPH, {})
+        cells = [*key, *(str(ours.get(k, "-")) for k in ("hot_us", "rotating_us", "percent_of_limit"))]
+        for name in others:
+            row = group.get(name, {})
+            us, base = row.get("rotating_us"), ours.get("rotating_us")
+            cells.append("failed" if "failed" in row else f"{us / base:.2f}" if us and base else "-")
+        lines.append(cells)
+    rule = ["---"] * len(head)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *lines))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go")
+    parser.add_argument("--cases", choices=("target", "levels"), default="target", help="the targets, or every level")
+    parser.add_argument("--op", choices=CASES, action="append", help="only these")
+    parser.add_argument("--kind", choices=DTYPES, action="append", help=f"only these; {' and '.join(KINDS)} if none")
+    parser.add_argument("--contestant", choices=ALL, action="append", help="only these")
+    parser.add_argument("--seconds", type=float, default=0.3, help="measured time per contestant and mode (0.3)")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no case is begun")
+    parser.add_argument("--commit", default="", help="what is measured, for the result file")
+    parser.add_argument("--machine", action="store_true", help="print what the GPU is, and end")
+    arguments = parser.parse_args()
+    gpu.require()
+    start = time.monotonic()
+    described = gpu.describe(arguments.commit)
+    if arguments.machine:
+        print(json.dumps(described, indent=1))
+        return 0
+    names = tuple(arguments.contestant or ALL)
+    chosen = TARGETS if arguments.cases == "target" else CASES
+    wanted = [
+        (op, case, kind)
+        for kind in arguments.kind or KINDS
+        for op in arguments.op or CASES
+        for case in ([chosen[op]] if arguments.cases == "target" else chosen[op])
+    ]
+    results: list[dict[str, Any]] = []
+    result = {"date": datetime.date.today().isoformat(), "machine": described, "results": results}
+    with torch.no_grad(), lwrn_fast.use_backend("triton"):
+        result["copy_bytes_per_second"] = gpu.copy_rate()
+        result["operations_per_second"] = {kind: gpu.gemm_rate(kind) for kind in dict.fromkeys(k for *_, k in wanted)}
+        result["python_us_per_call"] = python_times()
+        result["left_out"] = []
+        for op, case, kind in wanted:
+            if time.monotonic() - start > arguments.budget:
+                result["left_out"].append([op, str(case), kind])
+                continue
+            with gpu.multiplying(kind):
+                results += measure(op, case, kind, arguments.seconds, names)
+            if arguments.json:
+                save(arguments.json, result)
+            for row in results[-2 * len(names) :]:
+                if "failed" in row:
+                    print(f"{op} {case} {kind}, {row['contestant']}: {row['failed']}", flush=True)
+    if arguments.json:
+        save(arguments.json, result)
+    print(json.dumps({key: value for key, value in result.items() if key != "results"}, indent=1))
+    print(table(results))
+    if result["left_out"]:
+        print(f"left out for want of time: {len(result['left_out'])} cases")
+    return int(any("failed" in row and row["contestant"] == OURS for row in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
