@@ -21,7 +21,6 @@ CHOICES: dict[str, dict[str, tuple[int, ...]]] = {
         "warps": (4, 8),
         "block_depth": (16, 32, 64, 128),
         "pool_planes": (32, 64, 128, 256),
-        "unroll": (1, 2, 4),
         "pipeline": (1, 2, 3, 4),
         "programs": (1, 2),
     },
@@ -46,7 +45,7 @@ GRID = {
     "fusion": ("block_pixels", "block_planes", "warps"),
     "upsample_argmax": ("block_h", "block_w", "block_classes", "warps"),
 }
-DEFAULTS = {"unroll": 2, "pipeline": 3, "tap_pipeline": 2, "programs": 1}
+DEFAULTS = {"pipeline": 3, "tap_pipeline": 2, "programs": 1}
 BLOCK_DEPTH = {"half": 64, "tf32": 32, "ieee": 16}
 MOST_PER_MULTIPROCESSOR = 16  # items; smaller ones read the same values too often
 

@@ -28,7 +28,6 @@ class Crp:
     passes: int
     block_depth: int
     pool_planes: int  # pooled together
-    unroll: int  # rows of the pooling in flight
     pipeline: int  # blocks of products in flight
     warps: int
     programs: int  # per multiprocessor
@@ -71,7 +70,8 @@ def device_key(device: torch.device) -> str:
 
 
 def key_for(capability: tuple[int, int]) -> str:
-    if capability[0] == 12:  # has as little shared memory as the GPUs of capability 8.6, and its kind of tensor cores
+    # These have as little shared memory as the GPUs of capability 8.6, and not the tensor cores of those between.
+    if capability[0] == 12 or torch.version.hip is not None:
         capability = (8, 6)
     number = 10 * capability[0] + capability[1]
     known = [int(key) for key in table() if key.isdigit()]

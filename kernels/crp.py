@@ -105,7 +105,6 @@ def _pool(
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
     POOL_PLANES: tl.constexpr,
-    UNROLL: tl.constexpr,
 ):
     """Write a pooled tile to the panel: DEPTH planes of each pixel, from first_plane on, zeros for those beyond."""
     MASKED: tl.constexpr = PLANES % POOL_PLANES != 0
@@ -122,18 +121,21 @@ def _pool(
         c4 = (tl.minimum(column + 2, width - 1) * PLANES)[:, None] + planes
         to = panel + (tl.arange(0, BLOCK_W) * DEPTH)[:, None] + channels[None, :]
         values = width * PLANES
+        # The maxima of each row. Two rows at a time: their loads, which no store comes between, are in flight together.
         r0 = _row_maximum(image, y0 - 2, height, values, c0, c1, c2, c3, c4, inside, MASKED)
         r1 = _row_maximum(image, y0 - 1, height, values, c0, c1, c2, c3, c4, inside, MASKED)
         r2 = _row_maximum(image, y0, height, values, c0, c1, c2, c3, c4, inside, MASKED)
         r3 = _row_maximum(image, y0 + 1, height, values, c0, c1, c2, c3, c4, inside, MASKED)
-        for i in tl.range(0, BLOCK_H, num_stages=1, loop_unroll_factor=UNROLL):
+        for i in tl.range(0, BLOCK_H, 2, num_stages=1):
             r4 = _row_maximum(image, y0 + i + 2, height, values, c0, c1, c2, c3, c4, inside, MASKED)
-            largest = _largest(_largest(_largest(r0, r1), _largest(r2, r3)), r4)
-            tl.store(to + i * (BLOCK_W * DEPTH), rounded(largest, panel.dtype.element_ty))
-            r0 = r1
-            r1 = r2
-            r2 = r3
-            r3 = r4
+            r5 = _row_maximum(image, y0 + i + 3, height, values, c0, c1, c2, c3, c4, inside, MASKED)
+            shared = _largest(_largest(r1, r2), _largest(r3, r4))
+            tl.store(to + i * (BLOCK_W * DEPTH), rounded(_largest(r0, shared), panel.dtype.element_ty))
+            tl.store(to + (i + 1) * (BLOCK_W * DEPTH), rounded(_largest(shared, r5), panel.dtype.element_ty))
+            r0 = r2
+            r1 = r3
+            r2 = r4
+            r3 = r5
 
 
 @inline
@@ -224,7 +226,6 @@ def _crp(
     PASSES: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
     POOL_PLANES: tl.constexpr,
-    UNROLL: tl.constexpr,
     PIPELINE: tl.constexpr,
 ):
     """x, out: (batch, height, width, PLANES). w0, ...: (PLANES, PLANES), or (PLANES,) if DEPTHWISE. biases: None or
@@ -257,7 +258,7 @@ def _crp(
         x0 = tile % tiles_x * BLOCK_W
         first_plane = block * (PASSES * BLOCK_PLANES)
         pool_from = first_plane if DEPTHWISE else 0
-        _pool(source, panel, y0, x0, height, width, pool_from, PLANES, DEPTH, BLOCK_H, BLOCK_W, POOL_PLANES, UNROLL)
+        _pool(source, panel, y0, x0, height, width, pool_from, PLANES, DEPTH, BLOCK_H, BLOCK_W, POOL_PLANES)
         tl.debug_barrier()  # the panel is whole
 
         y = y0 + pixels // BLOCK_W
@@ -374,7 +375,6 @@ def _plan(
         "PASSES": passes,
         "BLOCK_DEPTH": block_depth,
         "POOL_PLANES": min(config.pool_planes, depth & -depth),
-        "UNROLL": config.unroll,
         "PIPELINE": config.pipeline,
         "num_warps": config.warps,
         **OPTIONS,

@@ -20,10 +20,10 @@ from lwrn_fast.kernels import configs, crp, fusion, upsample_argmax
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Every way in which a map can be cut into items: tiles that overhang, blocks of planes, several passes per item.
 CRP_CONFIGS = {
-    "square_tiles": configs.Crp(4, 4, 16, 1, 32, 16, 1, 1, 4, 1),
-    "flat_tiles": configs.Crp(2, 8, 16, 2, 32, 16, 1, 1, 4, 1),
-    "tall_tiles": configs.Crp(16, 2, 32, 1, 16, 32, 1, 1, 4, 1),
-    "one_tile": configs.Crp(16, 16, 64, 1, 64, 64, 1, 1, 4, 1),
+    "square_tiles": configs.Crp(4, 4, 16, 1, 32, 16, 1, 4, 1),
+    "flat_tiles": configs.Crp(2, 8, 16, 2, 32, 16, 1, 4, 1),
+    "tall_tiles": configs.Crp(16, 2, 32, 1, 16, 32, 1, 4, 1),
+    "one_tile": configs.Crp(16, 16, 64, 1, 64, 64, 1, 4, 1),
 }
 
 
