@@ -26,7 +26,7 @@ from .launch import (
     precision,
     workspace,
 )
-from .values import comparable, float32, inline, rounded
+from .values import comparable, float32, inline, load, rounded
 
 _locate = inline(schedule.locate)
 _neighbour = inline(schedule.neighbour)
@@ -76,19 +76,12 @@ def _largest(a, b):
 
 
 @inline
-def _load(place, inside, MASKED: tl.constexpr):
-    if MASKED:
-        return comparable(tl.load(place, mask=inside, other=0.0))
-    return comparable(tl.load(place))
-
-
-@inline
 def _row_maximum(image, y, height, values, c0, c1, c2, c3, c4, inside, MASKED: tl.constexpr):
     """The largest of the window's five columns, in row y of an image whose rows have `values` values."""
     row = image + tl.minimum(tl.maximum(y, 0), height - 1).to(tl.int64) * values
-    outer = _largest(_load(row + c0, inside, MASKED), _load(row + c4, inside, MASKED))
-    inner = _largest(_load(row + c1, inside, MASKED), _load(row + c3, inside, MASKED))
-    return _largest(_largest(outer, inner), _load(row + c2, inside, MASKED))
+    outer = _largest(comparable(load(row + c0, inside, MASKED)), comparable(load(row + c4, inside, MASKED)))
+    inner = _largest(comparable(load(row + c1, inside, MASKED)), comparable(load(row + c3, inside, MASKED)))
+    return _largest(_largest(outer, inner), comparable(load(row + c2, inside, MASKED)))
 
 
 @inline
@@ -139,30 +132,31 @@ def _pool(
 
 
 @inline
-def _weight_of(stage, w0, w1, w2, w3, w4, w5, w6, w7, STAGES: tl.constexpr):
-    weight = w0
+def _of_stage(stage, p0, p1, p2, p3, p4, p5, p6, p7, STAGES: tl.constexpr):
+    """The weights or biases of a stage, of those of all stages."""
+    chosen = p0
     if STAGES > 1:
         if stage == 1:
-            weight = w1
+            chosen = p1
     if STAGES > 2:
         if stage == 2:
-            weight = w2
+            chosen = p2
     if STAGES > 3:
         if stage == 3:
-            weight = w3
+            chosen = p3
     if STAGES > 4:
         if stage == 4:
-            weight = w4
+            chosen = p4
     if STAGES > 5:
         if stage == 5:
-            weight = w5
+            chosen = p5
     if STAGES > 6:
         if stage == 6:
-            weight = w6
+            chosen = p6
     if STAGES > 7:
         if stage == 7:
-            weight = w7
-    return weight
+            chosen = p7
+    return chosen
 
 
 @inline
@@ -204,7 +198,14 @@ def _crp(
     w5,
     w6,
     w7,
-    biases,
+    b0,
+    b1,
+    b2,
+    b3,
+    b4,
+    b5,
+    b6,
+    b7,
     out,
     kept,
     panels,
@@ -228,8 +229,8 @@ def _crp(
     POOL_PLANES: tl.constexpr,
     PIPELINE: tl.constexpr,
 ):
-    """x, out: (batch, height, width, PLANES). w0, ...: (PLANES, PLANES), or (PLANES,) if DEPTHWISE. biases: None or
-    (STAGES, PLANES). kept: (STAGES - 1, *x.shape). panels: (programs, BLOCK_H * BLOCK_W, DEPTH), where DEPTH is PLANES
+    """x, out: (batch, height, width, PLANES). w0, ...: (PLANES, PLANES), or (PLANES,) if DEPTHWISE. b0, ...: (PLANES,)
+    or None. kept: (STAGES - 1, *x.shape). panels: (programs, BLOCK_H * BLOCK_W, DEPTH), where DEPTH is PLANES
     rounded up to whole blocks, or those of an item, PASSES * BLOCK_PLANES, if DEPTHWISE."""
     TILE: tl.constexpr = BLOCK_H * BLOCK_W
     BLOCKS: tl.constexpr = (PLANES + PASSES * BLOCK_PLANES - 1) // (PASSES * BLOCK_PLANES)
@@ -253,7 +254,7 @@ def _crp(
                 counter = _counter(stage, image, tile, counted, batch, tiles, COUNTED)
                 _await(workspace + counter, _neighbours(tile, tiles_y, tiles_x) * READERS, READERS)
                 source = kept + ((stage - 1) * batch + image) * values
-        weight = _weight_of(stage, w0, w1, w2, w3, w4, w5, w6, w7, STAGES)
+        weight = _of_stage(stage, w0, w1, w2, w3, w4, w5, w6, w7, STAGES)
         y0 = tile // tiles_x * BLOCK_H
         x0 = tile % tiles_x * BLOCK_W
         first_plane = block * (PASSES * BLOCK_PLANES)
@@ -274,9 +275,9 @@ def _crp(
                 sums = _multiply(
                     panel, weight, planes, TILE, PLANES, DEPTH, BLOCK_PLANES, BLOCK_DEPTH, PRECISION, PIPELINE
                 )
-            if biases is not None:
-                bias = tl.load(biases + stage * PLANES + planes, mask=planes < PLANES, other=0.0)
-                sums += float32(bias)[None, :]
+            if b0 is not None:
+                bias = _of_stage(stage, b0, b1, b2, b3, b4, b5, b6, b7, STAGES)
+                sums += float32(tl.load(bias + planes, mask=planes < PLANES, other=0.0))[None, :]
             places = pixel + planes[None, :]
             mask = in_image & (planes < PLANES)[None, :]
             if stage == STAGES - 1:
@@ -313,7 +314,7 @@ def prepare(
     arguments = {
         "x": x,
         **{f"w{i}": weights[i].contiguous() if i < stages else None for i in range(MOST_STAGES)},
-        "biases": torch.stack(biases) if biases else None,
+        **{f"b{i}": biases[i].contiguous() if i < len(biases) else None for i in range(MOST_STAGES)},
         "out": out,
         "kept": torch.empty((stages - 1) * x.numel(), dtype=x.dtype, device=x.device),
         "panels": torch.empty(plan.panels, dtype=x.dtype, device=x.device),

@@ -15,14 +15,7 @@ from torch import Tensor
 from . import MOST_INPUTS, configs
 from .launch import OPTIONS, Launch, cdiv, channels_last, empty_channels_last, no_larger_than, planned, precision
 from .taps import MOST_INT32, between, taps, wide
-from .values import comparable, float32, inline, rounded
-
-
-@inline
-def _load(places, inside, MASKED: tl.constexpr):
-    if MASKED:
-        return tl.load(places, mask=inside, other=0.0)
-    return tl.load(places)
+from .values import comparable, float32, inline, load, rounded
 
 
 @inline
@@ -41,7 +34,7 @@ def _multiply(
     """sums + operand (pixels, channels) times these channels' weights of these planes."""
     inside = (channels < CHANNELS)[:, None] & (planes < PLANES)[None, :]
     places = weight + (planes * CHANNELS)[None, :] + channels[:, None]
-    factors = _load(places, inside, MASKED or PLANES % BLOCK_PLANES != 0)
+    factors = load(places, inside, MASKED or PLANES % BLOCK_PLANES != 0)
     return tl.dot(comparable(operand), comparable(factors), sums, input_precision=PRECISION)
 
 
@@ -75,7 +68,7 @@ def _add_input(
             places = x + (pixel * CHANNELS)[:, None]
             for first in tl.range(0, CHANNELS, BLOCK_DEPTH, num_stages=PIPELINE):
                 channels = first + tl.arange(0, BLOCK_DEPTH)
-                operand = _load(places + channels[None, :], (channels < CHANNELS)[None, :], MASKED)
+                operand = load(places + channels[None, :], (channels < CHANNELS)[None, :], MASKED)
                 sums = _multiply(
                     sums, operand, weight, channels, planes, CHANNELS, PLANES, BLOCK_PLANES, MASKED, PRECISION
                 )
@@ -93,10 +86,10 @@ def _add_input(
             for first in tl.range(0, CHANNELS, BLOCK_DEPTH, num_stages=TAP_PIPELINE):
                 channels = first + tl.arange(0, BLOCK_DEPTH)
                 inside = (channels < CHANNELS)[None, :]
-                a = float32(_load(top_left + channels[None, :], inside, MASKED))
-                a = between(a, float32(_load(bottom_left + channels[None, :], inside, MASKED)), bottom_weight)
-                b = float32(_load(top_right + channels[None, :], inside, MASKED))
-                b = between(b, float32(_load(bottom_right + channels[None, :], inside, MASKED)), bottom_weight)
+                a = float32(load(top_left + channels[None, :], inside, MASKED))
+                a = between(a, float32(load(bottom_left + channels[None, :], inside, MASKED)), bottom_weight)
+                b = float32(load(top_right + channels[None, :], inside, MASKED))
+                b = between(b, float32(load(bottom_right + channels[None, :], inside, MASKED)), bottom_weight)
                 operand = rounded(between(a, b, right_weight), x.dtype.element_ty)
                 sums = _multiply(
                     sums, operand, weight, channels, planes, CHANNELS, PLANES, BLOCK_PLANES, MASKED, PRECISION

@@ -1,5 +1,5 @@
-"""Conversions of values, which Triton's interpreter gets wrong for bfloat16: it computes with the bits of such values,
-and cuts off where it should round. Compiled kernels see plain conversions here."""
+"""Loads and conversions of values. Triton's interpreter gets conversions wrong for bfloat16: it computes with the bits
+of such values, and cuts off where it should round. Compiled kernels see plain conversions here."""
 
 import triton
 import triton.language as tl
@@ -10,6 +10,14 @@ INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 # For the functions that kernels call. The interpreter takes them as they are, and spends a millisecond on each call of
 # one that was decorated.
 inline = (lambda function: function) if INTERPRETED.value else triton.jit
+
+
+@inline
+def load(places, inside, MASKED: tl.constexpr):
+    """The values there, 0 where they are not inside; without a mask where all are."""
+    if MASKED:
+        return tl.load(places, mask=inside, other=0.0)
+    return tl.load(places)
 
 
 @inline

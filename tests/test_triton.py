@@ -45,7 +45,7 @@ def test_crp_in_tiles(config, groups):
     problem = crp_problem(groups=groups)
     prepared = crp.prepare(*problem, config=CRP_CONFIGS[config])
     got = prepared.run()
-    torch.testing.assert_close(got, reference.crp(*in_double(problem)).float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got, reference.crp(*in_double(problem)).float())
     assert not prepared.arguments["workspace"].any(), "the workspace is not as it was found"
 
 
@@ -65,7 +65,7 @@ def test_fusion_in_tiles(block_pixels):
     (row, *_) = configs.rows(configs.Fusion, "fusion", configs.device_key(inputs[0].device), "ieee")
     config = dataclasses.replace(row, block_pixels=block_pixels, block_planes=16, block_depth=16)
     got = fusion.prepare(*problem, config=config).run()
-    torch.testing.assert_close(got, reference.fusion(*in_double(problem)).float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got, reference.fusion(*in_double(problem)).float())
 
 
 @pytest.mark.parametrize("block_classes", [2, 16])
