@@ -1,0 +1,137 @@
+// Which kernel of crp runs a call, and how much of what it is given: host code.
+#pragma once
+#include <device/launch.cuh>
+
+#include "crp.cuh"
+#include "kinds.h"
+
+namespace lwrn_fast::cuda {
+
+struct CrpPlan {
+  CrpTask task = {};
+  int blocks = 0, shared_bytes = 0;  // no blocks: the kernel cannot run this call
+  double cycles = 0;                 // what it is expected to take
+  Scratch scratch = {};
+  const char* (*start)(const Device&, const CrpPlan&) = nullptr;
+};
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline bool is_aligned(const CrpArgs& args) {
+  const int64_t bytes = bytes_of(args.dtype);
+  const auto whole = [](int64_t n) { return n % 16 == 0; };
+  bool all = whole(args.x.planes * bytes) && whole(args.x.stride_n * bytes) && whole(args.x.stride_h * bytes) &&
+             whole(args.x.stride_w * bytes) && whole(reinterpret_cast<intptr_t>(args.x.data)) &&
+             whole(reinterpret_cast<intptr_t>(args.out));
+  for (int64_t i = 0; i < args.stages; ++i) all = all && whole(reinterpret_cast<intptr_t>(args.weights[i]));
+  return all;
+}
+
+// What a multiprocessor is expected to do in a cycle. From counts of bytes and instructions, not yet from measurements.
+constexpr double kCopiedBytes = 40;      // from the L2 cache
+constexpr double kPooledRows = 1 / 5.5;  // of 128 bytes: reads of shared memory
+constexpr double kItemLatency = 2000;    // to learn of finished neighbours, and to wait for the first bytes
+
+template <class Kernel>
+double expected_cycles(const CrpPlan& plan, const Device& device, int64_t items, int64_t chunks) {
+  const double most_at_once = plan.blocks, stages = plan.task.schedule.stages;
+  const double busy = items < device.multiprocessors ? items : device.multiprocessors;
+  const double sharing = most_at_once > busy ? most_at_once / busy : 1;  // blocks that share a multiprocessor
+  const double copied = Kernel::copied_rows() * chunks * kRowBytes / kCopiedBytes;
+  const double pooled = Kernel::kPixels * chunks / kPooledRows;
+  const double multiplied = Kernel::Multiplied::kCycles * plan.task.passes * chunks;
+  const double item = kItemLatency + sharing * (copied + pooled + multiplied);
+  const double in_turn = stages * items / most_at_once;
+  return item * (in_turn > stages ? in_turn : stages);
+}
+
+// The launch of one kernel, if it can run the call.
+template <class Kernel>
+CrpPlan plan_crp(const CrpArgs& args, const Device& device) {
+  using Kind = typename Kernel::Number;
+  const MapView& x = args.x;
+  const int64_t tiles_y = divide_up(x.height, Kernel::kTileHeight), tiles_x = divide_up(x.width, Kernel::kTileWidth);
+  const int64_t tiles = x.batch * tiles_y * tiles_x, chunks = divide_up(x.planes, kRowPlanes<Kind>);
+  const int64_t most_blocks = divide_up(x.planes, Kernel::kPlanes);
+  const int64_t enough = divide_up(device.multiprocessors * Kernel::kPrograms, tiles);
+  int64_t passes = 1;
+  if (Kernel::kResident)
+    passes = most_blocks;
+  else if (!Kernel::kDepthwise)
+    passes = divide_up(most_blocks, enough < most_blocks ? enough : most_blocks);
+  const int64_t blocks = divide_up(most_blocks, passes), most = INT32_MAX;
+
+  CrpPlan plan;
+  if (!may_use(Kernel::kName)) return plan;
+  const bool aligned = is_aligned(args);
+  if (Kernel::kResident && (!aligned || args.stages < 2 || chunks > Kernel::kMostChunks)) return plan;
+  if (tiles * blocks * args.stages > most - 2 * device.multiprocessors * Kernel::kPrograms || x.height > most / 2 ||
+      x.width > most / 2 || x.planes > most / 8)
+    return plan;
+
+  const int panel = Kernel::kDepthwise ? 1 : static_cast<int>(chunks);
+  const int least = Kernel::kResident ? panel : Kernel::kPassChunks;
+  int held = panel > least ? panel : least;
+  const auto needed = [&] { return int64_t{Kernel::shared_bytes(held, panel)}; };
+  while (held > least && needed() > device.shared_bytes / Kernel::kPrograms) --held;
+  if (needed() > device.shared_bytes) return plan;
+  plan.shared_bytes = static_cast<int>(needed());
+  const int64_t resident = resident_blocks<Kernel>(device, plan.shared_bytes);
+  if (resident == 0 || (Kernel::kResident && tiles > resident)) return plan;
+  plan.blocks = static_cast<int>(tiles * blocks < resident ? tiles * blocks : resident);
+
+  const int64_t bytes = Kind::kBytes, pixels = x.batch * x.height * x.width;
+  CrpTask& task = plan.task;
+  Schedule& s = task.schedule;
+  s.batch = static_cast<int>(x.batch);
+  const int64_t per_image = tiles_y * tiles_x * blocks, group = divide_up(2 * plan.blocks, per_image);
+  s.group = static_cast<int>(group < x.batch ? group : x.batch);
+  s.stages = static_cast<int>(args.stages);
+  s.tiles_y = static_cast<int>(tiles_y);
+  s.tiles_x = static_cast<int>(tiles_x);
+  s.blocks = static_cast<int>(blocks);
+  s.independent = Kernel::kDepthwise;
+  task.x = static_cast<const char*>(x.data);
+  task.x_image = x.stride_n * bytes;
+  task.x_row = x.stride_h * bytes;
+  task.x_pixel = x.stride_w * bytes;
+  task.out = static_cast<char*>(args.out);
+  task.biased = args.biases != nullptr;
+  for (int64_t i = 0; i < args.stages; ++i) {
+    task.weights[i] = static_cast<const char*>(args.weights[i]);
+    if (task.biased) task.biases[i] = static_cast<const char*>(args.biases[i]);
+  }
+  task.height = static_cast<int>(x.height);
+  task.width = static_cast<int>(x.width);
+  task.planes = static_cast<int>(x.planes);
+  task.passes = static_cast<int>(passes);
+  task.held = held;
+  task.aligned = aligned;
+  plan.cycles = expected_cycles<Kernel>(plan, device, tiles * blocks, chunks);
+  plan.scratch = {(args.stages - 1) * pixels * x.planes * bytes, counters_used(s)};
+  plan.start = [](const Device& on, const CrpPlan& p) {
+    return launch<Kernel>(on, p.blocks, p.shared_bytes, p.task, Kernel::kResident);
+  };
+  return plan;
+}
+
+// What takes the least time, of `best` and the kernels.
+template <class... Kernels>
+CrpPlan best_plan(const CrpArgs& args, const Device& device, CrpPlan best = {}) {
+  for (const CrpPlan& plan : {plan_crp<Kernels>(args, device)...})
+    if (plan.blocks != 0 && (best.blocks == 0 || plan.cycles < best.cycles)) best = plan;
+  return best;
+}
+
+// The best of the kernels in crp.cu.
+template <class Kind>
+CrpPlan choose_crp(const CrpArgs& args, const Device& device);
+
+inline const char* start(CrpPlan plan, const Device& device, void* scratch, int32_t* counters) {
+  if (plan.blocks == 0) return "more planes or pixels than the kernels take on this device";
+  plan.task.kept = static_cast<char*>(scratch);
+  plan.task.schedule.counters = counters;
+  return plan.start(device, plan);
+}
+
+}  // namespace lwrn_fast::cuda
