@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # What pip installs as torch, where .venv has none: TORCH="torch --index-url ..." takes another build of it.
 TORCH ?= torch==2.13.0
+# The compute capabilities that the CUDA part is built for, where there is nvcc: some of each kind of kernel, to save time.
+export LWRN_FAST_CUDA_ARCHS ?= 8.0;9.0a;10.0
 # make demo PHOTOS="a.jpg b.jpg", make test ARGS="-k crp", make bench ARGS=--everything
 PHOTOS ?=
 ARGS ?=
@@ -11,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PACKAGE := setup.py pyproject.toml MANIFEST.in README.md \
   $(shell find build_tools csrc kernels lwrn_fast -type f -not -name '*.so' -not -name '*.pyc')
-CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h')
+CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 TEST_TOOLS := g++-aarch64-linux-gnu qemu-user
 
 # $(call debian,packages): install them where the user may, else say that they are missing.
@@ -19,7 +21,7 @@ debian = if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
   then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(1) >/dev/null; \
   else echo "missing on this machine: $(1)" >&2; false; fi
 
-.PHONY: demo test test-tools bench lint format clean
+.PHONY: demo test test-tools cuda bench lint format clean
 
 demo: $(VENV)/cli.stamp
 	$(BIN)/python -I -m lwrn_fast.demo $(PHOTOS)
@@ -31,6 +33,10 @@ test: $(VENV)/test.stamp test-tools
 # What the cross-compilation test needs; it skips, and says so, where this cannot be installed.
 test-tools:
 	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || $(call debian,$(TEST_TOOLS)) || true
+
+# A wheel with the CUDA part for all compute capabilities; it needs nvcc, but no GPU.
+cuda: $(VENV)/torch.stamp
+	env -u LWRN_FAST_CUDA_ARCHS LWRN_FAST_CUDA=1 $(BIN)/python -m pip --disable-pip-version-check wheel --no-deps -w dist .
 
 bench: $(VENV)/bench.stamp
 	cd bench && ../$(BIN)/python -m pytest . --benchmark-json ../build/bench.json $(ARGS)

@@ -1,4 +1,4 @@
-"""Adds the C++ part to the build that pyproject.toml describes; build_tools/native.py compiles it."""
+"""Adds the C++ part to the build that pyproject.toml describes; build_tools/ compiles it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-from build_tools import native
+from build_tools import cuda, native
+from build_tools.messages import say
 
 
 class BuildExt(build_ext):
-    """Hands both extensions to ninja."""
+    """Hands all extensions to ninja."""
 
     def get_ext_filename(self, fullname: str) -> str:
         name = super().get_ext_filename(fullname)
-        # _ops holds no Python symbol, so its name carries no Python version.
-        return str(Path(name).with_name("_ops.so")) if fullname.split(".")[-1] == "_ops" else name
+        stem = fullname.split(".")[-1]
+        # What holds no Python symbol carries no Python version in its name.
+        return str(Path(name).with_name(f"{stem}.so")) if stem in ("_ops", "_ops_cuda") else name
 
     def build_extensions(self) -> None:
-        places = {name: Path(self.get_ext_fullpath(f"lwrn_fast.{name}")) for name in ("_ops", "_C")}
-        native.build(self.distribution.get_version(), places)
+        places = {e.name.split(".")[-1]: Path(self.get_ext_fullpath(e.name)) for e in self.extensions}
+        built = native.build(self.distribution.get_version(), places)
+        self.extensions = [e for e in self.extensions if e.name.split(".")[-1] in built]
 
 
 class BuildPy(build_py):
@@ -36,14 +39,16 @@ class BuildPy(build_py):
 
 def extensions() -> list[Extension]:
     if not native.wanted():
-        native.say("building the pure-Python package, without the C++ part")
+        say("building the pure-Python package, without the C++ part")
         return []
-    sources = [str(path.relative_to(native.ROOT)) for path in sorted((native.ROOT / "csrc").rglob("*.cpp"))]
-    module = [source for source in sources if source.endswith("module.cpp")]
-    return [
-        Extension("lwrn_fast._ops", [source for source in sources if source not in module]),
-        Extension("lwrn_fast._C", module),
+    once, per_set = native.sources()
+    found = [
+        Extension("lwrn_fast._ops", [*once, *per_set]),
+        Extension("lwrn_fast._C", ["csrc/module.cpp"]),
     ]
+    if isinstance(cuda.find(), cuda.Cuda):
+        found.append(Extension("lwrn_fast._ops_cuda", ["csrc/cuda/ops_cuda.cpp"]))
+    return found
 
 
 setup(

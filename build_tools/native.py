@@ -1,4 +1,5 @@
-"""Compiles the C++ part with ninja: lwrn_fast/_ops.so (the operators) and lwrn_fast/_C (facts about the build).
+"""Compiles the C++ part with ninja: lwrn_fast/_ops.so (the operators), lwrn_fast/_C (facts about the build) and, as
+build_tools/cuda.py says, lwrn_fast/_ops_cuda.so (the operators on a GPU).
 
 The build folder persists, so a second build compiles only what changed. Environment variables:
 LWRN_FAST_NATIVE=0      build the pure-Python package, which is also what other systems than Linux get
@@ -19,6 +20,10 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from build_tools import cuda
+from build_tools.cuda import Cuda
+from build_tools.messages import failure, say
+from build_tools.ninja_file import NinjaFile, command_line
 from build_tools.torch_headers import REQUIREMENT, Torch, find_torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +50,7 @@ def requirements() -> list[str]:
         return []
     compiler()
     python_include()
+    cuda.find()
     torch = find_torch()
     return [] if torch and torch.recent_enough() else [REQUIREMENT]
 
@@ -62,17 +68,9 @@ def compiler() -> list[str]:
     raise failure("no C++ compiler: install g++ (Debian: apt-get install g++), or set LWRN_FAST_NATIVE=0 to do without")
 
 
-def failure(message: str) -> SystemExit:
-    """What ends the build with one line, raised, instead of a traceback."""
-    return SystemExit(f"lwrn_fast: {message}")
-
-
-def say(message: str) -> None:
-    print(f"lwrn_fast: {message}", flush=True)
-
-
-def build(version: str, outputs: dict[str, Path]) -> None:
-    """Build `_ops` and `_C` for package version `version` and copy each to its place in `outputs`."""
+def build(version: str, outputs: dict[str, Path]) -> set[str]:
+    """Build `_ops`, `_C` and, if it can be, `_ops_cuda` for package version `version`, and copy each to its place in
+    `outputs`. Returns which have been built."""
     cxx = compiler()
     torch = find_torch()
     if torch is None or not torch.recent_enough():
@@ -80,17 +78,22 @@ def build(version: str, outputs: dict[str, Path]) -> None:
         raise failure(f"{found}: install {REQUIREMENT}, or set LWRN_FAST_NATIVE=0 to do without")
     folder = Path(os.environ.get("LWRN_FAST_BUILD_DIR", ROOT / "build" / "native")).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    say("building without CUDA: this version has no CUDA kernels")
+    gpu = cuda.checked(cuda.find(), cxx, folder)
+    if isinstance(gpu, Cuda):
+        say(f"building with CUDA: nvcc {gpu.version} for {', '.join(gpu.architectures)}")
+    else:
+        say(f"building without CUDA: {gpu}")
     say(f"compiling against the headers of torch {torch.version} in {torch.folder}")
     sets = instruction_sets(cxx, folder)
-    text, built = ninja_file(version, cxx, torch, sets, folder)
+    text, built = ninja_file(version, cxx, torch, sets, folder, gpu)
     (folder / "build.ninja").write_text(text)
     jobs = os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
     if subprocess.run([*ninja(), "-C", str(folder), "-j", jobs]).returncode:
         raise failure("the C++ part did not compile: the compiler's messages are above")
-    for name, place in outputs.items():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(folder / built[name], place)
+    for name, file in built.items():
+        outputs[name].parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(folder / file, outputs[name])
+    return set(built)
 
 
 def ninja() -> list[str]:
@@ -116,7 +119,7 @@ def instruction_sets(cxx: list[str], folder: Path) -> dict[str, list[str]]:
 
 
 def ninja_file(
-    version: str, cxx: list[str], torch: Torch, sets: dict[str, list[str]], folder: Path
+    version: str, cxx: list[str], torch: Torch, sets: dict[str, list[str]], folder: Path, gpu: Cuda | str
 ) -> tuple[str, dict[str, str]]:
     """The text of build.ninja, and the file name in `folder` of each object it builds."""
     # Every path in the file leads through these links, so that its commands stay the same when an isolated build finds
@@ -132,41 +135,39 @@ def ninja_file(
     torch_flags = [f"-DTORCH_TARGET_VERSION={TARGET}", torch_version, "-isystem", "torch/include"]
     python_flags = [f'-DLWRN_VERSION="{version}"', torch_version, "-isystem", "pybind11", "-isystem", "python"]
 
-    lines = [
-        "ninja_required_version = 1.5",
-        f"cxx = {command_line(cxx)}",
-        "rule compile",
-        "  command = $cxx $flags -MMD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "  description = compile $out",
-        "rule link",
-        "  command = $cxx -shared $in -o $out $flags",
-        "  description = link $out",
-    ]
+    file = NinjaFile()
+    command = command_line(cxx)
+    file.rule("compile", f"{command} $flags -MMD -MF $out.d -c $in -o $out", "depfile = $out.d", "deps = gcc")
+    file.rule("link", f"{command} -shared $in -o $out $flags")
 
-    def add(rule: str, output: str, inputs: list[str], flags: list[str]) -> str:
-        lines.append(f"build {output}: {rule} {' '.join(inputs)}")
-        lines.append(f"  flags = {command_line(flags)}")
-        return output
-
-    isa = add("compile", "isa.o", ["csrc/cpu/isa.cpp"], common)
+    isa = file.add("compile", "isa.o", ["csrc/cpu/isa.cpp"], common)
     once, per_set = sources()
     objects = [isa]
-    objects += [add("compile", f"{Path(source).stem}.o", [source], [*common, *torch_flags]) for source in once]
+    objects += [file.add("compile", f"{Path(source).stem}.o", [source], [*common, *torch_flags]) for source in once]
     # The plainest set first: of an inline function that several objects hold the linker keeps the first.
     for name, flags in reversed(sets.items()):
         for source in per_set:
             kernel_flags = [*common, *KERNEL, *flags, f"-DLWRN_ISA={name}"]
-            objects.append(add("compile", f"{Path(source).stem}.{name}.o", [source], kernel_flags))
+            objects.append(file.add("compile", f"{Path(source).stem}.{name}.o", [source], kernel_flags))
     user_link = [*user, *shlex.split(os.environ.get("LDFLAGS", ""))]
     # libtorch_cpu is found by its name among what the process has loaded: no run path ties the binary to one torch.
-    ops = add("link", "_ops.so", objects, ["-Ltorch/lib", "-ltorch_cpu", *user_link])
+    torch_link = ["-Ltorch/lib", "-ltorch_cpu", *user_link]
+    built = {"_ops": file.add("link", "_ops.so", objects, torch_link)}
+    if isinstance(gpu, Cuda):
+        built["_ops_cuda"] = cuda.add(file, gpu, cxx, [*common, *torch_flags], torch_link)
 
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    module = add("compile", f"module{suffix}.o", ["csrc/module.cpp"], [*common, *python_flags])
-    extension = add("link", f"_C{suffix}", [module, isa], user_link)
-    return "\n".join([*lines, ""]), {"_ops": ops, "_C": extension}
+    python_flags += cuda_facts(gpu)
+    module = file.add("compile", f"module{suffix}.o", ["csrc/module.cpp"], [*common, *python_flags])
+    built["_C"] = file.add("link", f"_C{suffix}", [module, isa], user_link)
+    return file.text(), built
+
+
+def cuda_facts(gpu: Cuda | str) -> list[str]:
+    """What build_info() says about the CUDA part."""
+    architectures, text = (gpu.architectures, f"nvcc {gpu.version}") if isinstance(gpu, Cuda) else ([], f"none: {gpu}")
+    listed = "".join(f'"{name}",' for name in architectures)
+    return [f'-DLWRN_CUDA="{text}"', f"-DLWRN_CUDA_ARCHITECTURES={listed}"]
 
 
 def sources() -> tuple[list[str], list[str]]:
@@ -176,7 +177,7 @@ def sources() -> tuple[list[str], list[str]]:
     """
     once: list[str] = []
     per_set: list[str] = []
-    for path in sorted((ROOT / "csrc").rglob("*.cpp")):
+    for path in sorted([*(ROOT / "csrc").glob("*.cpp"), *(ROOT / "csrc" / "cpu").glob("*.cpp")]):
         name = str(path.relative_to(ROOT))
         if name not in ("csrc/module.cpp", "csrc/cpu/isa.cpp"):
             (per_set if "LWRN_ISA" in path.read_text() else once).append(name)
@@ -209,7 +210,3 @@ def point(link: Path, target: Path) -> None:
     """Make `link` a symbolic link to `target`, whatever it was before."""
     link.unlink(missing_ok=True)
     link.symlink_to(target)
-
-
-def command_line(words: list[str]) -> str:
-    return " ".join(shlex.quote(word) for word in words).replace("$", "$$")

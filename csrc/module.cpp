@@ -24,8 +24,8 @@ py::dict build_info() {
   info["version"] = LWRN_VERSION;
   info["compiler"] = LWRN_COMPILER;
   info["instruction_sets"] = isas(isa_built);
-  info["cuda_architectures"] = py::list();
-  info["cuda"] = "none: this version has no CUDA kernels";
+  info["cuda_architectures"] = std::vector<std::string>{LWRN_CUDA_ARCHITECTURES};
+  info["cuda"] = LWRN_CUDA;
   info["torch"] = LWRN_TORCH_VERSION;
   info["pybind11"] = std::to_string(PYBIND11_VERSION_MAJOR) + "." + std::to_string(PYBIND11_VERSION_MINOR) + "." +
                      PYBIND11_TOSTRING(PYBIND11_VERSION_PATCH);
@@ -40,7 +40,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Facts about the compiled part of lwrn_fast and about this machine.";
   m.def("build_info", &build_info,
         "How the compiled part was built: version, compiler, instruction_sets (best first), cuda_architectures and\n"
-        "cuda (why there are none), torch (whose headers were used), pybind11.");
+        "cuda (which nvcc, or why none), torch (whose headers were used), pybind11.");
   m.def(
       "cpu_isa", [] { return std::string(isa_name(current_isa())); },
       "The instruction set that a call uses now; LWRN_FAST_CPU_ISA forces one. RuntimeError where it cannot run here.");

@@ -26,10 +26,15 @@ def missing() -> str | None:
         return f"the compiled part, {OPS.name}, is not in this installation, which is pure Python or not built yet"
     if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < MINIMUM_TORCH:
         return f"the compiled part needs torch >= 2.10, and this is torch {torch.__version__}"
+    return load(OPS)
+
+
+def load(library: Path) -> str | None:
+    """Load a library of operators; why it does not load, None where it does."""
     try:
-        torch.ops.load_library(str(OPS))
+        torch.ops.load_library(str(library))
     except (OSError, RuntimeError) as error:
-        return f"{OPS.name} does not load: {_first_line(error)}"
+        return f"{library.name} does not load: {_first_line(error)}"
     return None
 
 

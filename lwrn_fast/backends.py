@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import _native, _triton, checks
+from . import _cuda, _native, _triton, checks
 
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
 VARIABLE = "LWRN_FAST_BACKEND"
@@ -156,20 +156,13 @@ def can_run_cpu(op: str, tensors: Sequence[Tensor]) -> str | None:
 def can_run_triton(op: str, tensors: Sequence[Tensor]) -> str | None:
     """Triton: tensors on a GPU, float32, bfloat16 or float16, of any strides. It takes some arguments one by one."""
     reason = _triton.why_not_on(tensors[0].device) or _why_no_kernel(tensors)
-    if reason is not None:
-        return reason
-    maps = sum(tensor.dim() == 4 for tensor in tensors)  # and weights
-    most_stages, most_inputs = _triton.limits()
-    if op == "crp" and maps > 1 + most_stages:
-        return f"it runs at most {most_stages} stages, not {maps - 1}"
-    if op == "fusion" and maps > 2 * most_inputs:
-        return f"it takes at most {most_inputs} inputs, not {maps // 2}"
-    return None
+    return reason or _why_too_many(op, tensors, *_triton.limits())
 
 
 def can_run_cuda(op: str, tensors: Sequence[Tensor]) -> str | None:
-    """CUDA C++: not written yet."""
-    return missing("cuda")
+    """CUDA C++: tensors on a GPU, float32, bfloat16 or float16, of any strides."""
+    reason = _cuda.why_not_on(tensors[0].device) or _why_no_kernel(tensors)
+    return reason or _why_too_many(op, tensors, _cuda.MOST_STAGES, _cuda.MOST_INPUTS)
 
 
 def _why_no_kernel(tensors: Sequence[Tensor]) -> str | None:
@@ -186,9 +179,18 @@ def _why_no_kernel(tensors: Sequence[Tensor]) -> str | None:
     return None
 
 
+def _why_too_many(op: str, tensors: Sequence[Tensor], most_stages: int, most_inputs: int) -> str | None:
+    maps = sum(tensor.dim() == 4 for tensor in tensors)  # and weights
+    if op == "crp" and maps > 1 + most_stages:
+        return f"it runs at most {most_stages} stages, not {maps - 1}"
+    if op == "fusion" and maps > 2 * most_inputs:
+        return f"it takes at most {most_inputs} inputs, not {maps // 2}"
+    return None
+
+
 NATIVE_MISSING = _native.missing()
 # What "auto" leaves alone, and why.
-UNPROVEN = {"triton": "has not yet run on a GPU, and runs only when asked for by name"}
+UNPROVEN = dict.fromkeys(("cuda", "triton"), "has not yet run on a GPU, and runs only when asked for by name")
 
 
 def missing(name: str) -> str | None:
@@ -197,7 +199,7 @@ def missing(name: str) -> str | None:
         return NATIVE_MISSING
     if name == "triton":
         return _triton.missing()
-    return "this version of lwrn_fast has no CUDA kernels" if name == "cuda" else None
+    return _cuda.missing() if name == "cuda" else None
 
 
 def _fastest_first(tensor: Tensor) -> tuple[str, ...]:

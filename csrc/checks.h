@@ -1,0 +1,274 @@
+// What the ops of every device check and allocate before a kernel runs. An error is one line, which Python shows as it
+// is.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "crp.h"
+#include "fusion.h"
+#include "upsample_argmax.h"
+
+namespace lwrn_fast {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class... Parts>
+void require(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+inline std::string item(const char* name, size_t i) { return std::string(name) + "[" + std::to_string(i) + "]"; }
+
+inline std::string shape_of(const Tensor& tensor) {
+  std::string text;
+  for (int64_t size : tensor.sizes()) text += (text.empty() ? "(" : ", ") + std::to_string(size);
+  return text.empty() ? "()" : text + ")";
+}
+
+inline Dtype dtype_of(const char* op, const char* name, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::f32;
+    case ScalarType::BFloat16:
+      return Dtype::bf16;
+    case ScalarType::Half:
+      return Dtype::f16;
+    default:
+      throw std::runtime_error(std::string(op) + ": " + name + " must be float32, bfloat16 or float16");
+  }
+}
+
+inline void require_like(const char* op, const std::string& name, const Tensor& tensor, const Tensor& first,
+                         const char* first_name) {
+  require(tensor.scalar_type() == first.scalar_type(), op, ": ", name, " must have the dtype of ", first_name);
+  require(tensor.device() == first.device(), op, ": ", name, " must be on the device of ", first_name);
+}
+
+inline void require_map(const char* op, const std::string& name, const Tensor& tensor) {
+  require(tensor.dim() == 4, op, ": ", name, " must be (batch, planes, height, width), got ", shape_of(tensor));
+  require(tensor.size(1) > 0 && tensor.size(2) > 0 && tensor.size(3) > 0, op, ": ", name,
+          " must have planes, height and width of at least 1, got ", shape_of(tensor));
+}
+
+inline bool planes_adjacent(const Tensor& map) { return map.stride(1) == 1 || map.size(1) == 1; }
+
+inline MapView view_of(const Tensor& map) {
+  return {map.const_data_ptr(), map.size(0),   map.size(1),   map.size(2),
+          map.size(3),          map.stride(0), map.stride(2), map.stride(3)};
+}
+
+inline Tensor channels_last_empty(const Tensor& like, int64_t batch, int64_t planes, int64_t height, int64_t width) {
+  const int64_t sizes[] = {batch, planes, height, width};
+  return torch::stable::empty({sizes, 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                              MemoryFormat::ChannelsLast);
+}
+
+// Each weight with the memory of a contiguous (out_planes, in_planes[i]) matrix.
+inline std::vector<Tensor> matrices(const char* op, const std::vector<Tensor>& weights, int64_t out_planes,
+                                    const std::vector<int64_t>& in_planes, const Tensor& first,
+                                    const char* first_name) {
+  std::vector<Tensor> result;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const Tensor& weight = weights[i];
+    require(weight.dim() == 4 && weight.size(0) == out_planes && weight.size(1) == in_planes[i] &&
+                weight.size(2) == 1 && weight.size(3) == 1,
+            op, ": ", item("weights", i), " must be (", out_planes, ", ", in_planes[i], ", 1, 1), got ",
+            shape_of(weight));
+    require_like(op, item("weights", i), weight, first, first_name);
+    const bool dense =
+        (weight.size(1) == 1 || weight.stride(1) == 1) && (weight.size(0) == 1 || weight.stride(0) == weight.size(1));
+    result.push_back(dense ? weight : torch::stable::contiguous(weight));
+  }
+  return result;
+}
+
+inline std::vector<Tensor> vectors(const char* op, const std::vector<Tensor>& biases, size_t count, int64_t planes,
+                                   const Tensor& first, const char* first_name) {
+  require(biases.empty() || biases.size() == count, op, ": biases must be empty or ", count, " tensors, got ",
+          biases.size());
+  std::vector<Tensor> result;
+  for (size_t i = 0; i < biases.size(); ++i) {
+    require(biases[i].dim() == 1 && biases[i].size(0) == planes, op, ": ", item("biases", i), " must be (", planes,
+            "), got ", shape_of(biases[i]));
+    require_like(op, item("biases", i), biases[i], first, first_name);
+    result.push_back(torch::stable::contiguous(biases[i]));
+  }
+  return result;
+}
+
+// Scratch memory, its start aligned as asked for.
+class Workspace {
+ public:
+  Workspace(int64_t bytes, uintptr_t alignment, const torch::stable::Device& device) : alignment_(alignment) {
+    const int64_t padded = bytes + static_cast<int64_t>(alignment);
+    tensor_ = torch::stable::empty({&padded, 1}, ScalarType::Byte, std::nullopt, device);
+  }
+  void* get() const {
+    const auto address = reinterpret_cast<uintptr_t>(tensor_.mutable_data_ptr());
+    return reinterpret_cast<void*>((address + alignment_ - 1) / alignment_ * alignment_);
+  }
+
+ private:
+  uintptr_t alignment_;
+  Tensor tensor_;
+};
+
+// The pointers of tensors, for as long as this lives.
+class Pointers {
+ public:
+  explicit Pointers(const std::vector<Tensor>& tensors) {
+    for (const Tensor& tensor : tensors) data_.push_back(tensor.const_data_ptr());
+  }
+  const void* const* get() const { return data_.empty() ? nullptr : data_.data(); }
+
+ private:
+  std::vector<const void*> data_;
+};
+
+// A call whose arguments fit together, with memory for its result. Its maps have adjacent planes, its weights are
+// contiguous matrices.
+struct CrpCall {
+  Dtype dtype;
+  Tensor x;
+  bool depthwise;
+  std::vector<Tensor> weights, biases;
+  Tensor out;
+
+  // weights: this call's, packed or not.
+  CrpArgs args(const Pointers& weight_data, const Pointers& bias_data) const {
+    return {dtype,
+            view_of(x),
+            static_cast<int64_t>(weights.size()),
+            depthwise,
+            weight_data.get(),
+            bias_data.get(),
+            out.mutable_data_ptr()};
+  }
+};
+
+// channels_last: copies a map of this dtype to channels-last memory.
+template <class Copy>
+CrpCall crp_call(const Tensor& input, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
+                 int64_t groups, const Copy& channels_last) {
+  const Dtype dtype = dtype_of("crp", "x", input);
+  require_map("crp", "x", input);
+  const int64_t planes = input.size(1);
+  require(groups == 1 || groups == planes, "crp: groups must be 1 or the number of planes (", planes, "), got ",
+          groups);
+  require(static_cast<int64_t>(weights.size()) <= kMostStages, "crp: weights must be at most ", kMostStages,
+          " tensors, got ", weights.size());
+  const bool depthwise = groups > 1;
+  const std::vector<int64_t> in_planes(weights.size(), depthwise ? 1 : planes);
+  return {dtype,
+          planes_adjacent(input) ? input : channels_last(input, dtype),
+          depthwise,
+          matrices("crp", weights, planes, in_planes, input, "x"),
+          vectors("crp", biases, weights.size(), planes, input, "x"),
+          channels_last_empty(input, input.size(0), planes, input.size(2), input.size(3))};
+}
+
+inline Activation activation_of(const std::string& name) {
+  if (name == "none") return Activation::none;
+  if (name == "relu") return Activation::relu;
+  require(name == "relu6", "fusion: activation must be 'relu', 'relu6' or 'none', got '", name, "'");
+  return Activation::relu6;
+}
+
+struct FusionCall {
+  Dtype dtype;
+  std::vector<Tensor> maps;
+  std::vector<MapView> views;
+  std::vector<Tensor> weights, biases;
+  Activation activation;
+  bool align_corners;
+  Tensor out;
+
+  FusionArgs args(const Pointers& weight_data, const Pointers& bias_data) const {
+    return {dtype,
+            static_cast<int64_t>(views.size()),
+            views.data(),
+            weight_data.get(),
+            bias_data.get(),
+            out.size(1),
+            activation,
+            align_corners,
+            out.mutable_data_ptr()};
+  }
+};
+
+template <class Copy>
+FusionCall fusion_call(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
+                       const std::vector<Tensor>& biases, const std::string& activation, bool align_corners,
+                       const Copy& channels_last) {
+  require(!inputs.empty(), "fusion: inputs must hold at least one tensor");
+  require(weights.size() == inputs.size(), "fusion: weights must be ", inputs.size(),
+          " tensors, one for each input, got ", weights.size());
+  require(weights[0].dim() == 4, "fusion: weights[0] must be (out, in, 1, 1), got ", shape_of(weights[0]));
+  const Tensor& first = inputs[0];
+  const Dtype dtype = dtype_of("fusion", "inputs[0]", first);
+  std::vector<Tensor> maps;
+  std::vector<MapView> views;
+  std::vector<int64_t> in_planes;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    require_like("fusion", item("inputs", i), inputs[i], first, "inputs[0]");
+    require_map("fusion", item("inputs", i), inputs[i]);
+    require(inputs[i].size(0) == first.size(0), "fusion: ", item("inputs", i), " must have batch ", first.size(0),
+            ", got ", inputs[i].size(0));
+    maps.push_back(planes_adjacent(inputs[i]) ? inputs[i] : channels_last(inputs[i], dtype));
+    views.push_back(view_of(maps.back()));
+    in_planes.push_back(inputs[i].size(1));
+  }
+  const int64_t out_planes = weights[0].size(0);
+  return {dtype,
+          maps,
+          views,
+          matrices("fusion", weights, out_planes, in_planes, first, "inputs[0]"),
+          vectors("fusion", biases, weights.size(), out_planes, first, "inputs[0]"),
+          activation_of(activation),
+          align_corners,
+          channels_last_empty(first, first.size(0), out_planes, first.size(2), first.size(3))};
+}
+
+struct UpsampleArgmaxCall {
+  Dtype dtype;
+  Tensor logits;
+  bool align_corners;
+  Tensor labels;
+
+  UpsampleArgmaxArgs args() const {
+    return {dtype,
+            view_of(logits),
+            logits.stride(1),
+            labels.size(1),
+            labels.size(2),
+            align_corners,
+            static_cast<uint8_t*>(labels.mutable_data_ptr())};
+  }
+};
+
+inline UpsampleArgmaxCall upsample_argmax_call(const Tensor& logits, int64_t height, int64_t width,
+                                               bool align_corners) {
+  const Dtype dtype = dtype_of("upsample_argmax", "logits", logits);
+  require(logits.dim() == 4 && logits.size(1) > 0 && logits.size(2) > 0 && logits.size(3) > 0,
+          "upsample_argmax: logits must be (batch, classes, height, width), none of the last three empty, got ",
+          shape_of(logits));
+  require(logits.size(1) <= 256, "upsample_argmax: logits must have at most 256 classes, for labels are uint8, got ",
+          logits.size(1));
+  require(height > 0 && width > 0, "upsample_argmax: size must be at least (1, 1), got (", height, ", ", width, ")");
+  const int64_t sizes[] = {logits.size(0), height, width};
+  Tensor labels = torch::stable::empty({sizes, 3}, ScalarType::Byte, std::nullopt, logits.device());
+  return {dtype, logits, align_corners, labels};
+}
+
+}  // namespace lwrn_fast
