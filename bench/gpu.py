@@ -20,7 +20,7 @@ from torch import Tensor
 
 import lwrn_fast
 import shapes
-from lwrn_fast import _triton
+from lwrn_fast import _cuda, _native, _triton
 from paired import Times
 from shapes import CrpCase, FusionCase, UpsampleArgmaxCase
 
@@ -38,28 +38,66 @@ TARGETS: dict[str, Case] = {
 }
 # kinds of arithmetic, as configs.json names them, by the dtype that stands for each
 DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
+BACKENDS = {"cuda": _cuda, "triton": _triton}
+# Of csrc/cuda, by the names in its sources; each runs what it can.
+CUDA_KERNELS = {
+    "crp": ("smallest", "small", "large", "small_resident", "large_resident", "large_sm90", "large_resident_sm90"),
+    "fusion": ("small", "medium", "large", "medium_sm90", "large_sm90"),
+    "upsample_argmax": (),
+}
+# what the ops say where the only kernel that may run cannot
+CANNOT = ("more planes or pixels than the kernels take on this device", "no kernel runs this on this device")
 FACTS = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
 
 
-def why_none() -> str | None:
-    """Why nothing can run on a GPU here, None where it can."""
+def why_not(backend: str) -> str | None:
+    """Why the backend cannot run on this GPU, None where it can."""
     if not torch.cuda.is_available():
-        return "PyTorch finds none"
-    return _triton.why_not_on(torch.device("cuda"))
+        return "PyTorch finds no GPU"
+    return BACKENDS[backend].why_not_on(torch.device("cuda"))
 
 
-def require() -> None:
-    """Ends the program where there is no GPU."""
-    reason = why_none()
-    if reason:
-        print(f"{os.path.basename(sys.argv[0])}: needs a GPU: {reason}", file=sys.stderr)
+def require(names: Iterable[str] = BACKENDS) -> list[str]:
+    """Those of the backends that can run; ends the program where none can."""
+    reasons = {name: why_not(name) for name in names}
+    able = [name for name, reason in reasons.items() if reason is None]
+    for reason in dict.fromkeys(reasons.values()):
+        if not able:
+            print(f"{os.path.basename(sys.argv[0])}: needs a GPU: {reason}", file=sys.stderr)
+    if not able:
         raise SystemExit(2)
+    return able
+
+
+def on(backend: str, call: Call, kernel: str | None = None) -> Call:
+    """The call, by this backend and, of the CUDA kernels of its op, by this one alone."""
+
+    def run() -> Any:
+        with lwrn_fast.use_backend(backend), only(kernel):
+            return call()
+
+    return run
+
+
+@contextmanager
+def only(kernel: str | None) -> Iterator[None]:
+    """Calls of the CUDA backend run this kernel alone, or fail."""
+    if kernel is None:
+        yield
+        return
+    use_only = _cuda._library().lwrn_fast_use_only
+    use_only(kernel.encode())
+    try:
+        yield
+    finally:
+        use_only(None)
 
 
 def describe(commit: str = "") -> dict[str, Any]:
     """Machine, versions and commit, for the result file."""
     import triton
 
+    extension = _native.extension()
     properties = torch.cuda.get_device_properties(0)
     return {
         "gpu": properties.name,
@@ -76,6 +114,7 @@ def describe(commit: str = "") -> dict[str, Any]:
         "triton": triton.__version__,
         "nvcc": _printed("nvcc", "--version").rpartition("\n")[2],
         "lwrn_fast": lwrn_fast.__version__,
+        "built": extension.build_info() if extension else {},
         "installed": os.path.dirname(lwrn_fast.__file__),
         "commit": commit,
     }
@@ -86,6 +125,16 @@ def _printed(*command: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def if_it_can(call: Call) -> Any:
+    """Its result; None where the CUDA kernel that it runs on alone cannot run it."""
+    try:
+        return call()
+    except RuntimeError as error:
+        if any(reason in str(error) for reason in CANNOT):
+            return None
+        raise
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Times on a GPU, as JSON: `python bench/gpu_bench.py --json FILE [--cases target|levels]`.
 
 Everybody runs eagerly, launch by launch, and from a CUDA graph of several calls: "hot" on the same input again and
-again, as after the layer that wrote it, and "rotating" over inputs that the L2 cache cannot hold together. Whoever is
-wrong has no number.
+again, as after the layer that wrote it, and "rotating" over inputs that the L2 cache cannot hold together. Ours is
+every backend that can run, and times are told as multiples of the first one's. Whoever is wrong has no number.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,9 @@ from shapes import CrpCase, FusionCase, UpsampleArgmaxCase
 from wrong import TOLERANCE, label_error, largest_error
 
 GRAPH = ", CUDA graph"
-ALL = (OURS, EAGER, COMPILE, FLOOR)
+OURS_BY = {f"{OURS}, {backend}": backend for backend in gpu.BACKENDS}
+KERNEL = "cuda kernel "  # before its name: ours, by this kernel alone
+OTHERS = (EAGER, COMPILE, FLOOR)
 KINDS = ("half", "tf32")
 HOT = 20  # calls at a time
 MOST_SETS = 256
@@ -84,8 +86,17 @@ def rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
-def measure(op: str, case: Case, kind: str, seconds: float, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """A row per contestant of this case; one that fails or is wrong has a row that says so."""
+def base(names: Iterable[str]) -> str:
+    """The contestant that the others are compared with: the first of ours."""
+    present = {name.removesuffix(GRAPH) for name in names}
+    return next((name for name in OURS_BY if name in present), OURS)
+
+
+def measure(
+    op: str, case: Case, kind: str, seconds: float, names: tuple[str, ...], kernels: bool = False
+) -> list[dict[str, Any]]:
+    """A row per contestant of this case; one that fails or is wrong has a row that says so. kernels: each of the CUDA
+    kernels is one, to see whether the fastest is chosen."""
     torch.manual_seed(0)
     torch.compiler.reset()  # a function is compiled for a few cases only, then left as it is
     nbytes = case.bytes(DTYPES[kind].itemsize)
@@ -94,18 +105,18 @@ def measure(op: str, case: Case, kind: str, seconds: float, names: tuple[str, ..
     sets = [inputs, *(gpu.random(case, DTYPES[kind])[0] for _ in range(count - 1))]
     what = problem(case, weights)
     functions: dict[str, Callable[..., Any] | None] = {
-        OURS: what.ours,
+        **dict.fromkeys(OURS_BY, what.ours),
         EAGER: what.plain,
         COMPILE: torch.compile(what.plain, mode="max-autotune-no-cudagraphs", dynamic=False),
         FLOOR: what.floor,
+        **{KERNEL + kernel: what.ours for kernel in gpu.CUDA_KERNELS[op] if kernels},
     }
     tolerance = TOLERANCE[torch.float16] if kind == "tf32" else TOLERANCE[DTYPES[kind]]
     hot: dict[str, Call] = {}
     rotating: dict[str, Call] = {}
     found: dict[str, dict[str, Any]] = {}
-    for name in names:
-        function = functions[name]
-        if function is None:
+    for name, function in functions.items():
+        if function is None or not (name in names or name.startswith(KERNEL)):
             continue
         found[name] = found[name + GRAPH] = {}
         try:
@@ -122,7 +133,7 @@ def measure(op: str, case: Case, kind: str, seconds: float, names: tuple[str, ..
     for name, facts in found.items():
         row = {"op": op, "case": str(case), "where": CASES[op].get(case, ""), "kind": kind, "contestant": name, **facts}
         if "failed" not in facts:
-            like = OURS + GRAPH if name.endswith(GRAPH) else OURS
+            like = base(names) + GRAPH * name.endswith(GRAPH)
             for mode, (taken, calls) in times.items():
                 row[f"{mode}_us"] = short(1e6 * taken.median(name) / calls)
                 row[f"{mode}_times_ours"] = short(taken.ratio(name, like)) if like in taken.rounds else None
@@ -148,6 +159,11 @@ def prepare(
     def call(given: list[Tensor]) -> Call:
         return lambda: function(*given)
 
+    def chosen(run: Call) -> Call:
+        if name.startswith(KERNEL):
+            return gpu.on("cuda", run, name.removeprefix(KERNEL))
+        return gpu.on(OURS_BY[name], run) if name in OURS_BY else run
+
     def check(got: Any, given: list[Tensor]) -> None:
         error = 0.0 if name == FLOOR else what.error(got, given)
         if not error <= tolerance:
@@ -155,42 +171,46 @@ def prepare(
 
     calls = [call(given) for given in sets]
     for i in (0, -1):
-        used = calls[i]()
+        used = chosen(calls[i])()
         gpu.poison(used)
         del used  # its memory is the next result's
-        check(calls[i](), sets[i])
+        check(chosen(calls[i])(), sets[i])
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    result = calls[0]()
+    result = chosen(calls[0])()
     torch.cuda.synchronize()
     kept = sum(t.nbytes for t in (result if isinstance(result, list) else [result]))
     extra = torch.cuda.max_memory_allocated() - before - kept
 
-    replay_hot, _ = gpu.captured([gpu.repeated(calls[0], HOT)])
-    replay, results = gpu.captured(calls)
+    replay_hot, _ = gpu.captured([chosen(gpu.repeated(calls[0], HOT))])
+    replay, results = gpu.captured([chosen(one) for one in calls])
     for result in results:
         gpu.poison(result)
     replay()
     for i in (0, -1):
         check(results[i], sets[i])
-    hot[name] = gpu.repeated(calls[0], HOT)
-    rotating[name] = lambda: [one() for one in calls][-1]
+    hot[name] = chosen(gpu.repeated(calls[0], HOT))
+    rotating[name] = chosen(lambda: [one() for one in calls][-1])
     hot[name + GRAPH], rotating[name + GRAPH] = replay_hot, replay
     return {"extra_bytes": extra}
 
 
-def python_times() -> dict[str, dict[str, float]]:
+def python_times(names: Iterable[str]) -> dict[str, dict[str, float]]:
     """Microseconds of Python per call, on maps so small that the GPU is done first."""
     found: dict[str, dict[str, float]] = {}
     for op, case in SMALLEST.items():
         inputs, weights = gpu.random(case, torch.bfloat16)
         what = problem(case, weights)
-        found[op] = {
-            name: short(1e6 * gpu.host_seconds(lambda function=function, inputs=inputs: function(*inputs)))
-            for name, function in ((OURS, what.ours), (EAGER, what.plain))
-        }
+        found[op] = {EAGER: host_microseconds(what.plain, inputs)}
+        for name in names:
+            if name in OURS_BY:
+                found[op][name] = gpu.on(OURS_BY[name], lambda what=what, xs=inputs: host_microseconds(what.ours, xs))()
     return found
+
+
+def host_microseconds(function: Callable[..., Any], inputs: list[Tensor]) -> float:
+    return short(1e6 * gpu.host_seconds(lambda: function(*inputs)))
 
 
 def short(value: float) -> float:
@@ -206,20 +226,24 @@ def save(path: Path, result: dict[str, Any]) -> None:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """A line per case and kind: ours in microseconds, and how many times as long the others took."""
+    """A line per case and kind: the first of ours in microseconds, and how many times as long all others took."""
     groups: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
     for row in results:
         groups.setdefault((row["op"], row["case"], row["kind"]), {})[row["contestant"]] = row
-    others = [OURS, EAGER, EAGER + GRAPH, COMPILE, COMPILE + GRAPH, FLOOR + GRAPH]
-    head = ["op", "case", "kind", "ours in a graph, hot, us", "rotating, us", "% of limit", *others]
+    first = base(row["contestant"] for row in results)
+    ours = [name for by in OURS_BY for name in (by, by + GRAPH) if name != first + GRAPH]
+    others = [*ours, EAGER, EAGER + GRAPH, COMPILE, COMPILE + GRAPH, FLOOR + GRAPH]
+    present = dict.fromkeys(row["contestant"] for row in results)
+    others += [name for name in present if name.startswith(KERNEL) and name.endswith(GRAPH)]
+    head = ["op", "case", "kind", f"{first}{GRAPH}, hot, us", "rotating, us", "% of limit", *others]
     lines = []
     for key, group in groups.items():
-        ours = group.get(OURS + GRAPH, {})
-        cells = [*key, *(str(ours.get(k, "-")) for k in ("hot_us", "rotating_us", "percent_of_limit"))]
+        best = group.get(first + GRAPH, {})
+        cells = [*key, *(str(best.get(k, "-")) for k in ("hot_us", "rotating_us", "percent_of_limit"))]
         for name in others:
             row = group.get(name, {})
-            us, base = row.get("rotating_us"), ours.get("rotating_us")
-            cells.append("failed" if "failed" in row else f"{us / base:.2f}" if us and base else "-")
+            us, least = row.get("rotating_us"), best.get("rotating_us")
+            cells.append("failed" if "failed" in row else f"{us / least:.2f}" if us and least else "-")
         lines.append(cells)
     rule = ["---"] * len(head)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *lines))
@@ -231,19 +255,20 @@ def main() -> int:
     parser.add_argument("--cases", choices=("target", "levels"), default="target", help="the targets, or every level")
     parser.add_argument("--op", choices=CASES, action="append", help="only these")
     parser.add_argument("--kind", choices=DTYPES, action="append", help=f"only these; {' and '.join(KINDS)} if none")
-    parser.add_argument("--contestant", choices=ALL, action="append", help="only these")
+    parser.add_argument("--contestant", choices=[*OURS_BY, *OTHERS], action="append", help="only these")
+    parser.add_argument("--kernels", action="store_true", help="each of the CUDA kernels too")
     parser.add_argument("--seconds", type=float, default=0.3, help="measured time per contestant and mode (0.3)")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no case is begun")
     parser.add_argument("--commit", default="", help="what is measured, for the result file")
     parser.add_argument("--machine", action="store_true", help="print what the GPU is, and end")
     arguments = parser.parse_args()
-    gpu.require()
+    able = gpu.require()
     start = time.monotonic()
     described = gpu.describe(arguments.commit)
     if arguments.machine:
         print(json.dumps(described, indent=1))
         return 0
-    names = tuple(arguments.contestant or ALL)
+    names = tuple(n for n in arguments.contestant or [*OURS_BY, *OTHERS] if OURS_BY.get(n, able[0]) in able)
     chosen = TARGETS if arguments.cases == "target" else CASES
     wanted = [
         (op, case, kind)
@@ -253,20 +278,22 @@ def main() -> int:
     ]
     results: list[dict[str, Any]] = []
     result = {"date": datetime.date.today().isoformat(), "machine": described, "results": results}
-    with torch.no_grad(), lwrn_fast.use_backend("triton"):
+    result["cannot_run"] = {backend: gpu.why_not(backend) for backend in gpu.BACKENDS if backend not in able}
+    with torch.no_grad():
         result["copy_bytes_per_second"] = gpu.copy_rate()
         result["operations_per_second"] = {kind: gpu.gemm_rate(kind) for kind in dict.fromkeys(k for *_, k in wanted)}
-        result["python_us_per_call"] = python_times()
+        result["python_us_per_call"] = python_times(names)
         result["left_out"] = []
         for op, case, kind in wanted:
             if time.monotonic() - start > arguments.budget:
                 result["left_out"].append([op, str(case), kind])
                 continue
             with gpu.multiplying(kind):
-                results += measure(op, case, kind, arguments.seconds, names)
+                found = measure(op, case, kind, arguments.seconds, names, arguments.kernels and "cuda" in able)
+            results += found
             if arguments.json:
                 save(arguments.json, result)
-            for row in results[-2 * len(names) :]:
+            for row in found:
                 if "failed" in row:
                     print(f"{op} {case} {kind}, {row['contestant']}: {row['failed']}", flush=True)
     if arguments.json:
@@ -275,7 +302,7 @@ def main() -> int:
     print(table(results))
     if result["left_out"]:
         print(f"left out for want of time: {len(result['left_out'])} cases")
-    return int(any("failed" in row and row["contestant"] == OURS for row in results))
+    return int(any("failed" in row and row["contestant"] in OURS_BY for row in results))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU: bench/gpu_check.sh OUTDIR [correctness|benchmarks|all]
 #
-# Needs python3 with PyTorch and Triton, and no network. Installs the sources into build/gpu, or links them where the tools
-# of the build are missing. Wheels in build/wheels are installed too. Every step has a time limit, and none stops the next.
+# Needs python3 with PyTorch and Triton, and no network. Installs wheels in build/wheels into build/gpu, then the sources with
+# the CUDA kernels for this GPU, for which nvcc is needed; else without them, or links to the sources where the tools of
+# the build are missing. A wheel of lwrn_fast takes their place. Every step has a time limit, and none stops the next.
 # OUTDIR gets log.txt, summary.json, machine.json and benchmarks.json; the exit status is 1 where a check failed.
 #
 # PYTHON=python3       BUDGET=seconds for everything     COMMIT=what is measured, for a tree without .git
-# CASES=target|levels  what is measured (target)         LWRN_FAST_NATIVE=1  with the C++ part, which no step needs
+# CASES=target|levels  what is measured (target)         LWRN_FAST_CUDA=0  do without the CUDA kernels
 set -u
 [[ $# -ge 1 && ${2:-all} =~ ^(correctness|benchmarks|all)$ ]] || { sed -n '2s/^# //p' "$0" >&2; exit 2; }
 if ! "${PYTHON:-python3}" -c "import torch, triton; raise SystemExit(not torch.cuda.is_available())" 2>/dev/null; then
@@ -21,7 +22,7 @@ log=$out/log.txt site=$root/build/gpu/site
 : >"$log"
 mkdir -p "$root/build/gpu"
 
-export PYTHONPATH=$site PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+export PYTHONPATH=$site PATH=$site/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 export TRITON_CACHE_DIR=$root/build/gpu/triton TORCHINDUCTOR_CACHE_DIR=$root/build/gpu/inductor
 unset TRITON_INTERPRET
 
@@ -72,26 +73,37 @@ step() {
 }
 
 # check ...: a step whose failure is the script's
-check() { step "$@" || wrong=1; }
+check() { step "$@" || { wrong=1 && return 1; }; }
+
+# into_site ARGUMENTS...: pip's
+into_site() {
+  timeout 420 "$python" -m pip install --quiet --no-index --no-deps --no-build-isolation --target "$site" "$@" >>"$log" 2>&1
+}
+
+# the compute capability of this GPU, as LWRN_FAST_CUDA_ARCHS has it
+architecture() {
+  "$python" -c "import torch; c = torch.cuda.get_device_capability(); print('%d.%d' % c + 'a' * (c == (9, 0)))"
+}
 
 install() {
   rm -rf "$site"
   mkdir -p "$site"
-  how=linked
-  if LWRN_FAST_NATIVE=${LWRN_FAST_NATIVE:-0} timeout 300 "$python" -m pip install --quiet --no-index --no-deps \
-    --no-build-isolation --target "$site" "$root" >>"$log" 2>&1 && usable; then
-    how="by pip"
-  else
-    say "pip cannot install the sources here, or not so that they run: linking them"
-    rm -rf "$site"
-    mkdir -p "$site/lwrn_fast"
-    ln -s "$root"/lwrn_fast/* "$site/lwrn_fast/"
-    ln -sfn "$root/kernels" "$site/lwrn_fast/kernels"
-    usable || return 1
-  fi
-  if compgen -G "$root/build/wheels/*.whl" >/dev/null; then
-    "$python" -m pip install --quiet --no-index --no-deps --upgrade --target "$site" "$root"/build/wheels/*.whl >>"$log" 2>&1
-  fi
+  if compgen -G "$root/build/wheels/*.whl" >/dev/null; then into_site "$root"/build/wheels/*.whl; fi
+  how="a wheel"
+  [[ -e $site/lwrn_fast ]] && usable && return
+  how="with the C++ part"
+  export LWRN_FAST_CUDA=${LWRN_FAST_CUDA:-1} LWRN_FAST_CUDA_ARCHS=${LWRN_FAST_CUDA_ARCHS:-$(architecture)}
+  LWRN_FAST_NATIVE=1 into_site --upgrade "$root" && usable && return
+  how="without the C++ part"
+  say "the C++ part cannot be built here, or does not run: installing without it"
+  LWRN_FAST_NATIVE=0 into_site --upgrade "$root" && usable && return
+  how="linked"
+  say "pip cannot install the sources here: linking them"
+  rm -rf "$site/lwrn_fast"
+  mkdir -p "$site/lwrn_fast"
+  ln -s "$root"/lwrn_fast/* "$site/lwrn_fast/"
+  ln -sfn "$root/kernels" "$site/lwrn_fast/kernels"
+  usable
 }
 
 usable() {
@@ -101,8 +113,12 @@ usable() {
 has() { "$python" -c "import importlib.util as u; raise SystemExit(u.find_spec('$1') is None)"; }
 
 correctness() {
+  local backend backends=(triton)
+  ((with_cuda)) && backends=(cuda triton)
   check "compile small" 240 "$python" bench/gpu_small.py --compile
-  check "small" 120 "$python" bench/gpu_small.py
+  for backend in "${backends[@]}"; do
+    check "small, $backend" 120 "$python" bench/gpu_small.py --backend "$backend"
+  done
 
   local options=(-q -p no:cacheprovider) workers
   workers=$(nproc)
@@ -110,9 +126,11 @@ correctness() {
   has pytest_timeout && options+=(--timeout 240 --timeout-method thread)
   if has pytest && has hypothesis; then
     cd "$root/tests" || exit 2
-    check "gpu tests" 300 "$python" -m pytest "${options[@]}" test_gpu.py
-    check "op tests" 420 "$python" -m pytest "${options[@]}" -k triton \
-      test_crp.py test_fusion.py test_upsample_argmax.py test_ops.py test_gradients.py test_triton.py
+    for backend in "${backends[@]}"; do
+      check "gpu tests, $backend" 300 "$python" -m pytest "${options[@]}" -k "$backend" test_gpu.py
+      check "op tests, $backend" 420 "$python" -m pytest "${options[@]}" -k "$backend" \
+        test_crp.py test_fusion.py test_upsample_argmax.py test_ops.py test_gradients.py test_triton.py
+    done
     cd "$root" || exit 2
   else
     done_with "gpu tests" "pytest or hypothesis is missing: put their wheels into build/wheels" 0
@@ -121,22 +139,22 @@ correctness() {
 
   local sanitizer tool
   sanitizer=$(command -v compute-sanitizer || compgen -G "/usr/local/cuda*/bin/compute-sanitizer" | head -n 1)
-  for tool in memcheck racecheck synccheck; do
-    if [[ -z $sanitizer ]]; then
-      done_with "$tool" "compute-sanitizer is missing" 0
-    else
+  [[ -z $sanitizer ]] && done_with "sanitizers" "compute-sanitizer is missing" 0 && return
+  for backend in "${backends[@]}"; do
+    for tool in memcheck racecheck synccheck; do
       # without PyTorch's own pool of memory, in which everything is within bounds
-      check "$tool" 150 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 9 \
-        --launch-timeout 120 "$python" bench/gpu_small.py
-    fi
+      check "$tool, $backend" 150 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 9 \
+        --launch-timeout 120 "$python" bench/gpu_small.py --backend "$backend"
+    done
   done
 }
 
 benchmarks() {
-  local left=500
+  local left=500 options=()
+  [[ ${CASES:-target} = target && $with_cuda = 1 ]] && options=(--kernels)
   [[ -n ${BUDGET:-} ]] && left=$((BUDGET - SECONDS - 60))
   check "benchmarks" 1200 "$python" bench/gpu_bench.py --json "$out/benchmarks.json" --cases "${CASES:-target}" \
-    --commit "$commit" --budget "$((left > 0 ? left : 0))"
+    --commit "$commit" --budget "$((left > 0 ? left : 0))" "${options[@]}"
 }
 
 cd "$root" || exit 2
@@ -144,6 +162,10 @@ how=not
 started=$SECONDS
 if install; then
   done_with install "$how" $((SECONDS - started))
+  # not from here, where the sources are in sight
+  loaded=(env -C "$site" "$python" -c "from lwrn_fast import _cuda; raise SystemExit(_cuda.missing())")
+  with_cuda=0
+  if [[ ${LWRN_FAST_CUDA:-1} != 0 ]]; then check "cuda kernels" 60 "${loaded[@]}" && with_cuda=1; fi
   check "machine" 60 bash -c "'$python' bench/gpu_bench.py --machine --commit '$commit' | tee '$out/machine.json'; exit \${PIPESTATUS[0]}"
   [[ $part != benchmarks ]] && correctness
   [[ $part != correctness ]] && benchmarks
@@ -154,6 +176,6 @@ fi
 
 say
 for i in "${!names[@]}"; do
-  say "$(printf '%-16s %6s s  %s' "${names[i]}" "${times[i]}" "${statuses[i]}")"
+  say "$(printf '%-20s %6s s  %s' "${names[i]}" "${times[i]}" "${statuses[i]}")"
 done
 exit "$wrong"

@@ -1,16 +1,18 @@
-"""Every configuration of this GPU's kernels once on small maps, against float64: `python bench/gpu_small.py`.
+"""Every kernel for this GPU once on small maps, against float64: `python bench/gpu_small.py [--backend cuda]`.
 
-gpu_check.sh also runs it under compute-sanitizer. --compile compiles the kernels only, in several processes.
+gpu_check.sh also runs it under compute-sanitizer. --compile compiles the Triton kernels only, in several processes.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 import gpu
+import lwrn_fast
 from gpu import DTYPES, Case, Job
 from lwrn_fast import reference
 from lwrn_fast.kernels import configs
@@ -23,10 +25,24 @@ SMALL: dict[str, list[Case]] = {
     "fusion": [FusionCase(((40, 19, 27), (72, 10, 14), (8, 19, 27)), 72, "relu6")],
     "upsample_argmax": [UpsampleArgmaxCase(21, 9, 13, (35, 50))],
 }
+UNALIGNED: list[Case] = [CrpCase(33, 19, 27), FusionCase(((33, 19, 27), (21, 10, 14)), 35, "none")]
 TOLERANCE = {"half": 4e-2, "tf32": 5e-3, "ieee": 1e-5}
 
 
-def jobs() -> Iterator[Job]:
+@dataclass(frozen=True)
+class Call:
+    """The op as a user calls it, on the CUDA backend, whose choice of a kernel `kernel` takes the place of."""
+
+    op: str
+    kind: str
+    dtype: torch.dtype
+    case: Case
+    batch: int
+    depthwise: bool = False
+    kernel: str | None = None
+
+
+def triton_jobs() -> Iterator[Job]:
     device = configs.device_key(torch.device("cuda"))
     for op, kinds in configs.table()[device].items():
         for kind in kinds:
@@ -37,43 +53,91 @@ def jobs() -> Iterator[Job]:
                         yield Job(op, kind, case, config, batch=2, depthwise=True)
 
 
-def error(job: Job) -> float:
+def cuda_calls() -> Iterator[Call]:
+    kinds = [("half", torch.bfloat16), ("half", torch.float16), ("tf32", torch.float32), ("ieee", torch.float32)]
+    for kind, dtype in kinds:
+        for op, cases in SMALL.items():
+            if op == "upsample_argmax" and kind == "tf32":  # nothing is multiplied by tensor cores
+                continue
+            for case in [*cases, *(case for case in UNALIGNED if isinstance(case, type(cases[0])))]:
+                for kernel in (None, *gpu.CUDA_KERNELS[op]):
+                    yield Call(op, kind, dtype, case, batch=2, kernel=kernel)
+                if op == "crp":
+                    yield Call(op, kind, dtype, case, batch=2, depthwise=True)
+
+
+def triton_error(job: Job) -> float:
     """How wrong the job's result is, relative to the largest value."""
     inputs, weights = gpu.random(job.case, DTYPES[job.kind], "cpu", job.batch)
     launch = job.launch(given=([x.cuda() for x in inputs], [w.cuda() for w in weights]))
     gpu.poison(launch.out)
-    got = launch.run().cpu()
+    return wrong_by(launch.run().cpu(), job, inputs, weights)
+
+
+def cuda_error(call: Call) -> float | None:
+    """None where the call names a kernel that cannot run it."""
+    inputs, weights = given(call)
+    on_gpu = [x.cuda() for x in inputs], [w.cuda() for w in weights]
+    with gpu.multiplying(call.kind):
+        got = gpu.if_it_can(gpu.on("cuda", lambda: called(call, *on_gpu), call.kernel))
+    return None if got is None else wrong_by(got.cpu(), call, inputs, weights)
+
+
+def given(call: Call) -> tuple[list[Tensor], list[Tensor]]:
+    inputs, weights = gpu.random(call.case, call.dtype, "cpu", call.batch)
+    return inputs, [w[:, :1].contiguous() for w in weights] if call.depthwise else weights
+
+
+def called(call: Call, inputs: list[Tensor], weights: list[Tensor]) -> Tensor:
+    if isinstance(call.case, FusionCase):
+        return lwrn_fast.fusion(inputs, weights, activation=call.case.activation)
+    if isinstance(call.case, CrpCase):
+        return lwrn_fast.crp(inputs[0], weights, groups=call.case.planes if call.depthwise else 1)
+    return lwrn_fast.upsample_argmax(inputs[0], call.case.to)
+
+
+def wrong_by(got: Tensor, job: Job | Call, inputs: list[Tensor], weights: list[Tensor]) -> float:
     if isinstance(job.case, UpsampleArgmaxCase):
         return label_error(got, inputs[0], job.case.to)
-    return largest_error(got.double(), expected(job, [x.double() for x in inputs], [w.double() for w in weights]))
-
-
-def expected(job: Job, inputs: list[Tensor], weights: list[Tensor]) -> Tensor:
+    doubled, by = [x.double() for x in inputs], [w.double() for w in weights]
     if isinstance(job.case, FusionCase):
-        return reference.fusion(inputs, weights, activation=job.case.activation)
-    if job.depthwise:
-        return reference.crp(inputs[0], [w[:, :1] for w in weights], groups=job.case.planes)
-    return reference.crp(inputs[0], weights)
+        right = reference.fusion(doubled, by, activation=job.case.activation)
+    elif job.depthwise:
+        right = reference.crp(doubled[0], [w[:, :1] for w in by], groups=job.case.planes)
+    else:
+        right = reference.crp(doubled[0], by)
+    return largest_error(got.double(), right)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--compile", action="store_true", help="compile only")
+    parser.add_argument("--compile", action="store_true", help="compile Triton's only")
+    parser.add_argument("--backend", choices=gpu.BACKENDS, action="append", help="only this; all that can run, if none")
     arguments = parser.parse_args()
-    gpu.require()
+    able = gpu.require(["triton"] if arguments.compile else arguments.backend or gpu.BACKENDS)
     torch.manual_seed(0)
-    wrong = 0
+    # so that memory that nothing is written to does not pass for a result
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    wrong, ran = 0, set()
     if arguments.compile:
-        for job, reason in gpu.compiled_ahead(jobs()):
+        for job, reason in gpu.compiled_ahead(triton_jobs()):
             if reason:
                 wrong += 1
                 print(f"{job}: {reason}")
         return min(wrong, 1)
-    for job in jobs():
-        found = error(job)
-        right = found <= TOLERANCE[job.kind]
-        wrong += not right
-        print(f"{'right' if right else 'WRONG'} {found:.2e} {job}", flush=True)
+    everything = {"triton": (triton_jobs, triton_error), "cuda": (cuda_calls, cuda_error)}
+    for backend in able:
+        jobs, error = everything[backend]
+        for job in jobs():
+            found = error(job)
+            if found is None:
+                continue
+            ran.add((job.op, getattr(job, "kernel", None)))
+            right = found <= TOLERANCE[job.kind]
+            wrong += not right
+            print(f"{'right' if right else 'WRONG'} {found:.2e} {backend} {job}", flush=True)
+    if "cuda" in able:
+        print("CUDA kernels that ran:", *sorted(f"{op} {kernel}" for op, kernel in ran if kernel))
     return min(wrong, 1)
 
 

@@ -190,7 +190,7 @@ def main() -> int:
     parser.add_argument("--key", help="tune for this entry of the table (the one this GPU uses), new or not")
     parser.add_argument("--table", type=Path, default=TABLE, help=f"the table ({TABLE.name} of the sources)")
     arguments = parser.parse_args()
-    gpu.require()
+    gpu.require(["triton"])
     properties = torch.cuda.get_device_properties(0)
     device = candidates.Gpu(properties.multi_processor_count, gpu.shared_memory())
     table = json.loads(arguments.table.read_text(encoding="utf-8"))

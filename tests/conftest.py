@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads leave the cores to other work on the machine
@@ -10,8 +11,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads leave the
 import pytest
 import torch
 
+import emulated
+import gpu
 import lwrn_fast
-from lwrn_fast import _native, _triton
+from lwrn_fast import _cuda, _native, _triton
 
 GPU = torch.cuda.is_available()
 if not GPU:
@@ -43,7 +46,7 @@ def backends() -> list[Backend]:
     return [
         Backend("reference", "reference"),
         *(Backend(f"cpu-{isa}", "cpu", {"LWRN_FAST_CPU_ISA": isa}) for isa in isas),
-        Backend("triton", "triton", device="cuda" if GPU else "cpu"),
+        *(Backend(name, name, device="cuda" if GPU else "cpu") for name in ("triton", "cuda")),
     ]
 
 
@@ -53,7 +56,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    reasons = {"cpu": _native.missing(), "triton": _triton.missing()}
+    cuda = _cuda.missing() if GPU else _native.missing() or emulated.why_not()
+    reasons = {"cpu": _native.missing(), "triton": _triton.missing(), "cuda": cuda}
     marks = {name: [pytest.mark.skip(reason=reason)] if reason else [] for name, reason in reasons.items()}
     if not GPU and metafunc.definition.get_closest_marker("not_interpreted"):
         marks["triton"].append(pytest.mark.skip(reason="needs a GPU: too much for Triton's interpreter"))
@@ -71,9 +75,12 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """
     for name, value in request.param.environment.items():
         monkeypatch.setenv(name, value)
-    if request.param.device == "cuda":  # TF32, PyTorch's default, is no measure of float32
-        monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
-    with lwrn_fast.use_backend(request.param.name), torch.device(request.param.device):
+    surroundings: AbstractContextManager[None] = nullcontext()
+    if request.param.device == "cuda":
+        surroundings = gpu.multiplying("ieee")  # TF32, PyTorch's default, is no measure of float32
+    elif request.param.name == "cuda":
+        surroundings = emulated.in_place_of_a_gpu(monkeypatch)
+    with surroundings, lwrn_fast.use_backend(request.param.name), torch.device(request.param.device):
         yield request.param
 
 

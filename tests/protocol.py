@@ -1,4 +1,5 @@
-"""What the programs of lwrn_fast.kernels.crp do with each other, on a simulated machine, to test the schedule."""
+"""What the programs of a crp launch do with each other, on a simulated machine, to test the schedule: those of
+lwrn_fast.kernels.crp here, thread blocks of CUDA in protocol_cuda.py."""
 
 import random
 from copy import copy
@@ -41,10 +42,6 @@ class Case:
     def readers(self):
         return self.blocks // self.counted
 
-    @property
-    def workspace_size(self):
-        return schedule.workspace_size(self.stages, self.batch, self.tiles, self.counted)
-
 
 @cache
 def items(case):
@@ -81,6 +78,8 @@ class Operation(NamedTuple):
 class Kernel:
     """The kernel of crp.py, step by step under its names (_await is `wait`). Programs are generators of operations."""
 
+    alike = True  # which program it is makes no difference
+
     locate = staticmethod(schedule.locate)
     neighbour = staticmethod(schedule.neighbour)
     neighbours = staticmethod(schedule.neighbours)
@@ -91,6 +90,10 @@ class Kernel:
     @staticmethod
     def altered(operation):
         return operation  # each one; a fault may change it
+
+    @staticmethod
+    def workspace_size(case):
+        return schedule.workspace_size(case.stages, case.batch, case.tiles, case.counted)
 
     @staticmethod
     def draw():
@@ -120,7 +123,7 @@ class Kernel:
         if stage < case.stages - 1:
             yield from self.arrive(case, stage, image, tile, block % case.counted)
 
-    def program(self, case):
+    def program(self, case, index):
         count = len(items(case))
         ticket = yield from self.draw()
         while ticket < count:
@@ -150,8 +153,8 @@ def bits(case):
 
 
 class Program:
-    def __init__(self, kernel, case, results=()):
-        self.kernel, self.generator = kernel, kernel.program(case)
+    def __init__(self, kernel, case, index, results=()):
+        self.kernel, self.index, self.generator = kernel, index, kernel.program(case, index)
         self.operation = kernel.altered(next(self.generator))
         self.results = []  # of its operations so far, which determine where it is
         self.visible = 0  # the items that it may read
@@ -176,7 +179,7 @@ class Machine:
         self.bits = bits(case)
         self.released = [0] * len(workspace)  # the items that an acquire of a place makes visible
         self.written = 0
-        self.running = [Program(kernel, case) for _ in range(min(case.programs, case.resident))]
+        self.running = [Program(kernel, case, i) for i in range(min(case.programs, case.resident))]
         self.unstarted = case.programs - len(self.running)
 
     def runnable(self):
@@ -198,8 +201,8 @@ class Machine:
         except StopIteration:
             del self.running[i]
             if self.unstarted:
+                self.running.append(Program(self.kernel, self.case, self.case.programs - self.unstarted))
                 self.unstarted -= 1
-                self.running.append(Program(self.kernel, self.case))
 
     def perform(self, program, name, place, value):
         if name == "read":
@@ -229,14 +232,14 @@ class Machine:
         """The machine after a step of one program; this one stays as it is."""
         other = copy(self)
         other.workspace, other.released, other.running = [*self.workspace], [*self.released], [*self.running]
-        other.running[i] = Program(self.kernel, self.case, self.running[i].results)
+        other.running[i] = Program(self.kernel, self.case, self.running[i].index, self.running[i].results)
         other.running[i].visible = self.running[i].visible
         other.step(i)
         return other
 
     def state(self):
-        """Equal for machines that behave alike; which program is where makes no difference."""
-        programs = sorted((tuple(program.results), program.visible) for program in self.running)
+        """Equal for machines that behave alike."""
+        programs = sorted((p.index * (not self.kernel.alike), tuple(p.results), p.visible) for p in self.running)
         return tuple(self.workspace), tuple(self.released), self.written, self.unstarted, tuple(programs)
 
 
@@ -247,7 +250,7 @@ def check_reset(workspace):
 
 def check_interleavings(kernel, case):
     """All there are of one launch. It leaves the workspace as it was, so a second one would be the same again."""
-    first = Machine(kernel, case, [0] * case.workspace_size)
+    first = Machine(kernel, case, [0] * kernel.workspace_size(case))
     known, machines = {first.state()}, [first]
     while machines:
         machine = machines.pop()
@@ -283,9 +286,9 @@ def launch(kernel, case, workspace, choice, rng):
         machine.step(last)
 
 
-def check_launches(kernel, case, choice, between=check_reset):
+def check_launches(kernel, case, choice, between=check_reset, other=OTHER):
     """Three launches in a row on one workspace, the second of other sizes."""
-    rng, workspace = random.Random(0), [0] * max(case.workspace_size, OTHER.workspace_size)
-    for each in (case, OTHER, case):
+    rng, workspace = random.Random(0), [0] * max(map(kernel.workspace_size, (case, other)))
+    for each in (case, other, case):
         launch(kernel, each, workspace, choice, rng)
         between(workspace)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lwrn_fast import _native, _version
+from lwrn_fast import _cuda, _native, _version
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE_PACKAGES = Path(torch.__file__).resolve().parent.parent
@@ -29,11 +29,19 @@ print(lwrn_fast.__file__, lwrn_fast.kernels.__file__, _native.missing(), sep="\\
 """
 
 
+ARCHITECTURES = _native.extension().build_info()["cuda_architectures"] if _native.extension() is not None else []
+needs_cuda = pytest.mark.skipif(not ARCHITECTURES, reason="the package under test is built without CUDA")
+
+
 def environment(**changes):
-    """The variables of this process without those that steer a build, and with `changes`."""
+    """The variables of this process without those that steer a build, and with `changes`.
+
+    What is built has the CUDA part that the package under test has, whose objects serve again, or none.
+    """
     steering = ("PYTHONPATH", "CXX", "CXXFLAGS", "LDFLAGS", "VIRTUAL_ENV")
     kept = {k: v for k, v in os.environ.items() if k not in steering and not k.startswith("LWRN_FAST")}
-    return {**kept, **changes}
+    cuda = {"LWRN_FAST_CUDA_ARCHS": ";".join(ARCHITECTURES)} if ARCHITECTURES else {"LWRN_FAST_CUDA": "0"}
+    return {**kept, **cuda, **changes}
 
 
 def run(*command, cwd, **changes):
@@ -134,8 +142,8 @@ def test_wheel_has_the_package_and_nothing_else(wheel):
         entry_points = archive.read(f"lwrn_fast-{_version.__version__}.dist-info/entry_points.txt").decode()
     kernels = {f"lwrn_fast/{name}" for name in source_files("kernels")}
     binaries = {name for name in names if name.endswith(".so")}
-    assert {re.sub(r"\..*", "", name) for name in binaries} == {"lwrn_fast/_ops", "lwrn_fast/_C"}
-    assert "lwrn_fast/_ops.so" in binaries
+    plain = {"lwrn_fast/_ops.so", *(["lwrn_fast/_ops_cuda.so"] if ARCHITECTURES else [])}
+    assert {re.sub(r"_C\..*", "_C", name) for name in binaries} == {*plain, "lwrn_fast/_C"}
     assert {n for n in names if ".dist-info/" not in n} == {*source_files("lwrn_fast"), *kernels, *binaries}
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "License-Expression: BSD-3-Clause" in metadata
@@ -149,7 +157,8 @@ def test_wheel_has_the_package_and_nothing_else(wheel):
 def test_isolated_build_takes_the_torch_that_is_there(wheel):
     _, log = wheel
     assert f"against the headers of torch {torch.__version__} in" in log
-    assert log.count("building without CUDA: ") == 1
+    (line,) = re.findall(r"lwrn_fast: (building with(?:out)? CUDA: .*)", log)
+    assert re.findall(r"\d+\.\d\w?(?:\+PTX)?", line.partition(" for ")[2]) == ARCHITECTURES
     assert not re.search(r"(Collecting|Downloading|Using cached) torch\b", log)
 
 
@@ -228,18 +237,85 @@ def test_old_torch_is_asked_to_be_replaced(tmp_path):
     assert run(sys.executable, "-c", ask, cwd=tmp_path, PYTHONPATH=both).strip() == "['torch>=2.10']"
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [({"PATH": "/nowhere"}, "install g++"), ({"CXX": "no-such-compiler -O1"}, "CXX names no-such-compiler")],
-    ids=["no compiler", "CXX that is not there"],
-)
-def test_no_compiler_is_one_line(tree, changes, says):
+NO_NVCC = {"CUDA_HOME": "/nowhere"}
+IMPOSSIBLE = {
+    "no compiler": ({"PATH": "/nowhere"}, "install g++"),
+    "CXX that is not there": ({"CXX": "no-such-compiler -O1"}, "CXX names no-such-compiler"),
+    "CUDA without nvcc": ({"LWRN_FAST_CUDA": "1", **NO_NVCC}, "LWRN_FAST_CUDA=1, but nvcc is not there: set CUDA_HOME"),
+    "neither with nor without": ({"LWRN_FAST_CUDA": "yes"}, "LWRN_FAST_CUDA must be 0, 1 or auto, got 'yes'"),
+}
+
+
+@pytest.mark.parametrize(("changes", "says"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_what_cannot_be_built_is_one_line(tree, changes, says):
     hook = "from build_tools import backend; backend.get_requires_for_build_wheel()"
     variables = environment(**changes)
     done = subprocess.run([sys.executable, "-c", hook], cwd=tree, env=variables, capture_output=True, text=True)
     assert done.returncode == 1
     (line,) = (done.stdout + done.stderr).splitlines()
     assert says in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"LWRN_FAST_CUDA": "0"}, "LWRN_FAST_CUDA=0"), ({"LWRN_FAST_CUDA": "auto", **NO_NVCC}, "nvcc is not there: ")],
+    ids=["not wanted", "no nvcc"],
+)
+def test_without_cuda(wheel, tree, tmp_path, changes, reason):
+    log = run(sys.executable, "setup.py", "-q", "build_ext", "--build-lib", tmp_path, cwd=tree, **changes)
+    (line,) = [line for line in log.splitlines() if "CUDA" in line]
+    assert line.startswith(f"lwrn_fast: building without CUDA: {reason}")
+    assert {path.name.partition(".")[0] for path in tmp_path.glob("lwrn_fast/*.so")} == {"_ops", "_C"}
+    ask = "import _C; info = _C.build_info(); print(info['cuda_architectures'], info['cuda'])"
+    assert run(sys.executable, "-c", ask, cwd=tmp_path / "lwrn_fast").startswith(f"[] none: {reason}")
+
+
+@needs_cuda
+@pytest.mark.parametrize(
+    ("architectures", "says"),
+    [("8.0;ninety", "LWRN_FAST_CUDA_ARCHS must be like 8.0;"), ("1.0", "nvcc fatal : Unsupported gpu architecture")],
+    ids=["no number", "unknown to nvcc"],
+)
+def test_architectures_that_cannot_be_built_are_one_line(wheel, tree, tmp_path, architectures, says):
+    command = (sys.executable, "setup.py", "-q", "build_ext", "--build-lib", tmp_path)
+    variables = environment(LWRN_FAST_CUDA="1", LWRN_FAST_CUDA_ARCHS=architectures)
+    done = subprocess.run(command, cwd=tree, env=variables, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert says in line
+
+
+SERIAL_WGMMA = """
+__device__ __noinline__ float changed(float x) { return 2 * x; }
+__global__ void serial(unsigned long long a, unsigned long long b, float* out) {
+  float d[4] = {};
+  for (int i = 0; i < 4; ++i) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, 1, 1, 1, 0, 0;"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "l"(a), "l"(b));
+    d[0] = changed(d[0]);
+  }
+  out[threadIdx.x] = d[0];
+}
+"""
+WRITE_BUILD = """
+import sys
+from build_tools import cuda
+from build_tools.ninja_file import NinjaFile
+file = NinjaFile()
+cuda.add_rule(file, cuda.find())
+file.add("nvcc", "serial.o", ["serial.cu"], ["-gencode=arch=compute_90a,code=sm_90a"])
+open(sys.argv[1], "w").write(file.text())
+"""
+
+
+@needs_cuda
+def test_products_that_wait_for_each_other_do_not_compile(tree, tmp_path):
+    """ptxas merely remarks that it makes wgmma instructions wait."""
+    (tmp_path / "serial.cu").write_text(SERIAL_WGMMA)
+    run(sys.executable, "-c", WRITE_BUILD, tmp_path / "build.ninja", cwd=tree)
+    done = subprocess.run([sys.executable, "-m", "ninja", "-C", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "wgmma.mma_async instructions are serialized" in done.stdout
 
 
 def symbols(path, *options):
@@ -252,6 +328,42 @@ def test_ops_depend_on_the_stable_abi_only(wheel, tree):
     assert not [name for name in undefined if re.match(r"Py|_Py", name)]
     assert not [name for name in undefined if re.match(r"_Z.*(2at|3c10|5torch)", name)]
     assert not re.search("RPATH|RUNPATH", run("readelf", "-d", binary, cwd="/"))
+
+
+# What binaries need of the C and C++ libraries, with its version or, weakly, for tools that may be in the process.
+OF_THE_SYSTEM = re.compile(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_|^(__gmon_start__|_ITM_\w+)$")
+
+
+@needs_cuda
+def test_the_cuda_part_depends_on_the_stable_abi_only(wheel, tree):
+    """So it loads into any torch, and into one without CUDA as long as no call is made."""
+    binary = tree / "build" / "native" / "_ops_cuda.so"
+    of_torch = {name for name in symbols(binary, "-D", "--undefined-only") if not OF_THE_SYSTEM.search(name)}
+    assert not [name for name in of_torch if not name.startswith(("aoti_torch_", "torch_"))]
+    of_the_cpu = set(symbols(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so", "-D", "--defined-only"))
+    assert of_torch - of_the_cpu <= {"aoti_torch_get_current_cuda_stream"}
+    linked = run("readelf", "-d", binary, cwd="/")
+    assert not re.search("RPATH|RUNPATH|libcuda", linked)
+    assert "[libtorch.so]" in linked, "nothing leads to libtorch_cuda.so"
+    of_the_standard_library = re.compile(r"_Z\w*S[abdiost]|__bss_start|_edata|_end$")
+    exported = {name for name in symbols(binary, "-D", "--defined-only") if not of_the_standard_library.match(name)}
+    assert exported == {"lwrn_fast_ask_for_tf32", "lwrn_fast_why_not_on"}
+
+
+@needs_cuda
+def test_the_cuda_part_registers_its_kernels(wheel, tree):
+    code = """
+import ctypes, os, sys, torch
+torch.ops.load_library("_ops.so")
+library = ctypes.CDLL("./_ops_cuda.so", os.RTLD_LAZY)
+library.lwrn_fast_why_not_on.restype = ctypes.c_char_p
+print(*[torch._C._dispatch_has_kernel_for_dispatch_key(f"lwrn_fast::{op}", "CUDA") for op in sys.argv[1:]])
+print(library.lwrn_fast_why_not_on(0))
+"""
+    folder = tree / "build" / "native"
+    found, why_not = run(sys.executable, "-c", code, "crp", "fusion", "upsample_argmax", cwd=folder).splitlines()[-2:]
+    assert found == "True True True"
+    assert (why_not == "None") == (_cuda.missing() is None)
 
 
 def test_inline_functions_come_from_the_plainest_set(wheel, tree):
@@ -271,8 +383,8 @@ def test_build_info():
     info = _native.extension().build_info()
     assert info["version"] == _version.__version__
     assert info["instruction_sets"][-1] == "portable"
-    assert info["cuda_architectures"] == []
-    assert "no CUDA kernels" in info["cuda"]
+    assert re.match(r"nvcc \d+\.\d+$" if info["cuda_architectures"] else "none: ", info["cuda"])
+    assert (Path(_native.__file__).with_name("_ops_cuda.so")).exists() == bool(info["cuda_architectures"])
     assert info["torch"] == torch.__version__
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", info["pybind11"])
     assert info["compiler"]

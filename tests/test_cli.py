@@ -275,7 +275,7 @@ def outcomes(bad_inputs: dict[str, Path]) -> dict[str, subprocess.CompletedProce
     """What the real command does in the cases IN_A_PROCESS, as many at a time as there are cores."""
 
     def run(case: str) -> subprocess.CompletedProcess:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         environment["LWRN_FAST_BACKEND"] = "fast" if case == "environment" else "reference"
         command = [*COMMAND, *arguments_of(case, bad_inputs)]
         return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)

@@ -1,8 +1,9 @@
-"""The Triton kernels on a GPU: sizes as in use, graphs, streams, threads, memory that is not clean, torch.compile.
+"""The kernels on a GPU: sizes as in use, graphs, streams, threads, memory that is not clean, torch.compile.
 
-The op tests run there as well: `pytest -k triton`.
+The op tests run there as well: `pytest -k "cuda or triton"`.
 """
 
+import importlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,11 +19,14 @@ import test_fusion
 import test_ops
 import test_upsample_argmax
 from comparing import LAYOUTS, in_double
-from lwrn_fast import _triton, reference
+from lwrn_fast import reference
 from shapes import CrpCase, FusionCase, UpsampleArgmaxCase
 
-REASON = _triton.why_not_on(torch.device("cuda")) if torch.cuda.is_available() else "PyTorch finds no GPU"
-pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+REASONS = {backend: gpu.why_not(backend) for backend in gpu.BACKENDS}
+BACKENDS = [
+    pytest.param(backend, marks=pytest.mark.skipif(reason is not None, reason=f"{backend}: {reason}"))
+    for backend, reason in REASONS.items()
+]
 
 # of arithmetic, to dtype and how float32 is multiplied
 KINDS = {
@@ -49,10 +53,11 @@ OPS = ["crp", "crp_depthwise", "fusion", "upsample_argmax"]
 Function = Callable[..., Tensor]
 
 
-@pytest.fixture(autouse=True)
-def _on_the_gpu():
-    with lwrn_fast.use_backend("triton"), torch.device("cuda"), gpu.multiplying("ieee"):
-        yield
+@pytest.fixture(autouse=True, params=BACKENDS)
+def by(request) -> Iterator[str]:
+    """Every test runs once with each backend."""
+    with lwrn_fast.use_backend(request.param), torch.device("cuda"), gpu.multiplying("ieee"):
+        yield request.param
         torch.cuda.synchronize()  # a test's errors are its own
 
 
@@ -143,6 +148,47 @@ class TestSizes:
                 test_upsample_argmax.check(logits, case.to, align_corners)
 
 
+class TestEachCudaKernel:
+    """Where it can run, whether or not it would be chosen."""
+
+    SMALL = [CrpCase(72, 19, 27), CrpCase(33, 19, 27), CrpCase(256, 64, 64)]
+
+    @staticmethod
+    def check(by: str, kernel: str, checks: list[Callable[[], bool]]) -> None:
+        if by != "cuda":
+            pytest.skip("of CUDA only")
+        if not [run for check in checks if (run := gpu.if_it_can(gpu.on(by, check, kernel)))]:
+            pytest.skip("not for this kind of number or this GPU")
+
+    @pytest.mark.parametrize("kernel", gpu.CUDA_KERNELS["crp"])
+    def test_crp(self, by, kernel, kind):
+        def check(case: CrpCase) -> bool:
+            x = LAYOUTS["channels_last"](torch.randn(2, case.planes, case.height, case.width).to(KINDS[kind][0]))
+            weights, biases = test_crp.parameters(case.planes, 4, x.dtype, bias=True)
+            if kind == "tf32":
+                exact = reference.crp(*in_double([x, weights, biases]))
+                assert_right_in_tf32(lwrn_fast.crp(x, weights, biases), exact)
+            else:
+                test_crp.check(x, weights, biases)
+            return True
+
+        self.check(by, kernel, [lambda case=case: check(case) for case in self.SMALL])
+
+    @pytest.mark.parametrize("kernel", gpu.CUDA_KERNELS["fusion"])
+    def test_fusion(self, by, kernel, kind):
+        def check(case: FusionCase) -> bool:
+            inputs = [torch.randn(2, *shape).to(KINDS[kind][0]) for shape in case.inputs]
+            weights, biases = test_fusion.parameters([c for c, _, _ in case.inputs], case.planes, inputs[0].dtype, True)
+            arguments = [inputs, weights, biases, case.activation, True]
+            if kind == "tf32":
+                assert_right_in_tf32(lwrn_fast.fusion(*arguments), reference.fusion(*in_double(arguments)))
+            else:
+                test_fusion.check(*arguments)
+            return True
+
+        self.check(by, kernel, [lambda case=case: check(case) for case in FUSION[-4:]])
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_fifty_runs_in_memory_that_is_not_clean_give_the_same_bits(op, kind):
     function, inputs_of = problem(op, KINDS[kind][0])
@@ -154,27 +200,28 @@ def test_fifty_runs_in_memory_that_is_not_clean_give_the_same_bits(op, kind):
 
 
 @pytest.mark.parametrize("op", ["crp", "crp_depthwise"])
-def test_workspaces_are_left_as_zeros(op):
-    from lwrn_fast.kernels import launch
-
+def test_workspaces_are_left_as_zeros(op, by):
+    """Or the next launch, of another size, would be wrong or never end."""
     for size in [(16, 16), (120, 130), (5, 3), (61, 67), (200, 200), (16, 16)]:
         function, inputs_of = problem(op, size=size)
         inputs = inputs_of()
         expected = function(*inputs)
         garbage()
         assert torch.equal(function(*inputs), expected)
-        assert not any(workspace.any() for workspace in launch._workspaces.values())
+        if by == "triton":
+            workspaces = importlib.import_module("lwrn_fast.kernels.launch")._workspaces
+            assert not any(workspace.any() for workspace in workspaces.values())
 
 
 class TestGraphs:
     @pytest.mark.parametrize("op", OPS)
-    def test_two_hundred_replays(self, op):
+    def test_a_thousand_replays(self, op):
         function, inputs_of = problem(op)
         inputs = [inputs_of() for _ in range(5)]
         expected = [function(*given) for given in inputs]
         place = inputs_of()
         graph, result = captured(function, place)
-        for i in range(200):
+        for i in range(1000):
             torch._foreach_copy_(place, inputs[i % 5])
             graph.replay()
             assert torch.equal(result, expected[i % 5]), f"replay {i}"
@@ -383,11 +430,11 @@ def assert_right_in_bfloat16(got: Tensor, exact: Tensor) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_the_time_python_takes_for_a_call(op, record_property, capsys):
+def test_the_time_python_takes_for_a_call(op, by, record_property, capsys):
     """Reported, for it depends on the machine; see bench/gpu_bench.py."""
     function, inputs_of = problem(op, planes=32, size=(8, 8), batch=1)
     inputs = inputs_of()
     microseconds = 1e6 * gpu.host_seconds(lambda: function(*inputs))
     record_property("python_us_per_call", microseconds)
     with capsys.disabled():
-        print(f"{op}: {microseconds:.1f} us of Python per call")
+        print(f"{op}, {by}: {microseconds:.1f} us of Python per call")

@@ -1,11 +1,15 @@
 """The commands for a GPU, as far as they go without one."""
 
 import dataclasses
+import functools
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +17,7 @@ import torch
 import candidates
 import gpu
 import gpu_bench
+import gpu_small
 import lwrn_fast
 import tune
 from lwrn_fast import _triton
@@ -45,7 +50,7 @@ def test_help(command):
 def test_without_a_gpu(command):
     done = run(sys.executable, BENCH / command)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"{command}: needs a GPU: PyTorch finds none\n"
+    assert done.stderr == f"{command}: needs a GPU: PyTorch finds no GPU\n"
 
 
 class TestCheck:
@@ -65,6 +70,40 @@ class TestCheck:
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("gpu_check.sh: needs a GPU")
         assert not (tmp_path / "out").exists()
+
+    EVERYTHING = (
+        *("install", "cuda kernels", "machine", "compile small", "small, cuda", "small, triton"),
+        *("gpu tests, cuda", "op tests, cuda", "gpu tests, triton", "op tests, triton"),
+        *("memcheck, cuda", "racecheck, cuda", "synccheck, cuda"),
+        *("memcheck, triton", "racecheck, triton", "synccheck, triton", "benchmarks"),
+    )
+
+    @pytest.mark.parametrize(
+        ("environment", "fails", "left"),
+        [
+            ({}, "nothing", EVERYTHING),
+            ({"LWRN_FAST_CUDA": "0"}, "nothing", [step for step in EVERYTHING if "cuda" not in step]),
+            ({}, "_cuda.missing", [step for step in EVERYTHING if ", cuda" not in step]),
+        ],
+        ids=["everything", "without_cuda", "cuda_missing"],
+    )
+    def test_steps(self, tmp_path, environment, fails, left):
+        """With programs that do nothing, and one of which fails."""
+        (tmp_path / "bench").mkdir()
+        (tmp_path / "tests").mkdir()
+        script = tmp_path / "bench" / "gpu_check.sh"
+        script.write_text((BENCH / "gpu_check.sh").read_text())
+        for program in ("python", "compute-sanitizer"):
+            (tmp_path / program).write_text(f'#!/bin/sh\ncase "$*" in *{fails}*) exit 1;; esac\n')
+            (tmp_path / program).chmod(0o755)
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        done = run("bash", script, tmp_path / "out", PYTHON=str(tmp_path / "python"), PATH=path, **environment)
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        steps = {step["step"]: step["status"] for step in summary["steps"]}
+        assert list(steps) == list(left)
+        failed = {step for step, status in steps.items() if status.startswith("failed")}
+        assert failed == ({"cuda kernels"} if "_cuda" in fails else set()), done.stdout
+        assert done.returncode == (1 if failed else 0)
 
 
 class TestCandidates:
@@ -196,19 +235,91 @@ class TestBench:
         assert gpu_bench.rows(x).data_ptr() == x.data_ptr()
         assert torch.equal(gpu_bench.rows(x)[9], x[0, :, 1, 2])
 
+    def test_measure(self, monkeypatch):
+        """On the CPU, where one of the kernels cannot run and another is wrong."""
+        used = set()
+
+        def on(backend, call, kernel=None):
+            used.add((backend, kernel))
+            if kernel == "smallest":
+                raise RuntimeError("smallest cannot")
+            return (lambda: torch.zeros(1)) if kernel == "small" else call
+
+        def captured(calls):
+            results = [call() for call in calls]
+            made = [(i, result) for i, result in enumerate(results) if isinstance(result, torch.Tensor)]
+            return lambda: [result.copy_(calls[i]()) for i, result in made], results
+
+        def elapsed(run):
+            start = time.perf_counter()
+            run()
+            return time.perf_counter() - start
+
+        monkeypatch.setattr(gpu, "random", functools.partial(gpu.random, device="cpu"))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(L2_cache_size=10_000))
+        for name in ("synchronize", "reset_peak_memory_stats"):
+            monkeypatch.setattr(torch.cuda, name, lambda: None)
+        for name in ("memory_allocated", "max_memory_allocated"):
+            monkeypatch.setattr(torch.cuda, name, lambda: 0)
+        monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+        for function in (on, captured, elapsed):
+            monkeypatch.setattr(gpu, function.__name__, function)
+        monkeypatch.setattr(gpu, "limit", lambda *_: 1e-6)
+        names = (*gpu_bench.OURS_BY, *gpu_bench.OTHERS)
+        with torch.no_grad():
+            rows = {
+                row["contestant"]: row
+                for row in gpu_bench.measure("crp", CrpCase(8, 6, 7), "ieee", 0.0, names, kernels=True)
+            }
+        kernels = [gpu_bench.KERNEL + kernel for kernel in gpu.CUDA_KERNELS["crp"]]
+        assert set(rows) == {name + graph for name in (*names, *kernels) for graph in ("", gpu_bench.GRAPH)}
+        assert used == {("cuda", None), ("triton", None), *(("cuda", kernel) for kernel in gpu.CUDA_KERNELS["crp"])}
+        failed = {name: row["failed"] for name, row in rows.items() if "failed" in row}
+        assert {name.split(",")[0] for name in failed} == set(kernels[:2])
+        assert failed[kernels[0]] == "RuntimeError: smallest cannot"
+        assert failed[kernels[1]].startswith("ArithmeticError: error inf")
+        assert rows["ours, cuda"]["hot_times_ours"] == 1
+        assert all(row["hot_us"] > 0 and row["rotating_us"] > 0 for name, row in rows.items() if name not in failed)
+
     def test_table(self):
         def entry(contestant, us, **more):
             return {"op": "crp", "case": "8x6x7", "kind": "half", "contestant": contestant, "rotating_us": us, **more}
 
         results = [
-            entry("ours", 30.0),
-            entry("ours, CUDA graph", 20.0, hot_us=19.0, percent_of_limit=50.0),
+            entry("ours, cuda", 30.0),
+            entry("ours, cuda, CUDA graph", 20.0, hot_us=19.0, percent_of_limit=50.0),
+            entry("ours, triton, CUDA graph", 25.0),
             entry("eager, channels-last, CUDA graph", 50.0),
             {**entry("torch.compile", None), "failed": "no"},
         ]
         assert gpu_bench.table(results).splitlines()[2] == (
-            "| crp | 8x6x7 | half | 19.0 | 20.0 | 50.0 | 1.50 | - | 2.50 | failed | - | - |"
+            "| crp | 8x6x7 | half | 19.0 | 20.0 | 50.0 | 1.50 | - | 1.25 | - | 2.50 | failed | - | - |"
         )
+        alone = [row for row in results if "cuda" not in row["contestant"]]
+        head, _, line = gpu_bench.table(alone).splitlines()
+        assert "| ours, triton, CUDA graph, hot, us |" in head
+        assert line == "| crp | 8x6x7 | half | - | 25.0 | - | - | - | - | - | 2.00 | failed | - | - |"
+
+
+def test_names_and_words_of_the_cuda_kernels():
+    for op, names in gpu.CUDA_KERNELS.items():
+        sources = "".join(path.read_text() for path in (BENCH.parent / "csrc" / "cuda").glob(f"{op}*.cu*"))
+        assert set(re.findall(r'kName = "(\w+)"', sources)) - {"depthwise"} == set(names), op
+        assert not names or sum(f'"{reason}"' in sources for reason in gpu.CANNOT) == 1, op
+
+
+def test_small_problems_of_the_cuda_kernels():
+    """All ops and kinds, aligned and not; and wrong results are wrong."""
+    calls = list(gpu_small.cuda_calls())
+    assert {(call.op, call.kind) for call in calls} == set(LEVELS)
+    for call in calls:
+        if call.kind != "ieee" or call.kernel:
+            continue
+        inputs, weights = gpu_small.given(call)
+        got = gpu_small.called(call, inputs, weights)
+        assert gpu_small.wrong_by(got, call, inputs, weights) < gpu_small.TOLERANCE["ieee"], call
+        got[0, ..., -1, -1] = 0 if got.is_floating_point() else 1 - got[0, -1, -1].clamp(max=1)
+        assert gpu_small.wrong_by(got, call, inputs, weights) > gpu_small.TOLERANCE["ieee"], call
 
     def test_float32_is_multiplied_as_told(self):
         conv = torch.backends.cudnn.conv

@@ -81,7 +81,7 @@ def test_counters():
         sizes = case.batch, case.tiles, case.counted
         waiting = [item for item in items(case) if item[0] > 0 and item[3] < case.counted]
         places = [schedule.counter(*item, *sizes) for item in waiting]
-        assert places == list(range(schedule.COUNTERS, case.workspace_size)), case
+        assert places == list(range(schedule.COUNTERS, Kernel.workspace_size(case))), case
 
 
 TINY = [

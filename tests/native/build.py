@@ -26,14 +26,14 @@ def ninja_file(folder: Path, wanted: list[str]) -> str:
     sets = {name: flags for name, flags in sets.items() if name in wanted or not wanted or name == "portable"}
     torch = native.find_torch()
     assert torch is not None
-    text, _ = native.ninja_file("0", cxx, torch, sets, folder)
+    text, _ = native.ninja_file("0", cxx, torch, sets, folder, "no part of this")
     native.point(folder / "tests", ROOT / "tests")
     kernels = [f"{Path(source).stem}.{name}.o" for source in native.sources()[1] for name in sets]
     have = [f"-DLWRN_HAVE_{name.upper()}" for name in sets if name != "portable"]
     flags = native.command_line([*native.COMMON, *have, *shlex.split(os.environ.get("CXXFLAGS", ""))])
     return f"""{text}
 rule program
-  command = $cxx {flags} -pthread $in -o $out
+  command = {native.command_line(cxx)} {flags} -pthread $in -o $out
 build selfcheck.o: compile tests/native/selfcheck.cpp
   flags = {flags}
 build selfcheck: program selfcheck.o isa.o engine.o {" ".join(kernels)}

@@ -64,8 +64,9 @@ inline Map pooled(const Map& in) {
 }
 
 // weight: (out_planes, in.planes), or (in.planes) where depthwise. terms: of the sum that the products become part of.
+// rounding: how far, as a fraction, a product may be off because its factors are rounded first.
 inline Map convolved(const Map& in, const std::vector<double>& weight, int64_t out_planes, bool depthwise,
-                     int64_t terms) {
+                     int64_t terms, double rounding = 0) {
   Map out(in.batch, out_planes, in.height, in.width);
   const int64_t pixels = in.batch * in.height * in.width;
   for (int64_t pixel = 0; pixel < pixels; ++pixel)
@@ -78,7 +79,7 @@ inline Map convolved(const Map& in, const std::vector<double>& weight, int64_t o
         error += std::fabs(w) * in.error[pixel * in.planes + k];
       }
       out.value[pixel * out_planes + o] = sum;
-      out.error[pixel * out_planes + o] = std::isfinite(sum) ? error + magnitude * sum_error(terms) : 0;
+      out.error[pixel * out_planes + o] = std::isfinite(sum) ? error + magnitude * (sum_error(terms) + rounding) : 0;
     }
   return out;
 }
@@ -104,10 +105,10 @@ inline void add_to(Map* sum, const Map& term) {
 }
 
 inline Map crp(Dtype dtype, const Map& x, const std::vector<std::vector<double>>& weights,
-               const std::vector<std::vector<double>>& biases, bool depthwise) {
+               const std::vector<std::vector<double>>& biases, bool depthwise, double rounding) {
   Map sum = x, top = x;
   for (size_t i = 0; i < weights.size(); ++i) {
-    top = convolved(pooled(top), weights[i], x.planes, depthwise, x.planes);
+    top = convolved(pooled(top), weights[i], x.planes, depthwise, x.planes, rounding);
     if (!biases.empty()) add_bias(&top, biases[i]);
     top.may_be_rounded(dtype);
     add_to(&sum, top);
@@ -154,12 +155,14 @@ inline Map resized(const Map& in, int64_t height, int64_t width, bool align_corn
 // limit: of the activation; minus infinity to infinity where there is none.
 inline Map fusion(const std::vector<Map>& inputs, const std::vector<std::vector<double>>& weights,
                   const std::vector<std::vector<double>>& biases, int64_t out_planes, bool align_corners, double least,
-                  double most) {
+                  double most, double rounding, double interpolated_rounding) {
   int64_t terms = 0;
   for (const Map& input : inputs) terms += input.planes + 8;
   Map sum(inputs[0].batch, out_planes, inputs[0].height, inputs[0].width);
   for (size_t k = 0; k < inputs.size(); ++k) {
-    const Map product = convolved(inputs[k], weights[k], out_planes, false, terms);
+    const bool interpolated = inputs[k].height != sum.height || inputs[k].width != sum.width;
+    const Map product = convolved(inputs[k], weights[k], out_planes, false, terms,
+                                  rounding + (interpolated ? interpolated_rounding : 0));
     add_to(&sum, resized(product, sum.height, sum.width, align_corners));
     if (!biases.empty()) add_bias(&sum, biases[k]);
   }

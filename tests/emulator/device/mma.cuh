@@ -1,0 +1,32 @@
+#pragma once
+#include "copy.cuh"
+#include "numbers.cuh"
+
+namespace lwrn_fast::cuda {
+
+template <class Kind>
+constexpr emulator::Number kNumber = emulator::Number::tf32;
+template <>
+constexpr emulator::Number kNumber<Bf16> = emulator::Number::bf16;
+template <>
+constexpr emulator::Number kNumber<F16> = emulator::Number::f16;
+
+LWRN_DEVICE emulator::Words words_at(const void* row) {
+  const Vector& v = vector_at(row);
+  return {{v.words[0], v.words[1], v.words[2], v.words[3]}};
+}
+
+LWRN_DEVICE void load_matrices(uint32_t (&matrices)[4], const void* row) {
+  emulator::exchange_rows(words_at(row), matrices);
+}
+
+template <class Kind>
+LWRN_DEVICE void multiply_add(float* sums, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  emulator::multiply_tile(kNumber<Kind>, sums, a, b0, b1);
+}
+
+LWRN_DEVICE uint32_t to_tf32(uint32_t value) {
+  return std::isfinite(float_of(value)) ? (value + 0x1000) & 0xffffe000u : value;  // ties away from zero
+}
+
+}  // namespace lwrn_fast::cuda

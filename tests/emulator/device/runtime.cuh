@@ -1,0 +1,14 @@
+#pragma once
+#include "launch.cuh"
+
+namespace lwrn_fast::cuda {
+
+inline const char* ask_device(int index, Device* device) {
+  const emulator::Settings& settings = emulator::settings;
+  *device = {index, settings.capability, settings.multiprocessors, settings.shared_bytes, nullptr};
+  return nullptr;
+}
+
+inline bool is_recording(void*) { return false; }
+
+}  // namespace lwrn_fast::cuda

@@ -1,0 +1,281 @@
+// Random small problems of the three ops, and the comparison of a result with reference.h.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "../../csrc/crp.h"
+#include "../../csrc/fusion.h"
+#include "../../csrc/upsample_argmax.h"
+#include "reference.h"
+
+namespace selfcheck {
+
+using namespace lwrn_fast;
+
+// uniform: between -1 and 1. whole: all sums are exact, and so must be the result. special: with NaN and infinities.
+enum class Values { uniform, whole, special };
+enum class Layout { contiguous, gaps, wide_gaps, same_rows, same_pixels, by_plane };
+
+constexpr Dtype kDtypes[] = {Dtype::f32, Dtype::bf16, Dtype::f16};
+constexpr Values kValues[] = {Values::uniform, Values::uniform, Values::whole, Values::whole, Values::special};
+constexpr Layout kLayouts[] = {Layout::contiguous, Layout::contiguous, Layout::gaps,
+                               Layout::wide_gaps,  Layout::same_rows,  Layout::same_pixels};
+constexpr int64_t kSizes[] = {1, 2, 5, 8, 17, 33}, kPlanes[] = {1, 7, 16, 21, 33, 48, 64, 70, 150};
+
+inline double value(Values values, Random* random) {
+  if (values == Values::whole) return static_cast<double>(random->below(9) - 4);
+  if (values == Values::special && random->below(97) == 0)
+    return random->below(3) == 0 ? NAN : random->below(2) == 0 ? INFINITY : -INFINITY;
+  return random->uniform();
+}
+
+// A map and the memory it lies in. Gaps between its pixels, rows and images are multiples of 16 numbers if wide.
+struct Input {
+  MapView view;
+  int64_t stride_c = 1;
+  std::unique_ptr<Buffer> memory;
+  Map map;
+
+  Input(Dtype dtype, int64_t batch, int64_t planes, int64_t height, int64_t width, Layout layout, Values values,
+        Random* random)
+      : view{nullptr, batch, planes, height, width, 0, 0, planes}, map(0, 0, 0, 0) {
+    const int64_t gap = layout == Layout::gaps ? 1 : layout == Layout::wide_gaps ? 16 : 0;
+    view.stride_w += 3 * gap;
+    if (layout == Layout::same_pixels) view.stride_w = 0;
+    view.stride_h = width * view.stride_w + 5 * gap;
+    if (layout == Layout::same_rows) view.stride_h = 0;
+    view.stride_n = height * view.stride_h + 7 * gap;
+    if (layout == Layout::by_plane) {
+      view.stride_w = 1;
+      view.stride_h = width;
+      stride_c = height * width;
+      view.stride_n = planes * stride_c;
+    }
+    const int64_t last = (batch - 1) * view.stride_n + (height - 1) * view.stride_h + (width - 1) * view.stride_w +
+                         (planes - 1) * stride_c;
+    memory = std::make_unique<Buffer>((last + 1) * bytes_of(dtype));
+    view.data = memory->get();
+    for (int64_t n = 0; n < batch; ++n)
+      for (int64_t y = 0; y < height; ++y)
+        for (int64_t x = 0; x < width; ++x)
+          for (int64_t c = 0; c < planes; ++c)
+            encode(dtype, value(values, random), memory->get(),
+                   n * view.stride_n + y * view.stride_h + x * view.stride_w + c * stride_c);
+    map = read(dtype, view, stride_c);
+  }
+};
+
+// Numbers of `dtype`, as the engine and as the reference take them.
+struct Parameter {
+  std::unique_ptr<Buffer> memory;
+  std::vector<double> values;
+
+  Parameter(Dtype dtype, std::vector<double> numbers) : values(std::move(numbers)) {
+    memory = std::make_unique<Buffer>(static_cast<int64_t>(values.size()) * bytes_of(dtype));
+    for (size_t i = 0; i < values.size(); ++i) {
+      encode(dtype, values[i], memory->get(), i);
+      values[i] = decode(dtype, memory->get(), i);
+    }
+  }
+};
+
+// Whole weights have two ones in a row, of either sign, so that sums stay small enough to be exact in every dtype.
+inline Parameter weight(Dtype dtype, int64_t out_planes, int64_t in_planes, Values values, Random* random) {
+  std::vector<double> numbers(out_planes * in_planes);
+  if (values == Values::whole)
+    for (int64_t i = 0; i < 2 * out_planes; ++i)
+      numbers[i / 2 * in_planes + random->below(in_planes)] = random->below(2) ? 1 : -1;
+  else
+    for (double& number : numbers) number = 2 * random->uniform() / static_cast<double>(in_planes);
+  return Parameter(dtype, std::move(numbers));
+}
+
+inline Parameter bias(Dtype dtype, int64_t planes, Values values, Random* random) {
+  std::vector<double> numbers(planes);
+  for (double& number : numbers) number = values == Values::whole ? random->below(3) - 1 : random->uniform();
+  return Parameter(dtype, std::move(numbers));
+}
+
+inline std::vector<const void*> pointers(const std::vector<Parameter>& parameters) {
+  std::vector<const void*> result;
+  for (const Parameter& parameter : parameters) result.push_back(parameter.memory->get());
+  return result;
+}
+
+inline std::vector<std::vector<double>> numbers(const std::vector<Parameter>& parameters) {
+  std::vector<std::vector<double>> result;
+  for (const Parameter& parameter : parameters) result.push_back(parameter.values);
+  return result;
+}
+
+struct CrpProblem {
+  Values values;
+  Input x;
+  bool depthwise, biased;
+  std::vector<Parameter> weights, biases;
+  std::vector<const void*> weight_data, bias_data;
+  Buffer out;
+  CrpArgs args;
+
+  CrpProblem(Dtype dtype, Values values, int64_t stages, bool depthwise, Layout layout, int64_t batch, int64_t planes,
+             int64_t height, int64_t width, Random* random)
+      : values(values),
+        x(dtype, batch, planes, height, width, layout, values, random),
+        depthwise(depthwise),
+        biased(random->below(2)),
+        out(batch * planes * height * width * bytes_of(dtype)) {
+    for (int64_t i = 0; i < stages; ++i) {
+      weights.push_back(weight(dtype, planes, depthwise ? 1 : planes, values, random));
+      if (biased) biases.push_back(bias(dtype, planes, values, random));
+    }
+    weight_data = pointers(weights);
+    bias_data = pointers(biases);
+    args = {dtype, x.view, stages, depthwise, weight_data.data(), biased ? bias_data.data() : nullptr, out.get()};
+  }
+
+  // rounding: as that of convolved().
+  Map exact(double rounding = 0) const {
+    return selfcheck::crp(args.dtype, x.map, numbers(weights), numbers(biases), depthwise, rounding);
+  }
+};
+
+struct FusionProblem {
+  Values values;
+  std::vector<Input> inputs;
+  std::vector<Parameter> weights, biases;
+  std::vector<const void*> weight_data, bias_data;
+  std::vector<MapView> views;
+  std::unique_ptr<Buffer> out;
+  FusionArgs args;
+
+  explicit FusionProblem(Random* random, const Dtype dtype) : values(random->pick(kValues)) {
+    const bool align_corners = random->below(2), biased = random->below(2);
+    const int64_t batch = 1 + random->below(2), out_planes = random->pick(kPlanes), count = 1 + random->below(3);
+    // Sizes between which an interpolation's weights are whole multiples of 1/16.
+    constexpr int64_t corners[] = {3, 5, 9, 17, 33}, centres[] = {1, 2, 4, 8, 16};
+    int64_t size[2];
+    for (int64_t k = 0; k < count; ++k) {
+      const bool full = k == 0 || random->below(3) == 0;
+      for (int side = 0; side < 2; ++side) {
+        if (k > 0 && full) continue;
+        const int64_t i = full ? 2 + random->below(3) : random->below(3);
+        size[side] = values != Values::whole ? random->pick(kSizes) : align_corners ? corners[i] : centres[i];
+      }
+      const int64_t height = full && k > 0 ? inputs[0].map.height : size[0];
+      const int64_t width = full && k > 0 ? inputs[0].map.width : size[1];
+      inputs.emplace_back(dtype, batch, random->pick(kPlanes), height, width, random->pick(kLayouts), values, random);
+      weights.push_back(weight(dtype, out_planes, inputs[k].map.planes, values, random));
+      if (biased) biases.push_back(bias(dtype, out_planes, values, random));
+      views.push_back(inputs[k].view);
+    }
+    constexpr Activation activations[] = {Activation::none, Activation::relu, Activation::relu6};
+    weight_data = pointers(weights);
+    bias_data = pointers(biases);
+    out = std::make_unique<Buffer>(batch * out_planes * views[0].height * views[0].width * bytes_of(dtype));
+    args = {dtype,
+            count,
+            views.data(),
+            weight_data.data(),
+            biased ? bias_data.data() : nullptr,
+            out_planes,
+            random->pick(activations),
+            align_corners,
+            out->get()};
+  }
+
+  // rounding: as that of convolved(); interpolated_rounding: what maps of another size than the result's add to it.
+  Map exact(double rounding = 0, double interpolated_rounding = 0) const {
+    std::vector<Map> maps;
+    for (const Input& input : inputs) maps.push_back(input.map);
+    const Activation activation = args.activation;
+    return selfcheck::fusion(maps, numbers(weights), numbers(biases), args.out_planes, args.align_corners,
+                             activation == Activation::none ? -INFINITY : 0,
+                             activation == Activation::relu6 ? 6 : INFINITY, rounding, interpolated_rounding);
+  }
+};
+
+struct UpsampleArgmaxProblem {
+  Values values;
+  int64_t size[4];  // height and width of the logits and of the labels
+  bool align_corners;
+  std::unique_ptr<Input> logits;
+  std::unique_ptr<Buffer> labels;
+  UpsampleArgmaxArgs args;
+
+  UpsampleArgmaxProblem(Random* random, Dtype dtype) : values(random->pick(kValues)), align_corners(random->below(2)) {
+    const bool by_plane = random->below(3) == 0;
+    constexpr int64_t classes[] = {1, 2, 7, 16, 21, 33, 48, 256}, sizes[] = {1, 2, 5, 8, 17, 33, 70, 131};
+    constexpr int64_t corners[] = {3, 5, 9, 17, 33, 65}, centres[] = {1, 2, 4, 8, 16, 32};
+    for (int64_t i = 0; i < 4; ++i) {
+      const int64_t step = i < 2 ? random->below(3) : 2 + random->below(4);
+      size[i] = values != Values::whole ? random->pick(sizes) : align_corners ? corners[step] : centres[step];
+    }
+    logits = std::make_unique<Input>(dtype, 1 + random->below(2), random->pick(classes), size[0], size[1],
+                                     by_plane ? Layout::by_plane : random->pick(kLayouts), values, random);
+    labels = std::make_unique<Buffer>(logits->map.batch * size[2] * size[3]);
+    args = {dtype, logits->view, logits->stride_c, size[2], size[3], align_corners, labels->get()};
+  }
+
+  Map exact() const { return resized(logits->map, size[2], size[3], align_corners); }
+};
+
+// Counts what is wrong, and says what.
+class Checks {
+ public:
+  int64_t failures = 0;
+
+ protected:
+  void describe(const char* op, uint64_t seed, Dtype dtype, const Map& map) {
+    where_ = std::string(op) + " " + std::to_string(seed) + ", " + name_of(dtype);
+    for (int64_t size : {map.batch, map.planes, map.height, map.width}) where_ += " " + std::to_string(size);
+  }
+
+  void expect(bool right, const std::string& message) {
+    if (right) return;
+    if (++failures <= 10) std::printf("%s: %s\n", where_.c_str(), message.c_str());
+  }
+
+  void compare(Dtype dtype, const Buffer& out, Map exact, Values values) {
+    exact.may_be_rounded(dtype);
+    int64_t wrong = 0;
+    std::string first;
+    for (size_t i = 0; i < exact.value.size(); ++i) {
+      const double got = decode(dtype, out.get(), i), wanted = exact.value[i];
+      bool right = std::fabs(got - wanted) <= exact.error[i];
+      if (std::isnan(wanted)) right = std::isnan(got);
+      if (std::isinf(wanted)) right = got == wanted;
+      if (values == Values::whole) right = got == rounded(dtype, wanted);
+      if (right) continue;
+      if (++wrong == 1)
+        first = "element " + std::to_string(i) + " is " + std::to_string(got) + ", not " + std::to_string(wanted) +
+                " within " + std::to_string(values == Values::whole ? 0 : exact.error[i]);
+    }
+    expect(wrong == 0, std::to_string(wrong) + " of " + std::to_string(exact.value.size()) + " are wrong: " + first);
+  }
+
+  // The first NaN, else the first of the largest; another class only where rounding may have decided.
+  void compare_labels(const Buffer& labels, const Map& exact, Values values) {
+    int64_t wrong = 0;
+    std::string first;
+    const int64_t pixels = static_cast<int64_t>(exact.value.size()) / exact.planes;
+    for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+      const double *logit = &exact.value[pixel * exact.planes], *error = &exact.error[pixel * exact.planes];
+      int64_t best = 0;
+      for (int64_t c = 1; c < exact.planes; ++c)
+        if (!(logit[c] <= logit[best]) && !std::isnan(logit[best])) best = c;
+      const int64_t label = labels.get()[pixel];
+      const bool close = values != Values::whole && label < exact.planes && std::isfinite(logit[best]) &&
+                         logit[label] + error[label] + error[best] >= logit[best];
+      if (label == best || close) continue;
+      if (++wrong == 1)
+        first = "label " + std::to_string(pixel) + " is " + std::to_string(label) + " with logit " +
+                std::to_string(logit[label % exact.planes]) + ", not " + std::to_string(best) + " with " +
+                std::to_string(logit[best]);
+    }
+    expect(wrong == 0, std::to_string(wrong) + " of " + std::to_string(pixels) + " are wrong: " + first);
+  }
+
+  std::string where_;
+};
+
+}  // namespace selfcheck
