@@ -8,7 +8,8 @@ import pytest
 
 import lwrn_fast
 
-NOT_READ = ("lwrn_fast._C", "lwrn_fast._ops", "lwrn_fast.__main__")  # compiled, or a program that runs
+# compiled, or a program that runs
+NOT_READ = ("lwrn_fast._C", "lwrn_fast._ops", "lwrn_fast._ops_cuda", "lwrn_fast.__main__")
 MODULES = ["lwrn_fast"] + [
     found.name for found in pkgutil.walk_packages(lwrn_fast.__path__, "lwrn_fast.") if found.name not in NOT_READ
 ]

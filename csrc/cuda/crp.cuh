@@ -326,11 +326,13 @@ class Crp {
     const char* biases = task_.biases[item_.stage];
     char* chunks = halo_ + (kResident ? pass * kPassChunks : 0) * kHaloBytes;
     Product::each_pair(sums, [&](int pixel, int plane, float a, float b) {
+      const int first_of_pair = first_plane_ + pass * kPlanes + plane;
       if (task_.biased) {
-        const int first_of_pair = first_plane_ + pass * kPlanes + plane;
         a += number(biases, first_of_pair);
         b += number(biases, first_of_pair + 1);
       }
+      // Planes beyond the last stay in the tile, and NaN there times a weight of zero would spread.
+      if (kResident && first_of_pair >= task_.planes) a = b = 0;
       const int byte = plane % kRowPlanes<Kind> * Kind::kBytes;
       char* chunk = chunks + plane / kRowPlanes<Kind> * kHaloBytes;
       store_pair<Kind>(chunk + halo_place(pixel / kTileW + 2, pixel % kTileW + 2, byte / 16) + byte % 16, a, b);

@@ -28,8 +28,8 @@ struct FusionTask {
 };
 
 // A block computes kPixels x kPlanes of the result. While a chunk is multiplied, kAhead others are being loaded, and
-// kPending before it may be still in the product. Of the vectors that a thread interpolates, kEarly are read before the
-// product begins.
+// kPending before it may be still in the product. Of the vectors that a thread interpolates, kEarly are being read at
+// once, the first of them already when the product begins.
 template <class Kind, class Product, int kAhead_, int kPending, int kEarly, int kPrograms_>
 struct Fusion {
   using Task = FusionTask;
@@ -45,7 +45,7 @@ struct Fusion {
   static constexpr int kThreadRows = kThreads / kVectors;  // that all threads load at once, a vector each
   static constexpr int kPanelSteps = kPixels / kThreadRows, kWeightSteps = kPlanes / kThreadRows;
   static_assert(kPixels * kPlanes * kBytes <= kBuffers * kBufferBytes, "the result is staged in the buffers");
-  static_assert(kEarly <= kPanelSteps);
+  static_assert(kEarly >= 1 && kEarly <= kPanelSteps);
 
   // Of an output pixel in an input, in bytes: its source, and how far the pixels right of it and below are.
   struct alignas(16) Place {
@@ -130,7 +130,7 @@ struct Fusion {
     const Place* places;  // those of the input's pixels
     int first_plane;
     int k = 0, first = 0;  // the input, and its first plane in this chunk
-    int index = 0;         // the thread's
+    int index = 0;         // this thread, computed anew so that no addresses stay in registers
 
     LWRN_DEVICE int row(int step) const { return index / kVectors + step * kThreadRows; }
     LWRN_DEVICE int vector() const { return index % kVectors; }
@@ -230,7 +230,7 @@ struct Fusion {
     }
   };
 
-  // The result in shared memory: matrices of kRowPlanes planes, one after another.
+  // The result in shared memory: matrices of kChunkPlanes planes, one after another.
   LWRN_DEVICE static char* staged(char* buffers, int pixel, int plane) {
     return buffers + plane / kChunkPlanes * kPanelBytes + place(pixel, plane % kChunkPlanes / kVectorPlanes) +
            plane % kVectorPlanes * kBytes;
