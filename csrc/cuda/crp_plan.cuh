@@ -2,6 +2,8 @@
 #pragma once
 #include <device/launch.cuh>
 
+#include <cmath>
+
 #include "crp.cuh"
 #include "kinds.h"
 
@@ -10,12 +12,10 @@ namespace lwrn_fast::cuda {
 struct CrpPlan {
   CrpTask task = {};
   int blocks = 0, shared_bytes = 0;  // no blocks: the kernel cannot run this call
-  double cycles = 0;                 // what it is expected to take
+  double cycles = INFINITY;          // what it is expected to take
   Scratch scratch = {};
   const char* (*start)(const Device&, const CrpPlan&) = nullptr;
 };
-
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline bool is_aligned(const CrpArgs& args) {
   const int64_t bytes = bytes_of(args.dtype);
@@ -115,11 +115,11 @@ CrpPlan plan_crp(const CrpArgs& args, const Device& device) {
   return plan;
 }
 
-// What takes the least time, of `best` and the kernels.
+// Of the kernels that can run the call, the one that takes the least time.
 template <class... Kernels>
 CrpPlan best_plan(const CrpArgs& args, const Device& device, CrpPlan best = {}) {
   for (const CrpPlan& plan : {plan_crp<Kernels>(args, device)...})
-    if (plan.blocks != 0 && (best.blocks == 0 || plan.cycles < best.cycles)) best = plan;
+    if (plan.cycles < best.cycles) best = plan;
   return best;
 }
 

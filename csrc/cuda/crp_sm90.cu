@@ -16,9 +16,18 @@ using Kind = LWRN_KIND;
 
 namespace {
 
+// Whether these kernels are better for one image: two ways to multiply may round differently, and the result of an
+// image must not depend on the batch.
+bool better(CrpArgs args, const Device& device) {
+  args.x.batch = 1;
+  return best_plan<CrpLargeSm90<Kind>, CrpLargeResidentSm90<Kind>>(args, device).cycles <
+         choose_crp<Kind>(args, device).cycles;
+}
+
 CrpPlan choose(const CrpArgs& args, const Device& device) {
-  const CrpPlan best = choose_crp<Kind>(args, device);
-  return args.depthwise ? best : best_plan<CrpLargeSm90<Kind>, CrpLargeResidentSm90<Kind>>(args, device, best);
+  if (!args.depthwise && better(args, device))
+    return best_plan<CrpLargeSm90<Kind>, CrpLargeResidentSm90<Kind>>(args, device);
+  return choose_crp<Kind>(args, device);
 }
 
 }  // namespace

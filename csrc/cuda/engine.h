@@ -9,6 +9,8 @@ namespace lwrn_fast::cuda {
 
 constexpr int64_t kMostInputs = 16;  // of a fusion
 
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 struct Device {
   int index;
   int capability;  // 90 for 9.0

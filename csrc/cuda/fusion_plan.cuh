@@ -51,8 +51,6 @@ struct FusionPlan {
   const char* (*start)(FusionTask task, const Device& device) = nullptr;
 };
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 template <class Kernel>
 int64_t plane_blocks(const FusionTask& task) {
   return divide_up(task.out_planes, Kernel::kPlanes);

@@ -113,6 +113,9 @@ Tensor upsample_argmax(const Tensor& logits, int64_t height, int64_t width, bool
 extern "C" {
 __attribute__((visibility("default"))) void lwrn_fast_ask_for_tf32(bool (*asks)()) { lwrn_fast::asks_for_tf32 = asks; }
 
+// For tests and measurements: see engine.h.
+__attribute__((visibility("default"))) void lwrn_fast_use_only(const char* name) { lwrn_fast::cuda::use_only(name); }
+
 // Null, or why no kernel can run on a device.
 __attribute__((visibility("default"))) const char* lwrn_fast_why_not_on(int index) {
   try {

@@ -51,17 +51,19 @@ struct WarpProduct : L {
 
   LWRN_DEVICE static void add(float (&sums)[L::kCount], const char* panel, const char* weights) {
     const int lane = thread() % 32;
-    const int row = L::first_pixel() + lane % 16, column = L::first_plane() + lane / 16 * 8 + lane % 8;
+    // A step takes two vectors, so that it changes other bits of their places than the lane does.
+    const int rows = place(L::first_pixel() + lane % 16, lane / 16);
+    const int columns = place(L::first_plane() + lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
       uint32_t a[L::kTilesDown][4];
 #pragma unroll
       for (int down = 0; down < L::kTilesDown; ++down)
-        load(a[down], panel + place(row + 16 * down, 2 * step + lane / 16));
+        load(a[down], panel + ((rows ^ 32 * step) + 16 * down * kRowBytes));
 #pragma unroll
       for (int across = 0; across < L::kTilesAcross; across += 2) {
         uint32_t b[4];
-        load(b, weights + place(column + 8 * across, 2 * step + lane / 8 % 2));
+        load(b, weights + ((columns ^ 32 * step) + 8 * across * kRowBytes));
 #pragma unroll
         for (int down = 0; down < L::kTilesDown; ++down) {
           float* tile = sums + 4 * (down * L::kTilesAcross + across);
@@ -105,8 +107,10 @@ struct ExactProduct : L {
 #pragma unroll
         for (int down = 0; down < 2 * L::kTilesDown; ++down) {
           float& sum = sums[4 * (down / 2 * L::kTilesAcross + i / 2) + down % 2 * 2 + i % 2];
+          float part = 0;  // fewer terms in a row round less
 #pragma unroll
-          for (int k = 0; k < 4; ++k) sum = multiply_add(a[down].words[k], b.words[k], sum);
+          for (int k = 0; k < 4; ++k) part = multiply_add(a[down].words[k], b.words[k], part);
+          sum += part;
         }
       }
     }

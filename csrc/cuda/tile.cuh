@@ -40,7 +40,7 @@ LWRN_DEVICE Vector load_planes(const char* from, int count, bool aligned) {
 // zero. Planes that are not `aligned` are copied one by one, at once.
 template <class Kind>
 LWRN_DEVICE void copy_planes(void* to, const char* from, int count, bool aligned) {
-  if (aligned || count <= 0)
+  if (aligned)
     copy_async(to, from, count > 0);
   else
     store_shared(to, load_planes<Kind>(from, count, false));
@@ -66,7 +66,7 @@ LWRN_DEVICE void store_planes(char* to, const Vector& v, int count, bool aligned
 template <class Kind>
 LWRN_DEVICE float load_number(const char* from) {
   float values[kPerWord<Kind>];
-  unpack<Kind>(Kind::kBytes == 4 ? load_global_word(from) : load_global_half(from), values);
+  unpack<Kind>(Kind::kBytes == 4 ? load_constant_word(from) : load_constant_half(from), values);
   return values[0];
 }
 

@@ -6,8 +6,6 @@
 namespace lwrn_fast::cuda {
 namespace {
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 template <class Kind, bool kSameSize>
 const char* start(const UpsampleArgmaxArgs& args, const Device& device) {
   using Kernel = UpsampleArgmax<Kind, kSameSize>;

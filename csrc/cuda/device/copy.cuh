@@ -39,6 +39,17 @@ LWRN_DEVICE uint32_t load_global_half(const void* from) {
   return value;
 }
 
+LWRN_DEVICE uint32_t load_constant_word(const void* from) {
+  uint32_t value;
+  asm("ld.global.nc.u32 %0, [%1];" : "=r"(value) : "l"(from));
+  return value;
+}
+LWRN_DEVICE uint32_t load_constant_half(const void* from) {
+  uint16_t value;
+  asm("ld.global.nc.u16 %0, [%1];" : "=h"(value) : "l"(from));
+  return value;
+}
+
 LWRN_DEVICE void store_global(void* to, const Vector& v) { *static_cast<Vector*>(to) = v; }
 LWRN_DEVICE Vector load_shared(const void* from) { return *static_cast<const Vector*>(from); }
 LWRN_DEVICE void store_shared(void* to, const Vector& v) { *static_cast<Vector*>(to) = v; }

@@ -18,6 +18,8 @@ LWRN_DEVICE Vector load_global(const void* from) { return vector_at(from); }
 LWRN_DEVICE Vector load_constant(const void* from) { return vector_at(from); }
 LWRN_DEVICE uint32_t load_global_word(const void* from) { return *static_cast<const uint32_t*>(from); }
 LWRN_DEVICE uint32_t load_global_half(const void* from) { return *static_cast<const uint16_t*>(from); }
+LWRN_DEVICE uint32_t load_constant_word(const void* from) { return load_global_word(from); }
+LWRN_DEVICE uint32_t load_constant_half(const void* from) { return load_global_half(from); }
 LWRN_DEVICE void store_global(void* to, const Vector& v) { vector_at(to) = v; }
 LWRN_DEVICE Vector load_shared(const void* from) { return vector_at(from); }
 LWRN_DEVICE void store_shared(void* to, const Vector& v) {
