@@ -33,7 +33,12 @@ def why_not_on(device: torch.device) -> str | None:
         return missing()
     if device.type != "cuda":
         return f"the tensors are on {device}"
-    return _why_not_on(torch.cuda.current_device() if device.index is None else device.index)
+    return _why_not_on(_index(device))
+
+
+def most_planes(device: torch.device, dtype: torch.dtype) -> int:
+    """How many planes of a crp that is not depthwise fit into the device's shared memory."""
+    return _most_planes(_index(device), dtype == torch.float32)
 
 
 @cache
@@ -64,6 +69,17 @@ def _why_not_on(index: int) -> str | None:
     return f"cuda:{index}: {reason.decode()}" if reason else None
 
 
+@cache
+def _most_planes(index: int, float32: bool) -> int:
+    ask = _library().lwrn_fast_crp_most_planes
+    ask.restype = ctypes.c_int64
+    return int(ask(index, ctypes.c_bool(float32)))
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
 def _library() -> ctypes.CDLL:
     return ctypes.CDLL(str(LIBRARY))
 
@@ -76,5 +92,5 @@ def _tf32() -> bool:
 
 
 # torch.compile cannot trace these; see the end of backends.py.
-for _function in (missing, why_not_on):
+for _function in (missing, why_not_on, most_planes):
     _function._dynamo_marked_constant = True  # type: ignore[union-attr]

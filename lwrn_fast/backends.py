@@ -162,7 +162,12 @@ def can_run_triton(op: str, tensors: Sequence[Tensor]) -> str | None:
 def can_run_cuda(op: str, tensors: Sequence[Tensor]) -> str | None:
     """CUDA C++: tensors on a GPU, float32, bfloat16 or float16, of any strides."""
     reason = _cuda.why_not_on(tensors[0].device) or _why_no_kernel(tensors)
-    return reason or _why_too_many(op, tensors, _cuda.MOST_STAGES, _cuda.MOST_INPUTS)
+    reason = reason or _why_too_many(op, tensors, _cuda.MOST_STAGES, _cuda.MOST_INPUTS)
+    if reason is None and op == "crp" and len(tensors) > 1 and tensors[1].shape[1] > 1:
+        planes, most = tensors[0].shape[1], _cuda.most_planes(tensors[0].device, tensors[0].dtype)
+        if planes > most:
+            return f"shared memory holds at most {most} planes of {tensors[0].dtype}, not {planes}"
+    return reason
 
 
 def _why_no_kernel(tensors: Sequence[Tensor]) -> str | None:

@@ -1,6 +1,7 @@
 """The CUDA kernels on the CPU, over the machine in emulator/, for where there is no GPU: the backend "cuda" then runs
 them on tensors of the CPU."""
 
+import ctypes
 import fcntl
 import sys
 import warnings
@@ -29,6 +30,8 @@ def in_place_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     library()
     monkeypatch.setattr(_cuda, "missing", _ready)
     monkeypatch.setattr(_cuda, "why_not_on", _why_not_on)
+    monkeypatch.setattr(_cuda, "_index", lambda device: 0)
+    monkeypatch.setattr(_cuda, "_library", lambda: ctypes.CDLL(str(library())))
     override = torch.library.Library("lwrn_fast", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is a kernel already

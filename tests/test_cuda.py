@@ -89,6 +89,23 @@ def test_limits(cuda):
     lwrn_fast.fusion([x] * 16, [weight] * 16)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_planes_that_shared_memory_does_not_hold(cuda, dtype):
+    most = _cuda.most_planes(torch.device(cuda), dtype)
+    assert most >= 512
+    for planes in (most, most + 1):
+        x, weight = torch.ones(1, planes, 1, 1, dtype=dtype), torch.ones(planes, planes, 1, 1, dtype=dtype)
+        found = lwrn_fast.explain("crp", x, [weight])["cuda"]
+        if planes > most:
+            assert found == f"shared memory holds at most {most} planes of {dtype}, not {planes}"
+            with pytest.raises(RuntimeError, match="crp: more planes or pixels than the kernels take on this device"):
+                torch.ops.lwrn_fast.crp(x, [weight], [], 1)
+            assert lwrn_fast.explain("crp", x, [weight[:, :1]], groups=planes)["cuda"] == "ready"
+        else:
+            assert found == "ready"
+            assert torch.equal(lwrn_fast.crp(x, [weight]), (x * (planes + 1)).to(dtype))
+
+
 def test_the_ops_name_what_is_wrong(cuda):
     x, weight, ops = X.to(cuda), W.to(cuda), torch.ops.lwrn_fast
     with pytest.raises(RuntimeError, match=r"crp: weights\[0\] must be \(4, 4, 1, 1\), got \(4, 3, 1, 1\)"):

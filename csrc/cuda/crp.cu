@@ -45,6 +45,14 @@ CrpPlan choose_crp<Kind>(const CrpArgs& args, const Device& device) {
 }
 
 template <>
+int64_t crp_most_planes<Kind>(const Device& device) {
+  using Least = CrpSmallest<Kind>;  // in its need of memory
+  int chunks = 0;
+  while (Least::shared_bytes(Least::kPassChunks, chunks + 1) <= device.shared_bytes) ++chunks;
+  return int64_t{chunks} * kRowPlanes<Kind>;
+}
+
+template <>
 Scratch crp_scratch<Kind>(const CrpArgs& args, const Device& device) {
   return choose_crp<Kind>(args, device).scratch;
 }

@@ -86,6 +86,11 @@ const char* crp(const CrpArgs& args, Multiply multiply, const Device& device, vo
   });
 }
 
+int64_t crp_most_planes(Dtype dtype, const Device& device) {
+  return with_kind(dtype, Multiply::exact,
+                   [&](auto of) { return crp_most_planes<typename decltype(of)::Kind>(device); });
+}
+
 const char* fusion(const FusionArgs& args, Multiply multiply, const Device& device) {
   return with_kind(args.dtype, multiply, [&](auto of) {
     using Kind = typename decltype(of)::Kind;

@@ -43,6 +43,9 @@ bool recording(const Device& device);
 Scratch crp_scratch(const CrpArgs& args, Multiply multiply, const Device& device);
 const char* crp(const CrpArgs& args, Multiply multiply, const Device& device, void* scratch, int32_t* counters);
 
+// How many planes fit into the device's shared memory, of a crp that is not depthwise.
+int64_t crp_most_planes(Dtype dtype, const Device& device);
+
 const char* fusion(const FusionArgs& args, Multiply multiply, const Device& device);
 
 const char* upsample_argmax(const UpsampleArgmaxArgs& args, const Device& device);

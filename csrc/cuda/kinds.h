@@ -10,6 +10,9 @@ template <class Kind>
 const char* crp(const CrpArgs& args, const Device& device, void* scratch, int32_t* counters);
 
 template <class Kind>
+int64_t crp_most_planes(const Device& device);
+
+template <class Kind>
 const char* fusion(const FusionArgs& args, const Device& device);
 
 // With Hopper's instructions, for devices of capability 9.0 and 16-bit kinds.

@@ -116,6 +116,18 @@ __attribute__((visibility("default"))) void lwrn_fast_ask_for_tf32(bool (*asks)(
 // For tests and measurements: see engine.h.
 __attribute__((visibility("default"))) void lwrn_fast_use_only(const char* name) { lwrn_fast::cuda::use_only(name); }
 
+// How many planes of float32, else of 16 bits, a crp may have on a device.
+__attribute__((visibility("default"))) int64_t lwrn_fast_crp_most_planes(int index, bool float32) {
+  try {
+    const lwrn_fast::cuda::CurrentDevice current(index);
+    lwrn_fast::cuda::Device device;
+    if (lwrn_fast::cuda::describe(index, nullptr, &device)) return 0;
+    return lwrn_fast::cuda::crp_most_planes(float32 ? lwrn_fast::Dtype::f32 : lwrn_fast::Dtype::bf16, device);
+  } catch (const std::exception&) {
+    return 0;
+  }
+}
+
 // Null, or why no kernel can run on a device.
 __attribute__((visibility("default"))) const char* lwrn_fast_why_not_on(int index) {
   try {

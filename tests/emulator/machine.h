@@ -52,9 +52,10 @@ struct Begun {
     item.group = groups;
     items.push_back(item);
   }
+  bool empty() const { return first == items.size(); }
   // The next that must be done before at most `pending` of the latest groups are left; null: none.
   const T* next(int pending) {
-    if (first == items.size()) {
+    if (empty()) {
       items.clear();
       first = 0;
     }

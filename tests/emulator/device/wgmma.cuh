@@ -36,7 +36,7 @@ LWRN_DEVICE void multiply_part(const emulator::Product& product) {
   emulator::multiply_rows(kNumber<Kind>, product.sums, a, b, kCount / 4);
 }
 
-// Done now or when it is waited for.
+// Done now or when it is waited for, one after another.
 template <class Kind, int kCount>
 LWRN_DEVICE void multiply_wgmma(float (&sums)[kCount], const void* a, const void* b, int step) {
   static_assert(Kind::kBytes == 2 && (kCount == 32 || kCount == 64));
@@ -45,7 +45,7 @@ LWRN_DEVICE void multiply_wgmma(float (&sums)[kCount], const void* a, const void
     emulator::require(reinterpret_cast<uintptr_t>(matrix) % 1024 == 0, "a matrix's address is no multiple of 1024");
   const emulator::Product product{sums, static_cast<const char*>(a), static_cast<const char*>(b), step,
                                   0,    &multiply_part<Kind, kCount>};
-  if (emulator::coin())
+  if (emulator::current->products.empty() && emulator::coin())
     multiply_part<Kind, kCount>(product);
   else
     emulator::current->products.add(product);
