@@ -92,11 +92,12 @@ def add(file: NinjaFile, found: Cuda, cxx: list[str], compile_flags: list[str], 
 
 
 def add_rule(file: NinjaFile, found: Cuda) -> None:
-    # ptxas only remarks that wgmma instructions will wait for each other: here that is an error.
+    # ptxas only remarks that wgmma instructions will wait for each other (C7515), or that it adds waits (C7517): here these
+    # are errors.
     file.rule(
         "nvcc",
         f"{command_line([str(found.nvcc)])} $flags -MMD -MF $out.d -c $in -o $out > $out.log 2>&1; status=$$?; "
-        "cat $out.log; ! grep -q 'Potential Performance Loss' $out.log && exit $$status",
+        "cat $out.log; ! grep -qE '\\(C75[0-9]{2}\\)|Potential Performance Loss' $out.log && exit $$status",
         "depfile = $out.d",
         "deps = gcc",
     )

@@ -16,18 +16,20 @@ using Kind = LWRN_KIND;
 
 namespace {
 
-// Whether these kernels are better for one image: two ways to multiply may round differently, and the result of an
-// image must not depend on the batch.
-bool better(CrpArgs args, const Device& device) {
-  args.x.batch = 1;
-  return best_plan<CrpLargeSm90<Kind>, CrpLargeResidentSm90<Kind>>(args, device).cycles <
-         choose_crp<Kind>(args, device).cycles;
+CrpPlan own(const CrpArgs& args, const Device& device) {
+  return best_plan<CrpLargeSm90<Kind>, CrpLargeResidentSm90<Kind>>(args, device);
 }
 
+// Two ways to multiply may round differently, and the result of an image must not depend on the batch. So which of them
+// is a matter of one image.
 CrpPlan choose(const CrpArgs& args, const Device& device) {
-  if (!args.depthwise && better(args, device))
-    return best_plan<CrpLargeSm90<Kind>, CrpLargeResidentSm90<Kind>>(args, device);
-  return choose_crp<Kind>(args, device);
+  if (args.depthwise) return choose_crp<Kind>(args, device);
+  CrpArgs image = args;
+  image.x.batch = 1;
+  const CrpPlan ours = own(image, device), others = choose_crp<Kind>(image, device);
+  const bool better = ours.cycles < others.cycles;
+  if (args.x.batch == 1) return better ? ours : others;
+  return better ? own(args, device) : choose_crp<Kind>(args, device);
 }
 
 }  // namespace

@@ -15,6 +15,10 @@ const char* crp(const CrpArgs&, const Device&, void*, int32_t*) {
   return kAbsent;
 }
 template <class Kind>
+int64_t crp_most_planes(const Device&) {
+  return 0;
+}
+template <class Kind>
 const char* fusion(const FusionArgs&, const Device&) {
   return kAbsent;
 }
@@ -34,6 +38,7 @@ const char* fusion_sm90(const FusionArgs&, const Device&) {
 #define LWRN_ABSENT(Kind)                                                              \
   template Scratch crp_scratch<Kind>(const CrpArgs&, const Device&);                   \
   template const char* crp<Kind>(const CrpArgs&, const Device&, void*, int32_t*);      \
+  template int64_t crp_most_planes<Kind>(const Device&);                               \
   template const char* fusion<Kind>(const FusionArgs&, const Device&);                 \
   template Scratch crp_sm90_scratch<Kind>(const CrpArgs&, const Device&);              \
   template const char* crp_sm90<Kind>(const CrpArgs&, const Device&, void*, int32_t*); \
