@@ -55,6 +55,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "not_interpreted: skips Triton where only its interpreter could run it")
 
 
+# These take minutes. Begun first, none of them is left to one process at the end.
+LONG = ("test_triton_compile", "test_sanitizers", "test_emulator", "test_build")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cuda = _cuda.missing() if GPU else _native.missing() or emulated.why_not()
     reasons = {"cpu": _native.missing(), "triton": _triton.missing(), "cuda": cuda}
