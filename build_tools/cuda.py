@@ -92,7 +92,7 @@ def add(file: NinjaFile, found: Cuda, cxx: list[str], compile_flags: list[str], 
 
 
 def add_rule(file: NinjaFile, found: Cuda) -> None:
-    # ptxas only remarks that wgmma instructions will wait for each other (C7515), or that it adds waits (C7517): here these
+    # ptxas only remarks that wgmma instructions will wait for each other (C7515), or that it adds waits (C7517). Here these
     # are errors.
     file.rule(
         "nvcc",
