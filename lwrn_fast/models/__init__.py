@@ -1,4 +1,4 @@
-"""The published Light-Weight RefineNets, a decoder for encoders of your own, and what they need around them.
+"""Light-Weight RefineNets, the original RefineNets, a decoder for encoders of your own, and what they need around them.
 
 >>> from lwrn_fast import models
 >>> model = models.rf_lw_mbv2(num_classes=21).eval()
@@ -6,7 +6,17 @@
 
 from .checkpoint import CheckpointError, load
 from .decoder import Decoder
-from .networks import NETWORKS, rf_lw50, rf_lw101, rf_lw152, rf_lw_mbv2
+from .networks import (
+    NETWORKS,
+    rf50,
+    rf101,
+    rf152,
+    rf_lw50,
+    rf_lw101,
+    rf_lw152,
+    rf_lw_mbv2,
+    rf_lw_nasnet_mobile,
+)
 from .preprocessing import MEAN, STD, preprocess
 from .voc import CLASSES, PALETTE
 
@@ -20,8 +30,12 @@ __all__ = [
     "Decoder",
     "load",
     "preprocess",
+    "rf50",
+    "rf101",
+    "rf152",
     "rf_lw50",
     "rf_lw101",
     "rf_lw152",
     "rf_lw_mbv2",
+    "rf_lw_nasnet_mobile",
 ]

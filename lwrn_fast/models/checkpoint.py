@@ -134,7 +134,7 @@ def _build(state: dict[str, Tensor], network: str | None, num_classes: int | Non
     return model.eval()
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=32)
 def _shapes(network: str, num_classes: int) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         return {name: tuple(value.shape) for name, value in NETWORKS[network](num_classes).state_dict().items()}

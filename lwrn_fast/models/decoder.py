@@ -13,16 +13,23 @@ from .. import reference
 from ..crp import CRP
 from ..fusion import fusion
 from .folding import FoldCache
+from .refinenet_blocks import LightResidualUnits
 
 
 class Level(NamedTuple):
     """One level, by the names its modules have in their network."""
 
     laterals: tuple[tuple[str, ...], ...]
-    """Per feature of this level, deepest first, the one or two consecutive 1x1 convolutions it goes through."""
-    crp: str
+    """Per feature of this level, deepest first, the one or two consecutive 1x1 convolutions it goes through; in the
+    original RefineNet, all modules of its path."""
+    crp: str | None
+    """None for the ablation without it."""
     deeper: str | None = None
     """The 1x1 convolution that the deeper level's result goes through; None at the deepest level."""
+    adapt: str | None = None
+    """The light-weight residual units behind the lateral's first convolution, for the ablation with them."""
+    refine: str | None = None
+    """The residual units at the end of the level."""
 
 
 class LevelDecoder(nn.Module):
@@ -51,34 +58,83 @@ class LevelDecoder(nn.Module):
         for level in self.levels:
             inputs, weights = [], []
             for chain in level.laterals:
-                feature, weight = self._lateral(remaining.pop(), chain)
+                feature, weight = self._lateral(remaining.pop(), chain, level.adapt)
                 inputs.append(feature)
-                weights.append(weight)
+                weights.extend(weight)
             if deeper is not None and level.deeper is not None:
                 inputs.append(deeper)
                 weights.append(self._weight(level.deeper))
-            deeper = self._level(inputs, weights, getattr(self, level.crp))
+            deeper = self._level(inputs, weights, level)
         return getattr(self, self.head)(deeper)
 
-    def _level(self, inputs: list[Tensor], weights: list[Tensor], crp: nn.Module) -> Tensor:
-        if self.plain:
-            x = reference.fusion(inputs, weights, activation=self.activation, align_corners=self.align_corners)
-            return reference.crp(x, list(crp.parameters()))
-        return crp(fusion(inputs, weights, activation=self.activation, align_corners=self.align_corners))
+    def _level(self, inputs: list[Tensor], weights: list[Tensor], level: Level) -> Tensor:
+        if not weights:  # they have been through all their convolutions
+            x = reference.join(inputs, self.activation, self.align_corners)
+        else:
+            join = reference.fusion if self.plain else fusion
+            x = join(inputs, weights, activation=self.activation, align_corners=self.align_corners)
+        if level.crp is not None:
+            x = self._crp(x, level.crp)
+        return x if level.refine is None else getattr(self, level.refine)(x)
+
+    def _crp(self, x: Tensor, name: str) -> Tensor:
+        crp = getattr(self, name)
+        return reference.crp(x, list(crp.parameters())) if self.plain else crp(x)
+
+    def _add_levels(
+        self,
+        in_planes: Sequence[int],
+        num_classes: int,
+        planes: int,
+        n_stages: int = 4,
+        groups: bool = False,
+        rcu: bool = False,
+        crp: bool = True,
+    ) -> None:
+        """Registers what `Decoder` describes, a level for each of in_planes, which are finest first."""
+        levels = []
+        for number in range(len(in_planes), 0, -1):
+            deepest = number == len(in_planes)
+            chain = [f"lateral{number}"]
+            self.add_module(chain[0], conv1x1(in_planes[number - 1], planes))
+            if rcu:
+                self.add_module(f"adapt{number}", LightResidualUnits(planes, count=2))
+                if not deepest:
+                    chain.append(f"joint{number}")
+                    self.add_module(chain[1], conv1x1(planes, planes))
+            if not deepest:
+                self.add_module(f"deeper{number + 1}", conv1x1(planes, planes))
+            if crp:
+                self.add_module(f"crp{number}", CRP(planes, planes, n_stages, groups=groups))
+            if rcu:
+                self.add_module(f"refine{number}", LightResidualUnits(planes, count=3))
+            levels.append(
+                Level(
+                    laterals=(tuple(chain),),
+                    crp=f"crp{number}" if crp else None,
+                    deeper=None if deepest else f"deeper{number + 1}",
+                    adapt=f"adapt{number}" if rcu else None,
+                    refine=f"refine{number}" if rcu else None,
+                )
+            )
+        self.levels = tuple(levels)
+        self.classifier = nn.Conv2d(planes, num_classes, 3, padding=1)
 
     def _weight(self, name: str) -> Tensor:
         return cast(Tensor, getattr(self, name).weight)
 
-    def _lateral(self, feature: Tensor, chain: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        """What goes into the fusion for a feature: the feature, or the first convolution's result, and a weight."""
+    def _lateral(self, feature: Tensor, chain: tuple[str, ...], adapt: str | None) -> tuple[Tensor, list[Tensor]]:
+        """What goes into the fusion for a feature: the feature, or the first convolution's result, and its weight."""
+        if adapt is not None:
+            return getattr(self, adapt)(getattr(self, chain[0])(feature)), [self._weight(name) for name in chain[1:]]
         last = self._weight(chain[-1])
         if len(chain) == 1:
-            return feature, last
+            return feature, [last]
         first = self._weight(chain[0])
         learning = torch.is_grad_enabled() and (first.requires_grad or last.requires_grad)
         if self.plain or self.training or learning:
-            return getattr(self, chain[0])(feature), last
-        return feature, self._folds.get(chain[0], last, first)
+            return getattr(self, chain[0])(feature), [last]
+        return feature, [self._folds.get(chain[0], last, first)]
 
 
 class Decoder(LevelDecoder):
@@ -89,8 +145,11 @@ class Decoder(LevelDecoder):
     planes: channels inside the decoder. n_stages, groups: of every `lwrn_fast.CRP`.
     activation: "relu", "relu6" or "none", after every fusion. align_corners: of the upsampling.
     dropout: probability of a zero in the two deepest features while training.
+    rcu: True for the ablation with light-weight residual units: two behind each lateral convolution, three behind each
+    CRP. crp: False for the one without chained residual pooling.
     State-dict names, level 1 the finest: `lateral1.weight`, `crp1.1_outvar_dimred.weight`, `deeper2.weight` (what
-    level 2 hands to level 1), `classifier.weight`, `classifier.bias`.
+    level 2 hands to level 1), `classifier.weight`, `classifier.bias`; with rcu also `adapt1.*`, `joint1.weight` (not
+    at the deepest level), `refine1.*`.
 
     >>> decoder = Decoder(in_planes=[16, 32], num_classes=5, planes=8)
     >>> tuple(decoder([torch.rand(1, 16, 12, 14), torch.rand(1, 32, 6, 7)]).shape)
@@ -107,6 +166,8 @@ class Decoder(LevelDecoder):
         activation: str = "relu",
         align_corners: bool = True,
         dropout: float = 0.0,
+        rcu: bool = False,
+        crp: bool = True,
     ) -> None:
         super().__init__()
         if not in_planes:
@@ -119,16 +180,7 @@ class Decoder(LevelDecoder):
         self.activation = activation
         self.align_corners = align_corners
         self.dropout = dropout
-        levels = []
-        for number in range(len(in_planes), 0, -1):
-            deepest = number == len(in_planes)
-            self.add_module(f"lateral{number}", conv1x1(in_planes[number - 1], planes))
-            if not deepest:
-                self.add_module(f"deeper{number + 1}", conv1x1(planes, planes))
-            self.add_module(f"crp{number}", CRP(planes, planes, n_stages, groups=groups))
-            levels.append(Level(((f"lateral{number}",),), f"crp{number}", None if deepest else f"deeper{number + 1}"))
-        self.levels = tuple(levels)
-        self.add_module("classifier", nn.Conv2d(planes, num_classes, 3, padding=1))
+        self._add_levels(self.in_planes, num_classes, planes, n_stages, groups, rcu, crp)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Feature maps (N, in_planes[i], H_i, W_i), finest first, to logits (N, num_classes, H_0, W_0)."""

@@ -1,4 +1,5 @@
-"""The published Light-Weight RefineNets under their published state-dict names, in the published order.
+"""The networks by name: Light-Weight RefineNets, and the original RefineNets of refinenet.py. The published ones have
+their published state-dict names, in the published order.
 
 Source: Nekrasov et al., Light-Weight RefineNet for Real-Time Semantic Segmentation (BMVC 2018), sections 3 and 4.
 """
@@ -6,78 +7,70 @@ Source: Nekrasov et al., Light-Weight RefineNet for Real-Time Semantic Segmentat
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..crp import CRP
-from .decoder import Level, LevelDecoder, conv1x1
+from .base import Network
+from .decoder import Level, conv1x1
 from .mobilenet_v2 import MobileNetV2
+from .nasnet import NASNetMobile
+from .refinenet import RefineNet
+from .refinenet_blocks import LightResidualUnits
 from .resnet import ResNet
 
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+"""Blocks of each stage of the ResNets (He et al., table 1)."""
 PLANES = 256
 
 
-class Network(LevelDecoder):
-    """An encoder and a decoder in one module, so that every name stands at the top of the state dict.
+class ResNetNetwork(ResNet, Network):
+    """Light-Weight RefineNet on a ResNet; the deepest level has 512 channels, the others 256.
 
-    Logits are (N, num_classes, ceil(H / 4), ceil(W / 4)) for an image (N, 3, H, W) as `preprocess` gives it; hand
-    them to `lwrn_fast.upsample_argmax(logits, (H, W))` for the label map.
+    rcu: True for residual units, called as in the original RefineNet, `adapt_stage1_b.0.*` and `mflow_conv_g1_b.0.*`.
+    crp: False for none.
     """
 
-    name: str
-    num_classes: int
-    memory_format = torch.channels_last
-    """Strides the input is brought to, which the encoder then keeps. May be set at any time."""
-
-    @property
-    def plain(self) -> bool:  # type: ignore[override]  # follows memory_format
-        return self.memory_format == torch.contiguous_format
-
-    def features(self, x: Tensor) -> list[Tensor]:
-        """The encoder, from an image to its feature maps, finest first; a subclass says what it is."""
-        raise TypeError(f"{type(self).__name__} has no encoder")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """An image (N, 3, H, W), normalised, to logits (N, num_classes, ceil(H / 4), ceil(W / 4))."""
-        if x.dim() != 4 or x.shape[1] != 3:
-            raise ValueError(f"{self.name}: x must be (N, 3, H, W), got {tuple(x.shape)}")
-        return self.decode(self.features(x.contiguous(memory_format=self.memory_format)))
-
-    def _configure(self, name: str, num_classes: int, memory_format: torch.memory_format) -> None:
-        if num_classes < 1:
-            raise ValueError(f"{name}: num_classes must be at least 1, got {num_classes}")
-        self.name, self.num_classes, self.memory_format = name, num_classes, memory_format
-
-
-class ResNetNetwork(ResNet, Network):
-    """Light-Weight RefineNet on a ResNet; the deepest level has 512 channels, the others 256."""
-
-    levels = (
-        Level((("p_ims1d2_outl1_dimred",),), "mflow_conv_g1_pool"),
-        *(
-            Level(
-                ((f"p_ims1d2_outl{i}_dimred", f"adapt_stage{i}_b2_joint_varout_dimred"),),
-                f"mflow_conv_g{i}_pool",
-                f"mflow_conv_g{i - 1}_b3_joint_varout_dimred",
-            )
-            for i in (2, 3, 4)
-        ),
-    )
     head = "clf_conv"
     dropout = 0.5
 
     def __init__(
-        self, name: str, blocks: tuple[int, int, int, int], num_classes: int, memory_format: torch.memory_format
+        self,
+        name: str,
+        blocks: tuple[int, int, int, int],
+        num_classes: int,
+        memory_format: torch.memory_format,
+        rcu: bool = False,
+        crp: bool = True,
     ) -> None:
         super().__init__(blocks)
         self._configure(name, num_classes, memory_format)
+        levels = []
         for i, in_planes in enumerate(reversed(ResNet.planes), start=1):
             planes = 2 * PLANES if i == 1 else PLANES
-            self.add_module(f"p_ims1d2_outl{i}_dimred", conv1x1(in_planes, planes))
+            chain = [f"p_ims1d2_outl{i}_dimred"]
+            pool, adapt, refine = f"mflow_conv_g{i}_pool", f"adapt_stage{i}_b", f"mflow_conv_g{i}_b"
+            self.add_module(chain[0], conv1x1(in_planes, planes))
+            if rcu:
+                self.add_module(adapt, nn.Sequential(LightResidualUnits(planes, count=2)))
             if i > 1:
-                self.add_module(f"adapt_stage{i}_b2_joint_varout_dimred", conv1x1(planes, planes))
-            self.add_module(f"mflow_conv_g{i}_pool", nn.Sequential(CRP(planes, planes)))
+                chain.append(f"adapt_stage{i}_b2_joint_varout_dimred")
+                self.add_module(chain[1], conv1x1(planes, planes))
+            if crp:
+                self.add_module(pool, nn.Sequential(CRP(planes, planes)))
+            if rcu:
+                self.add_module(refine, nn.Sequential(LightResidualUnits(planes, count=3)))
             if i < len(ResNet.planes):
-                self.add_module(f"mflow_conv_g{i}_b3_joint_varout_dimred", conv1x1(planes, PLANES))
+                self.add_module(_handed_on(i), conv1x1(planes, PLANES))
+            levels.append(
+                Level(
+                    laterals=(tuple(chain),),
+                    crp=pool if crp else None,
+                    deeper=_handed_on(i - 1) if i > 1 else None,
+                    adapt=adapt if rcu else None,
+                    refine=refine if rcu else None,
+                )
+            )
+        self.levels = tuple(levels)
         self.clf_conv = nn.Conv2d(PLANES, num_classes, 3, padding=1)
 
 
@@ -105,27 +98,52 @@ class MobileNetV2Network(MobileNetV2, Network):
         self.segm = nn.Conv2d(PLANES, num_classes, 3, padding=1)
 
 
-def rf_lw50(num_classes: int = 21, memory_format: torch.memory_format = torch.channels_last) -> Network:
+class NASNetMobileNetwork(NASNetMobile, Network):
+    """Light-Weight RefineNet on NASNet-A mobile: `Decoder`'s levels and names on the last result of every size."""
+
+    def __init__(self, name: str, num_classes: int, memory_format: torch.memory_format) -> None:
+        super().__init__()
+        self._configure(name, num_classes, memory_format)
+        self._add_levels(NASNetMobile.planes, num_classes, PLANES)
+
+
+def rf_lw50(
+    num_classes: int = 21,
+    memory_format: torch.memory_format = torch.channels_last,
+    rcu: bool = False,
+    crp: bool = True,
+) -> Network:
     """Light-Weight RefineNet on ResNet-50, untrained; see `load` for trained weights.
 
     memory_format: torch.channels_last is what the kernels want. torch.contiguous_format gives the plain network as
     it was published, PyTorch's own operations on NCHW memory whatever the backend, to compare with.
+    rcu, crp: the paper's ablations, with residual units or without chained residual pooling; `load` knows neither.
     Dropout of 0.5 on the two deepest features while training.
 
     >>> rf_lw50(num_classes=7).num_classes
     7
     """
-    return ResNetNetwork("rf_lw50", (3, 4, 6, 3), num_classes, memory_format)
+    return ResNetNetwork("rf_lw50", BLOCKS[50], num_classes, memory_format, rcu, crp)
 
 
-def rf_lw101(num_classes: int = 21, memory_format: torch.memory_format = torch.channels_last) -> Network:
+def rf_lw101(
+    num_classes: int = 21,
+    memory_format: torch.memory_format = torch.channels_last,
+    rcu: bool = False,
+    crp: bool = True,
+) -> Network:
     """Light-Weight RefineNet on ResNet-101; otherwise as `rf_lw50`."""
-    return ResNetNetwork("rf_lw101", (3, 4, 23, 3), num_classes, memory_format)
+    return ResNetNetwork("rf_lw101", BLOCKS[101], num_classes, memory_format, rcu, crp)
 
 
-def rf_lw152(num_classes: int = 21, memory_format: torch.memory_format = torch.channels_last) -> Network:
+def rf_lw152(
+    num_classes: int = 21,
+    memory_format: torch.memory_format = torch.channels_last,
+    rcu: bool = False,
+    crp: bool = True,
+) -> Network:
     """Light-Weight RefineNet on ResNet-152; otherwise as `rf_lw50`."""
-    return ResNetNetwork("rf_lw152", (3, 8, 36, 3), num_classes, memory_format)
+    return ResNetNetwork("rf_lw152", BLOCKS[152], num_classes, memory_format, rcu, crp)
 
 
 def rf_lw_mbv2(num_classes: int = 21, memory_format: torch.memory_format = torch.channels_last) -> Network:
@@ -133,10 +151,61 @@ def rf_lw_mbv2(num_classes: int = 21, memory_format: torch.memory_format = torch
     return MobileNetV2Network("rf_lw_mbv2", num_classes, memory_format)
 
 
+def rf_lw_nasnet_mobile(num_classes: int = 21, memory_format: torch.memory_format = torch.channels_last) -> Network:
+    """Light-Weight RefineNet on NASNet-A mobile, without dropout; otherwise as `rf_lw50`.
+
+    The names are ours, for none are published.
+
+    >>> sum(p.numel() for p in rf_lw_nasnet_mobile(num_classes=21).parameters())
+    6010919
+    """
+    return NASNetMobileNetwork("rf_lw_nasnet_mobile", num_classes, memory_format)
+
+
+def rf50(
+    num_classes: int = 21, memory_format: torch.memory_format = torch.channels_last, variant: str = "4-cascaded"
+) -> Network:
+    """The original RefineNet on ResNet-50, with 3x3 convolutions and residual units, untrained.
+
+    memory_format: as for `rf_lw50`. Dropout of 0.5 before the classifier while training.
+    variant: "4-cascaded", as published; "single", one RefineNet block for all four features; "2-cascaded", one for the
+    two deepest and one for the others; "4-cascaded 2-scale", two ResNets for the image at 1.2 and at 0.6 of its size,
+    whose logits are (N, num_classes, ceil(1.2 H / 4), ceil(1.2 W / 4)). `load` knows the published one alone.
+    Source: Lin et al., RefineNet: Multi-Path Refinement Networks, CVPR 2017, sections 3 and 4.
+
+    >>> tuple(rf50(num_classes=3, variant="single").eval()(torch.rand(1, 3, 32, 40)).shape)
+    (1, 3, 8, 10)
+    """
+    return RefineNet("rf50", BLOCKS[50], num_classes, memory_format, variant)
+
+
+def rf101(
+    num_classes: int = 21, memory_format: torch.memory_format = torch.channels_last, variant: str = "4-cascaded"
+) -> Network:
+    """The original RefineNet on ResNet-101; otherwise as `rf50`."""
+    return RefineNet("rf101", BLOCKS[101], num_classes, memory_format, variant)
+
+
+def rf152(
+    num_classes: int = 21, memory_format: torch.memory_format = torch.channels_last, variant: str = "4-cascaded"
+) -> Network:
+    """The original RefineNet on ResNet-152; otherwise as `rf50`."""
+    return RefineNet("rf152", BLOCKS[152], num_classes, memory_format, variant)
+
+
+def _handed_on(i: int) -> str:
+    """The convolution between level i of a ResNet's decoder and the next finer one."""
+    return f"mflow_conv_g{i}_b3_joint_varout_dimred"
+
+
 NETWORKS: dict[str, Callable[..., Network]] = {
     "rf_lw50": rf_lw50,
     "rf_lw101": rf_lw101,
     "rf_lw152": rf_lw152,
     "rf_lw_mbv2": rf_lw_mbv2,
+    "rf_lw_nasnet_mobile": rf_lw_nasnet_mobile,
+    "rf50": rf50,
+    "rf101": rf101,
+    "rf152": rf152,
 }
-"""The published networks by name."""
+"""The networks by name; for what two have in common, a checkpoint is taken for the first."""

@@ -1,0 +1,38 @@
+"""What every network is: an encoder and a decoder in one module."""
+
+import torch
+from torch import Tensor
+
+from .decoder import LevelDecoder
+
+
+class Network(LevelDecoder):
+    """An encoder and a decoder in one module, so that every name stands at the top of the state dict.
+
+    Logits are (N, num_classes, ceil(H / 4), ceil(W / 4)) for an image (N, 3, H, W) as `preprocess` gives it; hand
+    them to `lwrn_fast.upsample_argmax(logits, (H, W))` for the label map.
+    """
+
+    name: str
+    num_classes: int
+    memory_format = torch.channels_last
+    """Strides the input is brought to, which the encoder then keeps. May be set at any time."""
+
+    @property
+    def plain(self) -> bool:  # type: ignore[override]  # follows memory_format
+        return self.memory_format == torch.contiguous_format
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The encoder, from an image to its feature maps, finest first; a subclass says what it is."""
+        raise TypeError(f"{type(self).__name__} has no encoder")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """An image (N, 3, H, W), normalised, to logits (N, num_classes, ceil(H / 4), ceil(W / 4))."""
+        if x.dim() != 4 or x.shape[1] != 3:
+            raise ValueError(f"{self.name}: x must be (N, 3, H, W), got {tuple(x.shape)}")
+        return self.decode(self.features(x.contiguous(memory_format=self.memory_format)))
+
+    def _configure(self, name: str, num_classes: int, memory_format: torch.memory_format) -> None:
+        if num_classes < 1:
+            raise ValueError(f"{name}: num_classes must be at least 1, got {num_classes}")
+        self.name, self.num_classes, self.memory_format = name, num_classes, memory_format

@@ -1,0 +1,112 @@
+"""The blocks of the original RefineNet with 3x3 convolutions, and the light-weight residual convolution unit."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ResidualUnits(nn.Module):
+    """Residual convolution units (RCU), one after another: ReLU, 3x3 with bias, ReLU, 3x3 without, plus the input.
+
+    planes: channels. count: units; parameters `1_conv.weight`, `1_conv.bias`, `1_conv_relu_varout_dimred.weight`, ...
+    Source: Lin et al., RefineNet: Multi-Path Refinement Networks, section 3.2.
+
+    >>> tuple(ResidualUnits(8, count=2)(torch.rand(1, 8, 6, 7)).shape)
+    (1, 8, 6, 7)
+    """
+
+    def __init__(self, planes: int, count: int) -> None:
+        super().__init__()
+        self.count = count
+        for i in range(1, count + 1):
+            self.add_module(f"{i}_conv", nn.Conv2d(planes, planes, 3, padding=1))
+            self.add_module(f"{i}_conv_relu_varout_dimred", conv3x3(planes, planes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, planes, H, W) to (N, planes, H, W)."""
+        for i in range(1, self.count + 1):
+            inner = getattr(self, f"{i}_conv")(F.relu(x))
+            x = x + getattr(self, f"{i}_conv_relu_varout_dimred")(F.relu(inner))
+        return x
+
+
+class LightResidualUnits(nn.Module):
+    """Light-weight RCU, one after another: ReLU, 1x1 to half the channels, ReLU, 3x3, ReLU, 1x1, plus the input.
+
+    planes: channels, even. count: units; parameters `1_reduce.weight`, `1_conv.weight`, `1_expand.weight`, ..., all
+    but the last of each unit with a bias. Half is the width that gives the parameters and operations of the paper.
+    Source: Nekrasov et al., Light-Weight RefineNet for Real-Time Semantic Segmentation, figure 2 and table 1.
+
+    >>> tuple(LightResidualUnits(8, count=2)(torch.rand(1, 8, 6, 7)).shape)
+    (1, 8, 6, 7)
+    """
+
+    def __init__(self, planes: int, count: int) -> None:
+        super().__init__()
+        if planes % 2:
+            raise ValueError(f"LightResidualUnits: planes must be even, got {planes}")
+        self.count = count
+        for i in range(1, count + 1):
+            self.add_module(f"{i}_reduce", nn.Conv2d(planes, planes // 2, 1))
+            self.add_module(f"{i}_conv", nn.Conv2d(planes // 2, planes // 2, 3, padding=1))
+            self.add_module(f"{i}_expand", nn.Conv2d(planes // 2, planes, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, planes, H, W) to (N, planes, H, W)."""
+        for i in range(1, self.count + 1):
+            inner = x
+            for step in ("reduce", "conv", "expand"):
+                inner = getattr(self, f"{i}_{step}")(F.relu(inner))
+            x = x + inner
+        return x
+
+
+def pool5x5(x: Tensor) -> Tensor:
+    """(N, C, H, W) to the maximum of the 5x5 window around each pixel, NaN where one is in it; strides as they were.
+
+    Without gradients it is made of maxima of shifted maps, down the columns and then along the rows, in a third to
+    two thirds of the time of `torch.nn.functional.max_pool2d`; with gradients it is that function, for ties.
+
+    >>> pool5x5(torch.eye(6)[None, None])[0, 0, 0].tolist()
+    [1.0, 1.0, 1.0, 1.0, 1.0, 0.0]
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        return F.max_pool2d(x, 5, stride=1, padding=2)
+    x = F.pad(x, (2, 2, 2, 2), value=float("-inf"))
+    for dim in (2, 3):
+        size = x.shape[dim]
+        of_two = torch.maximum(x.narrow(dim, 0, size - 1), x.narrow(dim, 1, size - 1))
+        of_four = torch.maximum(of_two.narrow(dim, 0, size - 3), of_two.narrow(dim, 2, size - 3))
+        x = torch.maximum(of_four.narrow(dim, 0, size - 4), x.narrow(dim, 4, size - 4))
+    return x
+
+
+class CRP3x3(nn.Module):
+    """Chained residual pooling with 3x3 convolutions: t_0 = x, t_i = W_i * maxpool5x5(t_{i-1}), result x + sum t_i.
+
+    planes: channels. n_stages: poolings and convolutions; parameters `1_outvar_dimred.weight`, ...
+    Source: Lin et al., RefineNet: Multi-Path Refinement Networks, section 3.2; the ReLU before it is the caller's.
+
+    >>> tuple(CRP3x3(8)(torch.rand(1, 8, 6, 7)).shape)
+    (1, 8, 6, 7)
+    """
+
+    def __init__(self, planes: int, n_stages: int = 4) -> None:
+        super().__init__()
+        self.n_stages = n_stages
+        for i in range(1, n_stages + 1):
+            self.add_module(f"{i}_outvar_dimred", conv3x3(planes, planes))
+
+    def forward(self, x: Tensor, pool: Callable[[Tensor], Tensor] = pool5x5) -> Tensor:
+        """(N, planes, H, W) to (N, planes, H, W)."""
+        out = stage = x
+        for i in range(1, self.n_stages + 1):
+            stage = getattr(self, f"{i}_outvar_dimred")(pool(stage))
+            out = out + stage
+        return out
+
+
+def conv3x3(in_planes: int, out_planes: int) -> nn.Conv2d:
+    return nn.Conv2d(in_planes, out_planes, 3, padding=1, bias=False)
