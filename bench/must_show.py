@@ -14,6 +14,7 @@ import torch
 import bench_crp
 import bench_fusion
 import bench_model
+import bench_training
 import bench_upsample_argmax
 import machine
 import peers
@@ -49,6 +50,12 @@ def model(seconds: float) -> Iterator[Line]:
         yield "5 rf_lw_mbv2 float32, torch.compile over ours", times.ratio(COMPILE, OURS), "at least", 1
 
 
+def training(seconds: float) -> Iterator[Line]:
+    times = _race(bench_training, shapes.CRP_TARGET, F32, 4 * seconds, OURS, EAGER_NCHW, EAGER)
+    yield "training step of crp float32, eager NCHW over ours", times.ratio(EAGER_NCHW, OURS), "at least", 4
+    yield "training step of crp float32, eager channels-last over ours", times.ratio(EAGER, OURS), "at least", 1.5
+
+
 def levels(seconds: float) -> Iterator[Line]:
     for bench in (bench_crp, bench_fusion, bench_upsample_argmax):
         op = bench.__name__.removeprefix("bench_")
@@ -60,7 +67,7 @@ def levels(seconds: float) -> Iterator[Line]:
                     yield what, times.ratio(EAGER, OURS), "at least", 1
 
 
-LINES = {"3": crp, "4": fusion_and_labels, "5": model, "6": levels}
+LINES = {"3": crp, "4": fusion_and_labels, "5": model, "6": levels, "training": training}
 
 
 def main() -> int:

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-TITLES = {"crp": "CRP", "fusion": "Fusion", "upsample_argmax": "upsample_argmax", "model": "Networks"}
+TITLES = {
+    "crp": "CRP",
+    "fusion": "Fusion",
+    "upsample_argmax": "upsample_argmax",
+    "model": "Networks",
+    "training": "Training step of CRP",
+}
 OURS, EAGER = "ours", "eager, channels-last"
 COMPARED = (
     "ours, from NCHW",

@@ -92,7 +92,7 @@ def add(file: NinjaFile, found: Cuda, cxx: list[str], compile_flags: list[str], 
 
 
 def add_rule(file: NinjaFile, found: Cuda) -> None:
-    # ptxas only remarks that wgmma instructions wait for each other (C7515), or that it adds waits (C7517): errors here.
+    # ptxas only remarks that wgmma instructions wait for each other (C7515) or that it adds waits (C7517): errors here.
     file.rule(
         "nvcc",
         f"{command_line([str(found.nvcc)])} $flags -MMD -MF $out.d -c $in -o $out > $out.log 2>&1; status=$$?; "

@@ -14,6 +14,20 @@ struct CrpArgs {
   const void* const* weights;  // stages entries: packed (planes, planes), or plain (planes) where depthwise
   const void* const* biases;   // stages entries of (planes), or null
   void* out;                   // (batch, height, width, planes), contiguous; every element is written
+  void* const* kept;  // null, or maps as `out` for t_1, ..., t_(stages - 1); where out is null, t_stages is the last
+};
+
+// The gradients of sum(grad * out). Those that are not needed are null.
+struct CrpBackwardArgs {
+  Dtype dtype;
+  MapView grad;
+  int64_t stages;
+  bool depthwise;
+  const MapView* pooled;       // stages entries: the maps that the stages pool, x, t_1, ...
+  const void* const* weights;  // stages entries: plain (planes, planes), or (planes) where depthwise
+  void* grad_x;                // (batch, height, width, planes), contiguous
+  void* const* grad_weights;   // stages entries as `weights`
+  void* const* grad_biases;    // stages entries of (planes)
 };
 
 }  // namespace lwrn_fast
@@ -26,6 +40,13 @@ int64_t crp_workspace_bytes(const CrpArgs& args, int64_t threads);
 
 // workspace: 64-byte aligned, contents irrelevant.
 void crp(const CrpArgs& args, void* workspace, const Threads& threads);
+
+// Bytes of scratch memory that crp_backward() needs: rings of two maps per stage, and sums of the weights' gradients.
+int64_t crp_backward_workspace_bytes(const CrpBackwardArgs& args, int64_t threads);
+
+// Every element that is needed is written; the result does not depend on the number of threads. workspace: as for
+// crp().
+void crp_backward(const CrpBackwardArgs& args, void* workspace, const Threads& threads);
 
 }  // namespace lwrn_fast::LWRN_ISA
 #endif

@@ -1,4 +1,6 @@
 // The ops as PyTorch sees them: schemas, and what runs them on the CPU.
+#include <tuple>
+
 #include "checks.h"
 #include "cpu/engine.h"
 #include "packed_cache.h"
@@ -25,20 +27,60 @@ Tensor channels_last(const Tensor& map, Dtype dtype) {
 // Memory for a kernel, aligned to a cache line.
 Workspace workspace_of(int64_t bytes, const Tensor& like) { return {bytes, 64, like.device()}; }
 
+// t_1, ..., t_`count` of a call, and its result, if that is given.
+std::vector<Tensor> run_crp(const CrpCall& call, size_t count, const Tensor* out) {
+  const Isa isa = current_isa();
+  const Threads threads = torch_threads();
+  const auto packed = call.depthwise ? call.weights : packed_weights(call.weights, call.dtype, isa, threads);
+  const Pointers weight_data(packed), bias_data(call.biases);
+  std::vector<Tensor> kept;
+  std::vector<void*> kept_data;
+  for (size_t i = 0; i < count; ++i) {
+    const Tensor& x = call.x;
+    kept.push_back(channels_last_empty(x, x.size(0), x.size(1), x.size(2), x.size(3)));
+    kept_data.push_back(kept.back().mutable_data_ptr());
+  }
+  CrpArgs args = call.args(weight_data, bias_data);
+  args.stages = static_cast<int64_t>(out ? call.weights.size() : count);
+  args.out = out ? out->mutable_data_ptr() : nullptr;
+  args.kept = kept.empty() ? nullptr : kept_data.data();
+  const Workspace workspace = workspace_of(engine(isa).crp_workspace_bytes(args, threads.count), call.x);
+  engine(isa).crp(args, workspace.get(), threads);
+  return kept;
+}
+
 Tensor crp(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int64_t groups) {
   const CrpCall call = crp_call(x, weights, biases, groups, channels_last);
   Tensor out = call.out;
   if (out.numel() == 0) return out;
   if (weights.empty()) return torch::stable::copy_(out, x);
+  run_crp(call, 0, &out);
+  return out;
+}
+
+std::tuple<Tensor, std::vector<Tensor>> crp_training(const Tensor& x, const std::vector<Tensor>& weights,
+                                                     const std::vector<Tensor>& biases, int64_t groups) {
+  const CrpCall call = crp_call(x, weights, biases, groups, channels_last);
+  Tensor out = call.out;
+  if (weights.empty()) return {torch::stable::copy_(out, x), {}};
+  if (out.numel() == 0) return {out, std::vector<Tensor>(weights.size() - 1, torch::stable::empty_like(out))};
+  return {out, run_crp(call, weights.size() - 1, &out)};
+}
+
+std::vector<Tensor> crp_backward(const Tensor& grad, const Tensor& x, const std::vector<Tensor>& stages,
+                                 const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int64_t groups,
+                                 const std::vector<bool>& needs) {
+  CrpBackwardCall call = crp_backward_call(grad, x, stages, weights, biases, groups, needs, channels_last);
+  if (x.numel() == 0 || weights.empty()) return call.trivial();
+  if (stages.empty() && weights.size() > 1) call.pool(run_crp(call.forward, weights.size() - 1, nullptr));
 
   const Isa isa = current_isa();
   const Threads threads = torch_threads();
-  const auto packed = call.depthwise ? call.weights : packed_weights(call.weights, call.dtype, isa, threads);
-  const Pointers weight_data(packed), bias_data(call.biases);
-  const CrpArgs args = call.args(weight_data, bias_data);
-  const Workspace workspace = workspace_of(engine(isa).crp_workspace_bytes(args, threads.count), call.out);
-  engine(isa).crp(args, workspace.get(), threads);
-  return out;
+  const Pointers weight_data(call.forward.weights);
+  const CrpBackwardArgs args = call.args(weight_data);
+  const Workspace workspace = workspace_of(engine(isa).crp_backward_workspace_bytes(args, threads.count), x);
+  engine(isa).crp_backward(args, workspace.get(), threads);
+  return call.grads();
 }
 
 Tensor fusion(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
@@ -73,12 +115,18 @@ Tensor upsample_argmax(const Tensor& logits, int64_t height, int64_t width, bool
 
 STABLE_TORCH_LIBRARY(lwrn_fast, m) {
   m.def("crp(Tensor x, Tensor[] weights, Tensor[] biases, int groups) -> Tensor");
+  m.def("crp_training(Tensor x, Tensor[] weights, Tensor[] biases, int groups) -> (Tensor, Tensor[])");
+  m.def(
+      "crp_backward(Tensor grad, Tensor x, Tensor[] stages, Tensor[] weights, Tensor[] biases, int groups, "
+      "bool[] needs) -> Tensor[]");
   m.def("fusion(Tensor[] inputs, Tensor[] weights, Tensor[] biases, str activation, bool align_corners) -> Tensor");
   m.def("upsample_argmax(Tensor logits, SymInt height, SymInt width, bool align_corners) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lwrn_fast, CPU, m) {
   m.impl("crp", TORCH_BOX(&lwrn_fast::crp));
+  m.impl("crp_training", TORCH_BOX(&lwrn_fast::crp_training));
+  m.impl("crp_backward", TORCH_BOX(&lwrn_fast::crp_backward));
   m.impl("fusion", TORCH_BOX(&lwrn_fast::fusion));
   m.impl("upsample_argmax", TORCH_BOX(&lwrn_fast::upsample_argmax));
 }

@@ -33,7 +33,17 @@ def crp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = 
         return reference.channels_last(reference.crp(x, weights, biases, groups))
     if backend == "triton":
         return _triton.run("crp", tensors, x, list(weights), list(biases or []), groups)
+    if backend == "cpu" and _trains(tensors):
+        out: Tensor = torch.ops.lwrn_fast.crp_training(x, weights, biases or [], groups)[0]
+        return out
     return torch.ops.lwrn_fast.crp(x, weights, biases or [], groups)
+
+
+def _trains(tensors: Sequence[Tensor]) -> bool:
+    """Whether a backward pass may follow, for which the results of the stages are worth keeping."""
+    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
+        return False
+    return any(tensor.requires_grad for tensor in tensors)
 
 
 class CRP(nn.Module):

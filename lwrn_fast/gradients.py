@@ -15,19 +15,26 @@ _POOL = ([5, 5], [1, 1], [2, 2])
 
 
 def crp(
-    grad: Tensor, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], groups: int, needs: Sequence[bool]
+    grad: Tensor,
+    x: Tensor,
+    stages: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    groups: int,
+    needs: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Gradients of x, weights and biases, None where `needs` says so. grad, x: (N, C, H, W), the rest as in `crp`."""
+    """Gradients of x, weights and biases, None where `needs` says so. grad, x: (N, C, H, W), the rest as in `crp`.
+
+    stages: t_1, ... of all stages but the last, or none, and they are computed again.
+    """
     count = len(weights)
     need_x, need_weights, need_biases = needs[0], needs[1 : count + 1], needs[count + 1 :] or [False] * count
-    stages, pooled, places = [x], [], []
+    stages = [x, *(stages or crp_stages(x, weights[:-1], biases, groups))]
+    pooled, places = [], []
     for i in range(count):
         maximum, place = _aten.max_pool2d_with_indices(stages[i], *_POOL)
         pooled.append(maximum)
         places.append(place)
-        if i + 1 < count:
-            bias = biases[i] if biases else None
-            stages.append(torch.conv2d(maximum, weights[i], bias, groups=groups))
     weight_grads: list[Tensor | None] = [None] * count
     bias_grads: list[Tensor | None] = [None] * count
     stage_grad = grad
@@ -41,6 +48,14 @@ def crp(
             pooled_grad, stages[i], *_POOL, [1, 1], False, places[i]
         )
     return [stage_grad if need_x else None, *weight_grads, *(bias_grads if biases else [])]
+
+
+def crp_stages(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], groups: int) -> list[Tensor]:
+    """t_1, t_2, ..., one for each of the weights."""
+    stages = [x]
+    for i, weight in enumerate(weights):
+        stages.append(torch.conv2d(reference.pool(stages[-1]), weight, biases[i] if biases else None, groups=groups))
+    return stages[1:]
 
 
 def fusion(

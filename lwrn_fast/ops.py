@@ -2,7 +2,9 @@
 for every device and dtype without a kernel, fake kernels with the true strides, autograd and autocast.
 
 `torch.ops.lwrn_fast.crp`, `.fusion` and `.upsample_argmax` return fresh memory: maps channels-last, labels contiguous.
-`crp_backward` and `fusion_backward` return the gradients that `needs` asks for, in the order of the tensors.
+`crp_training` also returns t_1, ... of all stages but the last, which `crp_backward` takes as `stages`; without them it
+computes them again. `crp_backward` and `fusion_backward` return the gradients that `needs` asks for, in the order of
+the tensors.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,15 +19,17 @@ SCHEMAS = (
     "crp(Tensor x, Tensor[] weights, Tensor[] biases, int groups) -> Tensor",
     "fusion(Tensor[] inputs, Tensor[] weights, Tensor[] biases, str activation, bool align_corners) -> Tensor",
     "upsample_argmax(Tensor logits, SymInt height, SymInt width, bool align_corners) -> Tensor",
+    "crp_training(Tensor x, Tensor[] weights, Tensor[] biases, int groups) -> (Tensor, Tensor[])",
+    "crp_backward(Tensor grad, Tensor x, Tensor[] stages, Tensor[] weights, Tensor[] biases, int groups, "
+    "bool[] needs) -> Tensor[]",
 )
-BACKWARD_SCHEMAS = (
-    "crp_backward(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, int groups, bool[] needs) -> Tensor[]",
+PYTHON_SCHEMAS = (
     "fusion_backward(Tensor grad, Tensor[] inputs, Tensor[] weights, Tensor[] biases, str activation, "
     "bool align_corners, bool[] needs) -> Tensor[]",
 )
 
 _library = torch.library.Library("lwrn_fast", "FRAGMENT")
-for _schema in BACKWARD_SCHEMAS if _native.missing() is None else (*SCHEMAS, *BACKWARD_SCHEMAS):
+for _schema in PYTHON_SCHEMAS if _native.missing() is None else (*SCHEMAS, *PYTHON_SCHEMAS):
     _library.define(_schema)
 
 
@@ -43,33 +47,64 @@ def crp_autocast(x: Tensor, weights: list[Tensor], biases: list[Tensor], groups:
         return torch.ops.lwrn_fast.crp(*arguments, groups)
 
 
+def crp_training(x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int) -> tuple[Tensor, list[Tensor]]:
+    stages = gradients.crp_stages(x, weights[:-1], biases, groups)
+    return crp(x, weights, biases, groups), [t.clone(memory_format=torch.channels_last) for t in stages]
+
+
+def crp_training_fake(
+    x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int
+) -> tuple[Tensor, list[Tensor]]:
+    return _channels_last(x, x.shape), [_channels_last(x, x.shape) for _ in weights[1:]]
+
+
 def crp_backward(
-    grad: Tensor, x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int, needs: list[bool]
+    grad: Tensor,
+    x: Tensor,
+    stages: list[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor],
+    groups: int,
+    needs: list[bool],
 ) -> list[Tensor]:
     with autocast.off(grad):
-        return _own_memory(gradients.crp(grad, x, weights, biases, groups, needs), needs)
+        return _own_memory(gradients.crp(grad, x, stages, weights, biases, groups, needs), needs)
 
 
 def crp_backward_fake(
-    grad: Tensor, x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int, needs: list[bool]
+    grad: Tensor,
+    x: Tensor,
+    stages: list[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor],
+    groups: int,
+    needs: list[bool],
 ) -> list[Tensor]:
     return _gradients_fake([x, *weights, *biases], needs)
 
 
 def save_crp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    save_crp_training(ctx, inputs, (output, []))
+
+
+def save_crp_training(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
     x, weights, biases, ctx.groups = inputs
-    ctx.counts = (len(weights), len(biases))
-    ctx.save_for_backward(x, *weights, *biases)
+    stages = output[1]
+    ctx.set_materialize_grads(False)
+    ctx.counts = (len(stages), len(weights), len(biases))
+    ctx.save_for_backward(x, *stages, *weights, *biases)
 
 
-def differentiate_crp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, *parameters = ctx.saved_tensors
-    weights, biases = _split(parameters, ctx.counts)
+def differentiate_crp(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    x, *others = ctx.saved_tensors
+    stages, weights, biases = _split(others, ctx.counts)
     need_x, *need_parameters, _ = ctx.needs_input_grad
     needs = [need_x, *_flat(need_parameters)]
-    found = torch.ops.lwrn_fast.crp_backward(grad, x, weights, biases, ctx.groups, needs)
+    if grad is None:
+        return (None, [None] * len(weights), [None] * len(biases), None)
+    found = torch.ops.lwrn_fast.crp_backward(grad, x, stages, weights, biases, ctx.groups, needs)
     grad_x, *grads = _spread(found, needs)
-    return (grad_x, *_split(grads, ctx.counts), None)
+    return (grad_x, *_split(grads, ctx.counts[1:]), None)
 
 
 def fusion(
@@ -190,18 +225,23 @@ def _no_second_derivative(op: str) -> Callable[..., Any]:
 
 
 _library.impl("crp", crp, "CompositeExplicitAutograd")
+_library.impl("crp_training", crp_training, "CompositeExplicitAutograd")
 _library.impl("crp_backward", crp_backward, "CompositeExplicitAutograd")
 _library.impl("fusion", fusion, "CompositeExplicitAutograd")
 _library.impl("fusion_backward", fusion_backward, "CompositeExplicitAutograd")
 _library.impl("upsample_argmax", upsample_argmax, "CompositeExplicitAutograd")
 
 torch.library.register_fake("lwrn_fast::crp", crp_fake, lib=_library)
+torch.library.register_fake("lwrn_fast::crp_training", crp_training_fake, lib=_library)
 torch.library.register_fake("lwrn_fast::crp_backward", crp_backward_fake, lib=_library)
 torch.library.register_fake("lwrn_fast::fusion", fusion_fake, lib=_library)
 torch.library.register_fake("lwrn_fast::fusion_backward", fusion_backward_fake, lib=_library)
 torch.library.register_fake("lwrn_fast::upsample_argmax", upsample_argmax_fake, lib=_library)
 
 torch.library.register_autograd("lwrn_fast::crp", differentiate_crp, setup_context=save_crp, lib=_library)
+torch.library.register_autograd(
+    "lwrn_fast::crp_training", differentiate_crp, setup_context=save_crp_training, lib=_library
+)
 torch.library.register_autograd("lwrn_fast::fusion", differentiate_fusion, setup_context=save_fusion, lib=_library)
 torch.library.register_autograd("lwrn_fast::crp_backward", _no_second_derivative("crp"), lib=_library)
 torch.library.register_autograd("lwrn_fast::fusion_backward", _no_second_derivative("fusion"), lib=_library)

@@ -29,7 +29,7 @@ def leaves(item, dtype, grad):
 
 
 def tensors_of(item) -> list[Tensor]:
-    if isinstance(item, list):
+    if isinstance(item, (list, tuple)):
         return [tensor for i in item for tensor in tensors_of(i)]
     return [item] if isinstance(item, Tensor) else []
 

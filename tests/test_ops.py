@@ -6,11 +6,16 @@ import torch._dynamo.testing
 from torch import Tensor
 
 import lwrn_fast
-from arguments import DIFFERENTIABLE, OPS, crp_arguments, fusion_arguments, leaves
+from arguments import DIFFERENTIABLE, OPS, crp_arguments, fusion_arguments, leaves, tensors_of
 from comparing import name
 from lwrn_fast import reference
 
 pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+def crp_backward_arguments(stages, **given):
+    x, *parameters = crp_arguments(**given)
+    return [torch.randn(2, 6, 7, 9), x, stages, *parameters, [True] * 4 + [False] * 3]
 
 
 OPCHECKS = {
@@ -23,8 +28,13 @@ OPCHECKS = {
     ),
     "crp_backward": (
         OPS.crp_backward,
-        lambda **given: [torch.randn(2, 6, 7, 9), *crp_arguments(**given), [True] * 4 + [False] * 3],
+        lambda **given: crp_backward_arguments([], **given),
     ),
+    "crp_backward_given_stages": (
+        OPS.crp_backward,
+        lambda **given: crp_backward_arguments([torch.randn(2, 6, 7, 9), torch.randn(2, 6, 7, 9)], **given),
+    ),
+    "crp_training": (OPS.crp_training, crp_arguments),
     "fusion_backward": (
         OPS.fusion_backward,
         lambda **given: [torch.randn(2, 5, 7, 9), *fusion_arguments(**given), [False, True, True] * 3],
@@ -36,7 +46,7 @@ OPCHECKS = {
 @pytest.mark.parametrize("op", OPCHECKS)
 def test_opcheck(op, grad):
     function, arguments = OPCHECKS[op]
-    torch.library.opcheck(function.default, tuple(arguments(grad=grad and not op.endswith("backward"))))
+    torch.library.opcheck(function.default, tuple(arguments(grad=grad and "backward" not in op)))
 
 
 SHAPES = [(1, 1, 1, 1), (2, 1, 3, 4), (1, 3, 1, 1), (3, 4, 1, 5), (0, 2, 3, 3), (2, 8, 5, 1)]
@@ -51,13 +61,14 @@ def test_fake_strides_are_the_real_ones(shape, layout):
         (OPS.crp, (x, [square], [], 1)),
         (OPS.fusion, ([x, x], [other, other], [], "relu", True)),
         (OPS.upsample_argmax, (x, 4, 3, False)),
-        (OPS.crp_backward, (x, x, [square], [], 1, [True, True])),
+        (OPS.crp_training, (x, [square, square], [], 1)),
+        (OPS.crp_backward, (x, x, [], [square], [], 1, [True, True])),
     ]
     for op, arguments in calls:
         real = op(*arguments)
         with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
             fake = op(*arguments)
-        reals, fakes = (real, fake) if isinstance(real, list) else ([real], [fake])
+        reals, fakes = tensors_of(real), tensors_of(fake)
         for r, f in zip(reals, fakes, strict=True):
             assert (r.shape, r.stride(), r.dtype) == (f.shape, f.stride(), f.dtype)
 

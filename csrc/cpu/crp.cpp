@@ -30,7 +30,7 @@ class Crp {
   Crp(const CrpArgs& args, int64_t threads, char* workspace)
       : args_(args), wave_(wavefront(args, threads)), threads_(threads), workspace_(workspace) {
     image_bytes_ = 0;
-    for (int64_t i = 0; i + 1 < args.stages; ++i) {
+    for (int64_t i = 0; i + 1 < args.stages && !args.kept; ++i) {
       ring_rows_[i] = wave_.ring_rows(i);
       ring_offset_[i] = image_bytes_;
       image_bytes_ += round_up(ring_rows_[i] * ring_row() * static_cast<int64_t>(sizeof(T)), 64);
@@ -47,7 +47,7 @@ class Crp {
       wave.images = smaller(wave_.images, args_.x.batch - first);
       Progress progress(wave, workspace_);
       threads.each_worker([&](int64_t worker) {
-        progress.work([&](int64_t stage, Tile tile) {
+        progress.work([&](int64_t stage, int64_t, int64_t, Tile tile) {
           tile.image += first;
           run_tile(stage, tile, worker);
         });
@@ -74,10 +74,14 @@ class Crp {
       const T* x = static_cast<const T*>(args_.x.data);
       return const_cast<T*>(x + image * args_.x.stride_n + row * args_.x.stride_h);
     }
+    if (args_.kept)
+      return static_cast<T*>(args_.kept[stage]) + (image * args_.x.height + row) * args_.x.width * planes();
     T* ring = reinterpret_cast<T*>(rings() + image % wave_.images * image_bytes_ + ring_offset_[stage]);
     return ring + row % ring_rows_[stage] * ring_row();
   }
-  int64_t pixel_stride(int64_t stage) const { return stage < 0 ? args_.x.stride_w : padded_planes<T>(planes()); }
+  int64_t pixel_stride(int64_t stage) const {
+    return stage < 0 ? args_.x.stride_w : args_.kept ? planes() : padded_planes<T>(planes());
+  }
 
   void run_tile(int64_t stage, const Tile& tile, int64_t worker) const {
     const T* source[kPoolRows + 4];
@@ -89,7 +93,7 @@ class Crp {
 
     const auto finish = [&](int64_t pixel, const float* sums) {
       const int64_t row = tile.top + pixel / tile.columns, column = tile.left + pixel % tile.columns;
-      if (stage + 1 < args_.stages)
+      if (stage + 1 < args_.stages || !args_.out)
         write_pixel(sums, stage, row_of(stage, tile.image, row) + column * pixel_stride(stage));
       else
         sum_pixel(sums, tile.image, row, column);

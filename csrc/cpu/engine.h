@@ -16,6 +16,8 @@ struct Engine {
   void (*pack)(Dtype, const void* weight, int64_t out_planes, int64_t in_planes, void* packed, const Threads&);
   int64_t (*crp_workspace_bytes)(const CrpArgs&, int64_t threads);
   void (*crp)(const CrpArgs&, void* workspace, const Threads&);
+  int64_t (*crp_backward_workspace_bytes)(const CrpBackwardArgs&, int64_t threads);
+  void (*crp_backward)(const CrpBackwardArgs&, void* workspace, const Threads&);
   int64_t (*fusion_workspace_bytes)(const FusionArgs&, int64_t threads);
   void (*fusion)(const FusionArgs&, void* workspace, const Threads&);
   int64_t (*upsample_argmax_workspace_bytes)(const UpsampleArgmaxArgs&, int64_t threads);

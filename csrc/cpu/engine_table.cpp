@@ -14,6 +14,8 @@ const Engine LWRN_JOIN(engine_, LWRN_ISA) = {
     LWRN_ISA::pack,
     LWRN_ISA::crp_workspace_bytes,
     LWRN_ISA::crp,
+    LWRN_ISA::crp_backward_workspace_bytes,
+    LWRN_ISA::crp_backward,
     LWRN_ISA::fusion_workspace_bytes,
     LWRN_ISA::fusion,
     LWRN_ISA::upsample_argmax_workspace_bytes,

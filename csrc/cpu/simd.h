@@ -131,6 +131,26 @@ inline void store(f16* p, vf x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 
+using mask = __mmask16;
+using vc = __m512i;  // one code, a small whole number, for each lane
+
+inline mask greater_or_nan(vf a, vf b) {  // where a > b or a is NaN
+  return static_cast<mask>(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) | _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q));
+}
+inline vf choose(mask m, vf a, vf b) { return _mm512_mask_mov_ps(b, m, a); }
+inline vf keep(mask m, vf a) { return _mm512_maskz_mov_ps(m, a); }
+inline vc choose(mask m, vc a, vc b) { return _mm512_mask_mov_epi32(b, m, a); }
+inline vc codes(int code) { return _mm512_set1_epi32(code); }
+inline vc join(vc a, vc b) { return _mm512_or_si512(a, b); }
+inline mask has(vc a, int bits, int code) {  // where a, of its `bits`, has those of code
+  return _mm512_cmpeq_epi32_mask(_mm512_and_si512(a, codes(bits)), codes(code));
+}
+inline vc load_codes(const uint8_t* p) {
+  // With a mask, since GCC warns of what the bare intrinsic leaves undefined.
+  return _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline void store_codes(uint8_t* p, vc a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a)); }
+
 #elif defined(__AVX2__)
 
 constexpr int kWidth = 8;
@@ -166,6 +186,28 @@ inline void store(f16* p, vf x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 
+using mask = __m256;
+using vc = __m256i;  // one code, a small whole number, for each lane
+
+inline mask greater_or_nan(vf a, vf b) {  // where a > b or a is NaN
+  return _mm256_or_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ), _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+}
+inline vf choose(mask m, vf a, vf b) { return _mm256_blendv_ps(b, a, m); }
+inline vf keep(mask m, vf a) { return _mm256_and_ps(m, a); }
+inline vc choose(mask m, vc a, vc b) { return _mm256_blendv_epi8(b, a, _mm256_castps_si256(m)); }
+inline vc codes(int code) { return _mm256_set1_epi32(code); }
+inline vc join(vc a, vc b) { return _mm256_or_si256(a, b); }
+inline mask has(vc a, int bits, int code) {  // where a, of its `bits`, has those of code
+  return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(a, codes(bits)), codes(code)));
+}
+inline vc load_codes(const uint8_t* p) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+inline void store_codes(uint8_t* p, vc a) {
+  const __m128i pairs = _mm_packus_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(pairs, pairs));
+}
+
 #else
 
 constexpr int kWidth = 4;
@@ -197,6 +239,21 @@ inline vf load(const T* p) {
 template <class T>
 inline void store(T* p, vf x) {
   for (int i = 0; i < kWidth; ++i) from_float(x[i], p + i);
+}
+
+using mask = vi;
+using vc = vi;  // one code, a small whole number, for each lane
+
+inline mask greater_or_nan(vf a, vf b) { return (a > b) | (a != a); }
+inline vf choose(mask m, vf a, vf b) { return select(m, a, b); }
+inline vf keep(mask m, vf a) { return reinterpret_cast<vf>(m & reinterpret_cast<vi>(a)); }
+inline vc choose(mask m, vc a, vc b) { return (m & a) | (~m & b); }
+inline vc codes(int code) { return vc{code, code, code, code}; }
+inline vc join(vc a, vc b) { return a | b; }
+inline mask has(vc a, int bits, int code) { return (a & codes(bits)) == codes(code); }  // of its `bits`, those of code
+inline vc load_codes(const uint8_t* p) { return vc{p[0], p[1], p[2], p[3]}; }
+inline void store_codes(uint8_t* p, vc a) {
+  for (int i = 0; i < kWidth; ++i) p[i] = static_cast<uint8_t>(a[i]);
 }
 
 #endif

@@ -64,7 +64,7 @@ class Progress {
         left(stage, step).store(wave.tiles(stage, step), std::memory_order_relaxed);
   }
 
-  // What one worker does: body(stage, tile) for every tile that it gets.
+  // What one worker does: body(stage, step, index of the tile in the step, tile) for every tile that it gets.
   template <class Body>
   void work(const Body& body) {
     int64_t ticket = next_.fetch_add(1, std::memory_order_relaxed), before = 0;
@@ -73,7 +73,7 @@ class Progress {
         const int64_t tiles = wave_.tiles(stage, step);
         for (; ticket < before + tiles; ticket = next_.fetch_add(1, std::memory_order_relaxed)) {
           wait_for_rows(stage, step);
-          body(stage, wave_.tile(stage, step, ticket - before));
+          body(stage, step, ticket - before, wave_.tile(stage, step, ticket - before));
           left(stage, step).fetch_sub(1, std::memory_order_release);
         }
         before += tiles;

@@ -130,7 +130,8 @@ struct CrpProblem {
     }
     weight_data = pointers(weights);
     bias_data = pointers(biases);
-    args = {dtype, x.view, stages, depthwise, weight_data.data(), biased ? bias_data.data() : nullptr, out.get()};
+    args = {dtype,     x.view, stages, depthwise, weight_data.data(), biased ? bias_data.data() : nullptr,
+            out.get(), nullptr};
   }
 
   // rounding: as that of convolved().

@@ -1,0 +1,415 @@
+#include <atomic>
+
+#include "../crp.h"
+#include "pool.h"
+#include "wavefront.h"
+#include "winner.h"
+
+namespace lwrn_fast::LWRN_ISA {
+namespace {
+
+constexpr int64_t kTile = 128;          // pixels; their products are summed before they join other sums
+constexpr int64_t kBand = 8;            // rows
+constexpr int64_t kSmallMap = 1 << 20;  // bytes of a map in float32 that may as well exist whole
+constexpr int64_t kLine = 16;           // channels pooled together: a cache line of float32
+constexpr int64_t kScratchColumns = kPoolColumns + 2 * kReach;
+constexpr int64_t kScratch = (kPoolRows + 2 * kReach) * kScratchColumns * kLine;  // floats
+constexpr int64_t kEnoughTiles = 16;                                              // to work on at once
+
+// From the last stage to the first, and then x's gradient: of each, only a ring of rows exists. Nothing depends on the
+// number of threads, for the order of sums would.
+Wavefront backward_wavefront(const CrpBackwardArgs& args) {
+  const int64_t height = args.grad.height, width = args.grad.width;
+  const bool small = height * width * args.grad.planes * static_cast<int64_t>(sizeof(float)) <= kSmallMap;
+  const int64_t band = small ? height : smaller(height, kBand);
+  const int64_t tile_rows = smaller(kPoolRows, band);
+  const int64_t across = ceil_div(width, smaller(kPoolColumns, kTile / tile_rows));
+  const int64_t tile_columns = ceil_div(width, across);
+  const int64_t images = clamp(ceil_div(kEnoughTiles, across * ceil_div(band, tile_rows)), 1, args.grad.batch);
+  return {args.stages + 1, height, width, band, images, clamp(kTile / tile_columns, 1, tile_rows), tile_columns};
+}
+
+// sums[row][kPanel] += sum over pixels of left[pixel][row] * right[pixel][kPanel], for kRows rows.
+template <int kRows>
+inline void add_outer_tile(const float* left, int64_t left_stride, const float* right, int64_t right_stride,
+                           int64_t pixels, float* sums, int64_t sums_stride) {
+  vf sum[kRows][kPanelVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kPanelVectors; ++v) sum[r][v] = splat(0.0f);
+#pragma GCC unroll 2
+  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+    vf value[kPanelVectors];
+    for (int v = 0; v < kPanelVectors; ++v) value[v] = load(right + pixel * right_stride + v * kWidth);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const vf factor = splat(left[pixel * left_stride + r]);
+      for (int v = 0; v < kPanelVectors; ++v) sum[r][v] = fma(factor, value[v], sum[r][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kPanelVectors; ++v) {
+      float* to = sums + r * sums_stride + v * kWidth;
+      store(to, add(load(to), sum[r][v]));
+    }
+}
+
+// The same for any count of rows up to kTilePixels.
+template <int kRows = kTilePixels>
+inline void add_outer(int64_t rows, const float* left, int64_t left_stride, const float* right, int64_t right_stride,
+                      int64_t pixels, float* sums, int64_t sums_stride) {
+  if constexpr (kRows > 0) {
+    if (rows == kRows)
+      add_outer_tile<kRows>(left, left_stride, right, right_stride, pixels, sums, sums_stride);
+    else
+      add_outer<kRows - 1>(rows, left, left_stride, right, right_stride, pixels, sums, sums_stride);
+  }
+}
+
+// Each tile's gradient is gathered from the stage after, adds to the gradients of weights and bias, and is multiplied
+// by the transposed weights. A tile adds to a sum that is its own: the one of its place in the band and of every second
+// step, since a tile waits for all of the step before the last.
+template <class T>
+class CrpBackward {
+ public:
+  CrpBackward(const CrpBackwardArgs& args, int64_t threads, char* workspace)
+      : args_(args),
+        wave_(backward_wavefront(args)),
+        height_(args.grad.height),
+        width_(args.grad.width),
+        planes_(args.grad.planes) {
+    ring_rows_ = smaller(height_, 3 * wave_.band + 2 * kReach);
+    sums_stride_ = panels(planes_) * kPanel;
+    sums_floats_ = (weight_rows() + 1) * sums_stride_;
+    const int64_t places = wave_.images * wave_.across() * ceil_div(wave_.band, wave_.tile_rows);
+    sums_count_ = places * (wave_.band < height_ ? 2 : 1);
+    first_stage_ = args.stages;
+    for (int64_t i = args.stages; i-- > 0;)
+      if (args.grad_weights[i] || args.grad_biases[i]) first_stage_ = i;
+    if (args.grad_x) first_stage_ = 0;
+
+    const int64_t pixels = args.stages * wave_.images * ring_rows_ * width_;
+    take(&progress_, wave_.progress_bytes(), workspace);
+    take(&pooled_grads_, pixels * stride(), workspace);
+    take(&winners_, pixels * winner_stride(), workspace);
+    take(&sums_, args.stages * sums_count_ * sums_floats_, workspace);
+    take(&transposed_, args.depthwise ? 0 : args.stages * transposed_floats(), workspace);
+    take(&own_, threads * own_floats(), workspace);
+  }
+
+  int64_t workspace_bytes() const { return taken_; }
+
+  void run(const Threads& threads) const {
+    each(threads, args_.stages * sums_count_, [&](int64_t index) {
+      std::memset(sums_ + index * sums_floats_, 0, static_cast<size_t>(sums_floats_) * sizeof(float));
+    });
+    if (!args_.depthwise)
+      each(threads, args_.stages * panels(planes_),
+           [&](int64_t index) { transpose(index / panels(planes_), index % panels(planes_)); });
+    for (int64_t first = 0; first < args_.grad.batch; first += wave_.images) {
+      Wavefront wave = wave_;
+      wave.images = smaller(wave_.images, args_.grad.batch - first);
+      Progress progress(wave, progress_);
+      threads.each_worker([&](int64_t worker) {
+        progress.work([&](int64_t turn, int64_t step, int64_t place, const Tile& tile) {
+          const int64_t stage = args_.stages - 1 - turn, sums = wave_.band < height_ ? 2 * place + step % 2 : place;
+          if (stage < 0)
+            write_grad_x(first, tile, worker);
+          else if (stage >= first_stage_)
+            differentiate_tile(stage, first, tile, sums_of(stage, sums), worker);
+        });
+      });
+    }
+    each(threads, args_.stages * (weight_rows() + 1),
+         [&](int64_t index) { write_sums(index / (weight_rows() + 1), index % (weight_rows() + 1)); });
+  }
+
+ private:
+  // Memory of `count` elements, its start aligned to a cache line.
+  template <class E>
+  void take(E** memory, int64_t count, char* workspace) {
+    *memory = reinterpret_cast<E*>(workspace + taken_);
+    taken_ += round_up(count * static_cast<int64_t>(sizeof(E)), 64);
+  }
+
+  // body(index) for every index below `count`; workers take what comes next.
+  template <class Body>
+  static void each(const Threads& threads, int64_t count, const Body& body) {
+    std::atomic<int64_t> next{0};
+    threads.each_worker([&](int64_t) {
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(i);
+    });
+  }
+
+  // Elements from pixel to pixel of the rings and panels.
+  int64_t stride() const { return padded_planes<float>(planes_); }
+  int64_t winner_stride() const { return padded_planes<uint8_t>(planes_); }
+  int64_t transposed_floats() const { return panels(planes_) * packed_panel<float>(planes_); }
+  int64_t weight_rows() const { return args_.depthwise ? 1 : planes_; }
+
+  // Each worker has the tile's gradient and its pooled pixels, room to pool in, and the sums of a block.
+  int64_t panel_floats() const { return kTile * stride(); }
+  int64_t own_floats() const {
+    return 2 * panel_floats() + kScratch + sums_bytes(planes_) / static_cast<int64_t>(sizeof(float));
+  }
+  float* grad_panel(int64_t worker) const { return own_ + worker * own_floats(); }
+  float* pooled_panel(int64_t worker) const { return grad_panel(worker) + panel_floats(); }
+  float* scratch(int64_t worker) const { return pooled_panel(worker) + panel_floats(); }
+  float* block_sums(int64_t worker) const { return scratch(worker) + kScratch; }
+  float* sums_of(int64_t stage, int64_t index) const { return sums_ + (stage * sums_count_ + index) * sums_floats_; }
+
+  // The first pixel of a row in the rings of a stage. image: of those that advance together.
+  int64_t ring_pixel(int64_t stage, int64_t image, int64_t row) const {
+    return ((stage * wave_.images + image) * ring_rows_ + row % ring_rows_) * width_;
+  }
+  float* pooled_grad(int64_t stage, int64_t image, int64_t row) const {
+    return pooled_grads_ + ring_pixel(stage, image, row) * stride();
+  }
+  uint8_t* winners(int64_t stage, int64_t image, int64_t row) const {
+    return winners_ + ring_pixel(stage, image, row) * winner_stride();
+  }
+
+  static const T* row_of(const MapView& map, int64_t image, int64_t row) {
+    return static_cast<const T*>(map.data) + image * map.stride_n + row * map.stride_h;
+  }
+
+  bool needs_pooled_grad(int64_t stage) const { return stage > first_stage_ || (stage == 0 && args_.grad_x); }
+
+  // A panel of the transposed weights, as pack() lays them out.
+  void transpose(int64_t stage, int64_t panel) const {
+    const T* weight = static_cast<const T*>(args_.weights[stage]) + panel * kPanel;
+    float* packed = transposed_ + stage * transposed_floats() + panel * packed_panel<float>(planes_);
+    const int64_t many = smaller(kPanel, planes_ - panel * kPanel);
+    for (int64_t k = 0; k < planes_; ++k)
+      for (int64_t i = 0; i < kPanel; ++i) *packed++ = i < many ? to_float(weight[k * planes_ + i]) : 0.0f;
+  }
+
+  void differentiate_tile(int64_t stage, int64_t first, const Tile& tile, float* sums, int64_t worker) const {
+    gather_grad(stage, first, tile, worker);
+    const bool earlier = needs_pooled_grad(stage);
+    if (earlier || args_.grad_weights[stage]) pool(stage, first, tile, worker);
+    if (args_.grad_weights[stage]) {
+      if (args_.depthwise)
+        add_scale_grad(tile, worker, sums);
+      else
+        add_weight_grad(tile, worker, sums);
+    }
+    if (args_.grad_biases[stage]) add_bias_grad(tile, worker, sums + sums_floats_ - sums_stride_);
+    if (earlier) multiply_transposed(stage, tile, worker);
+  }
+
+  // The tile's part of the gradient of `stage`'s result: grad and, from the stage after it, what its winners get.
+  // Stage -1 is x.
+  void gather_grad(int64_t stage, int64_t first, const Tile& tile, int64_t worker) const {
+    for (int64_t c = 0; c < planes_; c += kLine) {
+      if (stage + 1 < args_.stages) gather_rows(stage + 1, tile, c, scratch(worker));
+      for (int64_t row = 0; row < tile.rows; ++row) {
+        const int64_t y = tile.top + row;
+        const T* grad = row_of(args_.grad, first + tile.image, y) + tile.left * args_.grad.stride_w + c;
+        float* to = grad_panel(worker) + row * tile.columns * stride() + c;
+        for (int64_t column = 0; column < tile.columns; ++column)
+          for (int64_t v = 0; v < kLine; v += kWidth)
+            store(to + column * stride() + v, load_upto(grad + column * args_.grad.stride_w + v, planes_ - c - v));
+        if (stage + 1 < args_.stages) add_columns(stage + 1, tile, row, c, scratch(worker), to);
+      }
+    }
+  }
+
+  // Of `stage`, a cache line of channels from c on, for the columns of the tile and kReach beside it: the sum of what
+  // the windows above and below a pixel give to its row.
+  void gather_rows(int64_t stage, const Tile& tile, int64_t c, float* sums) const {
+    const int64_t from = larger(tile.left - kReach, 0), until = smaller(tile.left + tile.columns + kReach, width_);
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      const int64_t y = tile.top + row, low = low_place(y), high = high_place(y, height_);
+      const float* grads[kWindow];
+      const uint8_t* places[kWindow];
+      for (int64_t k = low; k <= high; ++k) {
+        grads[k] = pooled_grad(stage, tile.image, y + k - kReach) + c;
+        places[k] = winners(stage, tile.image, y + k - kReach) + c;
+      }
+      float* to = sums + (row * kScratchColumns + from - tile.left + kReach) * kLine;
+      for (int64_t x = from; x < until; ++x, to += kLine) {
+        // The next channels lie too far from this pixel's neighbours for the processor to see them coming.
+        __builtin_prefetch(grads[high] + x * stride() + kLine);
+        for (int64_t v = 0; v < kLine; v += kWidth)
+          store(to + v,
+                sum_where_won(
+                    low, high, kRowBits, kRowShift, [&](int64_t k) { return load(grads[k] + x * stride() + v); },
+                    [&](int64_t k) { return load_codes(places[k] + x * winner_stride() + v); }));
+      }
+    }
+  }
+
+  // Adds to a row of the tile what the pixels beside each give to it.
+  void add_columns(int64_t stage, const Tile& tile, int64_t row, int64_t c, const float* sums, float* to) const {
+    const uint8_t* places = winners(stage, tile.image, tile.top + row) + (tile.left - kReach) * winner_stride() + c;
+    sums += row * kScratchColumns * kLine;
+    for (int64_t column = 0; column < tile.columns; ++column) {
+      const int64_t low = low_place(tile.left + column), high = high_place(tile.left + column, width_);
+      for (int64_t v = 0; v < kLine; v += kWidth) {
+        const vf sum = sum_where_won(
+            low, high, kColumnBits, 0, [&](int64_t k) { return load(sums + (column + k) * kLine + v); },
+            [&](int64_t k) { return load_codes(places + (column + k) * winner_stride() + v); });
+        float* pixel = to + column * stride() + v;
+        store(pixel, add(load(pixel), sum));
+      }
+    }
+  }
+
+  // The tile's pooled pixels, and their winners.
+  void pool(int64_t stage, int64_t first, const Tile& tile, int64_t worker) const {
+    for (int64_t c = 0; c < planes_; c += kLine) {
+      pool_rows(stage, first, tile, c, scratch(worker));
+      for (int64_t row = 0; row < tile.rows; ++row) {
+        const int64_t y = tile.top + row, low = low_place(y), high = high_place(y, height_);
+        uint8_t* places = winners(stage, tile.image, y) + tile.left * winner_stride() + c;
+        const float* maxima = scratch(worker) + row * kScratchColumns * kLine;
+        float* to = pooled_panel(worker) + row * tile.columns * stride() + c;
+        for (int64_t column = 0; column < tile.columns; ++column) {
+          for (int64_t v = 0; v < kLine; v += kWidth) {
+            const Winner best = first_maximum(low, high, kRowShift, [&](int64_t k) {
+              return load(maxima + (k * kScratchColumns + column) * kLine + v);
+            });
+            store(to + column * stride() + v, best.value);
+            uint8_t* place = places + column * winner_stride() + v;
+            store_codes(place, join(load_codes(place), best.place));
+          }
+        }
+      }
+    }
+  }
+
+  // A cache line of channels from c on, for the rows of the tile and kReach above and below: maxima along the rows, and
+  // for the tile's own rows where they are.
+  void pool_rows(int64_t stage, int64_t first, const Tile& tile, int64_t c, float* maxima) const {
+    const MapView& map = args_.pooled[stage];
+    const int64_t from = larger(tile.top - kReach, 0), until = smaller(tile.top + tile.rows + kReach, height_);
+    for (int64_t y = from; y < until; ++y) {
+      const T* source = row_of(map, first + tile.image, y) + (tile.left - kReach) * map.stride_w + c;
+      uint8_t* places = winners(stage, tile.image, y) + tile.left * winner_stride() + c;
+      const bool inside = y >= tile.top && y < tile.top + tile.rows;
+      float* to = maxima + (y - tile.top + kReach) * kScratchColumns * kLine;
+      for (int64_t column = 0; column < tile.columns; ++column) {
+        const int64_t low = low_place(tile.left + column), high = high_place(tile.left + column, width_);
+        __builtin_prefetch(source + (column + high) * map.stride_w + kLine);
+        for (int64_t v = 0; v < kLine; v += kWidth) {
+          const Winner best = first_maximum(low, high, 0, [&](int64_t k) {
+            return load_upto(source + (column + k) * map.stride_w + v, planes_ - c - v);
+          });
+          store(to + column * kLine + v, best.value);
+          if (inside) store_codes(places + column * winner_stride() + v, best.place);
+        }
+      }
+    }
+  }
+
+  void add_weight_grad(const Tile& tile, int64_t worker, float* sums) const {
+    for (int64_t panel = 0; panel < panels(planes_); ++panel)
+      for (int64_t row = 0; row < planes_; row += kTilePixels)
+        add_outer(smaller(kTilePixels, planes_ - row), grad_panel(worker) + row, stride(),
+                  pooled_panel(worker) + panel * kPanel, stride(), tile.rows * tile.columns,
+                  sums + row * sums_stride_ + panel * kPanel, sums_stride_);
+  }
+
+  void add_scale_grad(const Tile& tile, int64_t worker, float* sums) const {
+    for (int64_t c = 0; c < planes_; c += kWidth) {
+      vf sum = splat(0.0f);
+      for (int64_t i = 0; i < tile.rows * tile.columns; ++i)
+        sum = fma(load(grad_panel(worker) + i * stride() + c), load(pooled_panel(worker) + i * stride() + c), sum);
+      store(sums + c, add(load(sums + c), sum));
+    }
+  }
+
+  void add_bias_grad(const Tile& tile, int64_t worker, float* sums) const {
+    constexpr int64_t kTogether = 8;  // a sum of sums: nothing is multiplied, so the additions are all that rounds
+    const int64_t pixels = tile.rows * tile.columns;
+    for (int64_t c = 0; c < planes_; c += kWidth) {
+      vf sum = splat(0.0f);
+      for (int64_t i = 0; i < pixels; i += kTogether) {
+        vf part = splat(0.0f);
+        for (int64_t k = i; k < smaller(i + kTogether, pixels); ++k)
+          part = add(part, load(grad_panel(worker) + k * stride() + c));
+        sum = add(sum, part);
+      }
+      store(sums + c, add(load(sums + c), sum));
+    }
+  }
+
+  // The gradient of the tile's pooled pixels.
+  void multiply_transposed(int64_t stage, const Tile& tile, int64_t worker) const {
+    const auto finish = [&](int64_t i, const float* sums) {
+      float* to =
+          pooled_grad(stage, tile.image, tile.top + i / tile.columns) + (tile.left + i % tile.columns) * stride();
+      for (int64_t c = 0; c < planes_; c += kWidth) store(to + c, load(sums + c));
+    };
+    if (!args_.depthwise) {
+      const Factor<float> factor{grad_panel(worker), stride(), transposed_ + stage * transposed_floats(),
+                                 packed_panel<float>(planes_), planes_};
+      multiply_blocks(tile.rows * tile.columns, &factor, 1, planes_, block_sums(worker), finish);
+      return;
+    }
+    const T* scale = static_cast<const T*>(args_.weights[stage]);
+    for (int64_t i = 0; i < tile.rows * tile.columns; ++i) {
+      for (int64_t c = 0; c < planes_; c += kWidth)
+        store(block_sums(worker) + c,
+              mul(load(grad_panel(worker) + i * stride() + c), load_upto(scale + c, planes_ - c)));
+      finish(i, block_sums(worker));
+    }
+  }
+
+  void write_grad_x(int64_t first, const Tile& tile, int64_t worker) const {
+    if (!args_.grad_x) return;
+    gather_grad(-1, first, tile, worker);
+    for (int64_t i = 0; i < tile.rows * tile.columns; ++i) {
+      const int64_t y = tile.top + i / tile.columns, x = tile.left + i % tile.columns;
+      T* to = static_cast<T*>(args_.grad_x) + (((first + tile.image) * height_ + y) * width_ + x) * planes_;
+      for (int64_t c = 0; c < planes_; c += kWidth)
+        store_upto(to + c, load(grad_panel(worker) + i * stride() + c), planes_ - c);
+    }
+  }
+
+  // A row of a weight's gradient, or, the last row, the bias's: all its sums, in order.
+  void write_sums(int64_t stage, int64_t row) const {
+    const bool of_bias = row == weight_rows();
+    void* grad = of_bias ? args_.grad_biases[stage] : args_.grad_weights[stage];
+    if (!grad) return;
+    T* to = static_cast<T*>(grad) + (of_bias ? 0 : row * planes_);
+    for (int64_t c = 0; c < planes_; c += kWidth) {
+      vf sum = splat(0.0f);
+      for (int64_t i = 0; i < sums_count_; ++i) sum = add(sum, load(sums_of(stage, i) + row * sums_stride_ + c));
+      store_upto(to + c, sum, planes_ - c);
+    }
+  }
+
+  const CrpBackwardArgs& args_;
+  Wavefront wave_;
+  int64_t height_, width_, planes_;
+  int64_t ring_rows_;
+  int64_t sums_count_, sums_floats_, sums_stride_;
+  int64_t first_stage_;  // whose gradient is needed
+  int64_t taken_ = 0;    // bytes of the workspace
+  char* progress_;
+  float* pooled_grads_;  // a ring for each stage and image
+  uint8_t* winners_;     // the same
+  float* sums_;          // sums_count_ for each stage: the rows of the weight's gradient, then the bias's
+  float* transposed_;    // weights, packed
+  float* own_;           // of each worker
+};
+
+}  // namespace
+
+int64_t crp_backward_workspace_bytes(const CrpBackwardArgs& args, int64_t threads) {
+  int64_t bytes = 0;
+  with_type(args.dtype,
+            [&](auto type) { bytes = CrpBackward<decltype(type)>(args, threads, nullptr).workspace_bytes(); });
+  return bytes;
+}
+
+void crp_backward(const CrpBackwardArgs& args, void* workspace, const Threads& threads) {
+  with_type(args.dtype, [&](auto type) {
+    CrpBackward<decltype(type)>(args, threads.count, static_cast<char*>(workspace)).run(threads);
+  });
+}
+
+}  // namespace lwrn_fast::LWRN_ISA
