@@ -1,23 +1,12 @@
 """The command `lwrn-fast`: parse, call, print. Exit code 0, 2 where something was wrong, 130 after Ctrl-C."""
 
 import argparse
-import importlib
-import math
-import os
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
-from . import __version__, backends, models
+from . import __version__, backends, cli_training, models
 from .info import info
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line instead of the usage, which --help shows."""
-        say_error(message)
-        sys.exit(2)
+from .terminal import Parser, exit_code, positive, progress_bar, say_error, whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,20 +17,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     return exit_code(lambda: arguments.command(arguments))
-
-
-def exit_code(command: Callable[[], int]) -> int:
-    """What the command returns, or the code for Ctrl-C and for a closed pipe."""
-    try:
-        code = command()
-        sys.stdout.flush()
-        return code
-    except KeyboardInterrupt:
-        say_error("interrupted")
-        return 130
-    except BrokenPipeError:  # the reader of our output has gone, and Python would complain once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,14 +30,15 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the palette PNGs go")
     segment.add_argument("--model", choices=models.NETWORKS, help="network; default: the checkpoint's, or rf_lw_mbv2")
     segment.add_argument("--checkpoint", metavar="FILE", help="weights, .pth.tar or .safetensors; without: untrained")
-    segment.add_argument("--num-classes", type=_whole, metavar="N", help="default: the checkpoint's, or 21")
+    segment.add_argument("--num-classes", type=whole, metavar="N", help="default: the checkpoint's, or 21")
     segment.add_argument("--backend", choices=backends.BACKENDS, help="default: LWRN_FAST_BACKEND, or auto")
     segment.add_argument("--dtype", choices=("f32", "bf16", "f16"), default="f32")
     size = segment.add_mutually_exclusive_group()
-    size.add_argument("--size", nargs=2, type=_whole, metavar=("H", "W"), help="of the network's input")
-    size.add_argument("--scale", type=_positive, default=1.0, metavar="S", help="of the network's input to the image")
+    size.add_argument("--size", nargs=2, type=whole, metavar=("H", "W"), help="of the network's input")
+    size.add_argument("--scale", type=positive, default=1.0, metavar="S", help="of the network's input to the image")
     segment.add_argument("--overlay", action="store_true", help="also the photograph with the labels' colours over it")
     segment.add_argument("--verify", action="store_true", help="compare with the reference backend in float32")
+    cli_training.add_commands(commands)
     return parser
 
 
@@ -104,47 +80,3 @@ def _segment(arguments: argparse.Namespace) -> int:
         print(line)
     print(report.table(verified=options.verify))
     return 2 if report.errors else 0
-
-
-def progress_bar() -> Callable[[Sequence], Iterable]:
-    """A progress bar for more than one item, where tqdm is there and somebody looks."""
-    tqdm = _tqdm()
-    if tqdm is None:
-        return iter
-    return lambda items: tqdm(items, unit="image", leave=False, disable=None if len(items) > 1 else True)
-
-
-def say_error(message: str) -> int:
-    """One line on stderr, above a progress bar; the exit code it stands for."""
-    line = f"lwrn-fast: error: {message}"
-    tqdm = _tqdm()
-    if tqdm is None:
-        print(line, file=sys.stderr)
-    else:
-        tqdm.write(line, file=sys.stderr)
-    return 2
-
-
-def _tqdm() -> Any:
-    """The progress bar's class, None where the package is absent."""
-    try:
-        return importlib.import_module("tqdm").tqdm
-    except ImportError:
-        return None
-
-
-def _whole(text: str) -> int:
-    value = int(text) if text.isascii() and text.isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return value
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (0 < value < math.inf):
-        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
-    return value

@@ -33,7 +33,7 @@ def find(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
             for file in files:
                 found.setdefault(file.resolve(), file)
         except (OSError, RuntimeError, ValueError) as error:
-            errors.append(f"{path}: {_reason(error)}")
+            errors.append(f"{path}: {reason(error)}")
     return list(found.values()), errors
 
 
@@ -50,7 +50,7 @@ def read(path: Path) -> np.ndarray:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{path}: has more than {Image.MAX_IMAGE_PIXELS} pixels") from error
     except Exception as error:  # a damaged file can fail anywhere in a decoder
-        raise ImageError(f"{path}: cannot be read ({_reason(error)})") from error
+        raise ImageError(f"{path}: cannot be read ({reason(error)})") from error
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
@@ -105,11 +105,11 @@ def _save(path: Path, image: Image.Image) -> None:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem[:40]}.", delete=False) as file:
             temporary = file.name
             image.save(file, format="PNG", compress_level=4)
-        os.chmod(temporary, 0o666 & ~_umask())  # temporary files are private, results are not
+        os.chmod(temporary, permissions())
         os.replace(temporary, path)
         temporary = None
     except (OSError, ValueError) as error:
-        raise ImageError(f"{path}: cannot be written ({_reason(error)})") from error
+        raise ImageError(f"{path}: cannot be written ({reason(error)})") from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
@@ -122,7 +122,7 @@ def make_folder(path: Path) -> None:
         with tempfile.TemporaryFile(dir=path):
             pass
     except (OSError, ValueError) as error:
-        raise ImageError(f"{path}: cannot be written to ({_reason(error)})") from error
+        raise ImageError(f"{path}: cannot be written to ({reason(error)})") from error
 
 
 def output_paths(inputs: Sequence[Path], out: Path, endings: Sequence[str]) -> list[list[Path]]:
@@ -147,13 +147,19 @@ def output_paths(inputs: Sequence[Path], out: Path, endings: Sequence[str]) -> l
     return results
 
 
-def _umask() -> int:
+def permissions() -> int:
+    """Those of a new file; temporary files are private, results are not."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    return 0o666 & ~mask
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """Why a file could not be used, in one line.
+
+    >>> reason(FileNotFoundError())
+    'no such file or folder'
+    """
     if isinstance(error, FileNotFoundError):
         return "no such file or folder"
     if isinstance(error, OSError) and error.strerror:

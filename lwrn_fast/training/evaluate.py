@@ -1,0 +1,135 @@
+"""Scores of a network on a split of the data, at one scale or several, with or without the mirrored image."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import backends, images, models
+from ..models.networks import Network
+from ..segment import DTYPES, UserError, check_backend
+from ..upsample_argmax import upsample_argmax
+from . import data, preparing, processes, saving
+from .scores import Counter, Scores
+
+
+@dataclass(frozen=True)
+class Options:
+    """scales: of the network's input to the image, probabilities are averaged; flip: the mirrored image too."""
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `lwrn-fast eval` is asked to do. out: a .json or .csv file for the scores."""
+
+    data: Path
+    checkpoint: str
+    split: str = "val"
+    network: str | None = None
+    predict: Options = field(default_factory=Options)
+    dtype: str = "f32"
+    device: str | None = None
+    backend: str | None = None
+    confusion: bool = False
+    out: Path | None = None
+
+
+def run(
+    job: Job,
+    say: Callable[[str], object] = print,
+    error: Callable[[str], object] = print,
+    progress: Callable[[Sequence], Iterable] = iter,
+) -> int:
+    """Evaluate, tell the tables, write the file; how many images failed. Raises UserError for what is wrong."""
+    check_backend(job.backend)
+    try:
+        model = models.load(job.checkpoint, job.network)
+    except models.CheckpointError as reason:
+        raise UserError(str(reason)) from reason
+    names = preparing.classes(job.data, None, model.num_classes)
+    if len(names) != model.num_classes:
+        raise UserError(f"{job.checkpoint}: has {model.num_classes} classes, {job.data} has {len(names)}")
+    pairs = data.find(job.data, job.split)
+    with processes.joined(job.device) as device:
+        first = processes.rank() == 0
+        model = model.to(device, DTYPES[job.dtype])
+        with nullcontext() if job.backend is None else backends.use_backend(job.backend):
+            scores, failed = evaluate(model, pairs, job.predict, error, progress if first else iter)
+    if not first:
+        return failed
+    say(f"{model.name}, {job.dtype}, {len(pairs) - failed} images of {job.split}")
+    say(scores.table(names))
+    if job.confusion:
+        say(scores.confusion_table(names))
+    if failed:
+        say(f"{failed} of {len(pairs)} images could not be used and do not count")
+    if job.out is not None:
+        about = {
+            **{"network": model.name, "checkpoint": job.checkpoint, "data": str(job.data), "split": job.split},
+            **{"images": len(pairs) - failed, "failed": failed, "dtype": job.dtype, "backend": job.backend},
+            **{"scales": job.predict.scales, "flip": job.predict.flip},
+        }
+        text = scores.to_csv(names) if job.out.suffix == ".csv" else scores.to_json(names, **about)
+        saving.write_text(job.out, text)
+    return failed
+
+
+def evaluate(
+    model: Network,
+    pairs: Sequence[data.Pair],
+    options: Options = Options(),  # noqa: B008  # frozen
+    error: Callable[[str], object] | None = None,
+    progress: Callable[[Sequence], Iterable] = iter,
+) -> tuple[Scores, int]:
+    """The scores of a network in eval mode over all pairs, and how many pairs failed; each process does its share.
+
+    error: is told, one line each, which pair cannot be used, and the rest is done; without it the first one raises.
+    """
+    device = next(model.parameters()).device
+    counter = Counter(model.num_classes, device)
+    failed = 0
+    for pair in progress(pairs[processes.rank() :: processes.count()]):
+        try:
+            image, labels = data.read(pair, model.num_classes)
+            predicted = predict(model, image, options)
+        except (UserError, RuntimeError, MemoryError) as reason:  # unusable, or too large for this machine
+            if error is None:
+                raise
+            failed += 1
+            line = images.reason(reason)
+            error(line if isinstance(reason, UserError) else f"{pair.image}: {line}")
+        else:
+            counter.add(predicted, torch.from_numpy(labels).to(device))
+    return counter.scores(), int(processes.total(torch.tensor(failed, device=device)))
+
+
+def predict(model: Network, image: np.ndarray, options: Options = Options()) -> Tensor:  # noqa: B008  # frozen
+    """The labels, uint8 (H, W), of an image, uint8 (H, W, 3), on the model's device and in its dtype."""
+    height, width = image.shape[:2]
+    with torch.inference_mode():
+        inputs = [_input(model, image, scale) for scale in options.scales]
+        if len(inputs) == 1 and not options.flip:
+            return upsample_argmax(model(inputs[0]), (height, width))[0]
+        total = torch.zeros(1, model.num_classes, height, width, device=inputs[0].device)
+        for x in inputs:
+            total += _probabilities(model(x), (height, width))
+            if options.flip:
+                total += _probabilities(model(x.flip(3)).flip(3), (height, width))
+        return total.argmax(1)[0].to(torch.uint8)
+
+
+def _input(model: Network, image: np.ndarray, scale: float) -> Tensor:
+    height, width = (max(1, round(length * scale)) for length in image.shape[:2])
+    return models.preprocess(images.resize(image, height, width)).to(next(model.parameters()))
+
+
+def _probabilities(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=True).softmax(1)

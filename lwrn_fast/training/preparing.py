@@ -1,0 +1,163 @@
+"""What a run begins with: the options, the classes, the network, its parameters in two groups."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .. import models
+from ..models.networks import Network
+from ..segment import MOST_CLASSES, UserError
+from . import augment, data, processes
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to train on, and how. The defaults are for a network that starts from a checkpoint.
+
+    batch: images of a step, over all processes. crop: pixels of a side. warmup: steps in which the rates rise.
+    clip: the largest norm of all gradients together, 0 for any. save_every: steps between states to resume from.
+    half: export weights in float16.
+    """
+
+    data: Path
+    out: Path
+    val: Path | None = None
+    network: str | None = None
+    checkpoint: str | None = None
+    num_classes: int | None = None
+    epochs: int = 50
+    batch: int = 8
+    crop: int = 256
+    scales: tuple[float, float] = (0.5, 2.0)
+    flip: bool = True
+    encoder_lr: float = 5e-4
+    decoder_lr: float = 5e-3
+    momentum: float = 0.9
+    weight_decay: float = 1e-5
+    power: float = 0.9
+    warmup: int = 0
+    clip: float = 0.0
+    amp: str = "off"
+    freeze_bn: bool = False
+    seed: int = 0
+    workers: int = 0
+    device: str | None = None
+    backend: str | None = None
+    save_every: int = 100
+    half: bool = False
+    tensorboard: bool = False
+    resume: bool = False
+
+    def decisive(self) -> dict[str, Any]:
+        """Those that a resumed run must have in common with its beginning, in plain types."""
+        free = ("data", "out", "val", "workers", "device", "backend", "save_every", "half", "tensorboard", "resume")
+        return {name: value for name, value in asdict(self).items() if name not in free}
+
+
+@dataclass(frozen=True)
+class Data:
+    """The pairs to train on, those to validate with, which may be none, and the classes' names."""
+
+    train: list[data.Pair]
+    val: list[data.Pair]
+    names: list[str]
+
+
+def find_data(options: Options, held: int | None) -> Data:
+    """What the options name. held: how many classes the starting checkpoint has, if there is one."""
+    train = data.find(options.data, "train")
+    val = []
+    if options.val is not None or data.has_split(options.data, "val"):
+        val = data.find(options.val or options.data, "val")
+    if len(train) < options.batch:
+        raise UserError(f"{options.data}: has {len(train)} images to train on, fewer than a batch of {options.batch}")
+    return Data(train, val, classes(options.data, options.num_classes, held))
+
+
+def classes(folder: Path, asked: int | None, held: int | None) -> list[str]:
+    """The names of the classes: as many as are asked for, else named by the data, else held by the checkpoint."""
+    names = data.class_names(folder)
+    number = asked or (len(names) if names is not None else held)
+    if number is None:
+        raise UserError(f"{folder}: has no {data.CLASSES_FILE} that says which classes there are; give --num-classes")
+    if number >= MOST_CLASSES:
+        raise UserError(f"--num-classes must be 1 to {MOST_CLASSES - 1}, got {number}")
+    return names if names is not None and len(names) == number else [str(i) for i in range(number)]
+
+
+def load(options: Options) -> Network | None:
+    """The network of the starting checkpoint, None where there is none to start from."""
+    if options.checkpoint is None:
+        return None
+    try:
+        return models.load(options.checkpoint, options.network)
+    except models.CheckpointError as error:
+        raise UserError(str(error)) from error
+
+
+def network(options: Options, loaded: Network | None, num_classes: int) -> Network:
+    """The network to train: the loaded one, with a new classifier where the classes are others; or a new one."""
+    if loaded is not None and loaded.num_classes == num_classes:
+        return loaded
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        model = models.NETWORKS[loaded.name if loaded else options.network or "rf_lw_mbv2"](num_classes)
+        initialise(model)
+    if loaded is not None:
+        kept = {name: value for name, value in loaded.state_dict().items() if not name.startswith(f"{model.head}.")}
+        model.load_state_dict(model.state_dict() | kept)
+    return model
+
+
+def initialise(model: Network) -> None:
+    """Random weights for a network that starts from nothing: the encoder's as batch normalisation wants them."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and not _in_decoder(model, name):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+    head = model.get_submodule(model.head)
+    nn.init.normal_(cast(Tensor, head.weight), std=0.01)  # so that the first probabilities are alike
+    nn.init.zeros_(cast(Tensor, head.bias))
+
+
+def parameter_groups(model: Network, encoder_lr: float, decoder_lr: float) -> list[dict[str, Any]]:
+    """The encoder's parameters and the decoder's, each with its rate under "base", for an optimiser.
+
+    >>> groups = parameter_groups(models.rf_lw_mbv2(num_classes=3), 0.1, 1.0)
+    >>> [sum(p.numel() for p in group["params"]) for group in groups], [group["base"] for group in groups]
+    ([1812800, 1430275], [0.1, 1.0])
+    """
+    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    for name, parameter in model.named_parameters():
+        groups[_in_decoder(model, name)].append(parameter)
+    rates = {False: encoder_lr, True: decoder_lr}
+    return [{"params": groups[part], "base": rates[part], "lr": rates[part]} for part in (False, True)]
+
+
+def _in_decoder(model: Network, name: str) -> bool:
+    """Whether a module or parameter of this name is the decoder's, by how the names of its levels' modules begin."""
+    return name.startswith((model.head, *(string for string in _strings(model.levels))))
+
+
+def _strings(nested: Sequence | None) -> Iterator[str]:
+    """Every string in tuples of tuples."""
+    if isinstance(nested, str):
+        yield nested
+    elif isinstance(nested, (tuple, list)):
+        for inner in nested:
+            yield from _strings(inner)
+
+
+def check(options: Options) -> None:
+    """UserError for options that cannot go together, before anything is read or written."""
+    if options.batch % processes.count():
+        raise UserError(f"--batch {options.batch} cannot be shared among {processes.count()} processes")
+    if options.scales[0] > options.scales[1]:
+        raise UserError(f"--scales: {options.scales[0]:g} is more than {options.scales[1]:g}")
+
+
+def augmentation(options: Options) -> augment.Options:
+    return augment.Options(options.crop, options.scales, options.flip)
