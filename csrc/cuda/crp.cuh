@@ -81,8 +81,7 @@ class Crp {
 
   LWRN_DEVICE explicit Crp(const Task& task)
       : task_(task),
-        all_chunks_((task.planes + kRowPlanes<Kind> - 1) / kRowPlanes<Kind>),
-        chunks_(kDepthwise ? 1 : all_chunks_),
+        chunks_(kDepthwise ? 1 : (task.planes + kRowPlanes<Kind> - 1) / kRowPlanes<Kind>),
         halo_(shared_memory()),
         panel_(halo_ + task.held * kHaloBytes),
         weights_(panel_ + chunks_ * kPanelBytes),
@@ -403,7 +402,7 @@ class Crp {
   static LWRN_DEVICE int larger(int a, int b) { return a > b ? a : b; }
 
   const Task& task_;
-  int all_chunks_, chunks_;  // of the map, and of the panel
+  int chunks_;  // of the panel
   char *halo_, *panel_, *weights_;
   int* word_;
   Item item_;
