@@ -1,4 +1,4 @@
-"""Gradients of the ops in PyTorch's own operators, with the forward recomputed: what autograd does with the reference.
+"""Gradients of the ops in PyTorch's own operators: what autograd does with the reference.
 
 They are spelled out, because below autograd, where an op's kernel runs, autograd records nothing.
 """
@@ -60,6 +60,7 @@ def crp_stages(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], g
 
 def fusion(
     grad: Tensor,
+    out: Tensor | None,
     inputs: Sequence[Tensor],
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
@@ -67,15 +68,13 @@ def fusion(
     align_corners: bool,
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Gradients of inputs, weights and biases, None where `needs` says so. grad: (N, P, H_0, W_0), the rest as in
-    `fusion`."""
+    """Gradients of inputs, weights and biases, None where `needs` says so. grad, out: (N, P, H_0, W_0), the rest as in
+    `fusion`. out: its result, needed where there is an activation."""
     count = len(inputs)
-    if activation != "none":
-        total = reference.fusion(inputs, weights, biases, "none", align_corners)
-        if activation == "relu":
-            grad = _aten.threshold_backward(grad, total, 0)
-        else:
-            grad = _aten.hardtanh_backward(grad, total, 0, 6)
+    if activation == "relu":
+        grad = _aten.threshold_backward(grad, out, 0)
+    elif activation == "relu6":
+        grad = _aten.hardtanh_backward(grad, out, 0, 6)
     size = list(grad.shape[2:])
     found = []
     for k, (x, weight) in enumerate(zip(inputs, weights, strict=True)):

@@ -3,8 +3,8 @@ for every device and dtype without a kernel, fake kernels with the true strides,
 
 `torch.ops.lwrn_fast.crp`, `.fusion` and `.upsample_argmax` return fresh memory: maps channels-last, labels contiguous.
 `crp_training` also returns t_1, ... of all stages but the last, which `crp_backward` takes as `stages`; without them it
-computes them again. `crp_backward` and `fusion_backward` return the gradients that `needs` asks for, in the order of
-the tensors.
+computes them again. `fusion_backward` takes the result as `out`, where there is an activation. Both return the gradients
+that `needs` asks for, in the order of the tensors.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ SCHEMAS = (
     "bool[] needs) -> Tensor[]",
 )
 PYTHON_SCHEMAS = (
-    "fusion_backward(Tensor grad, Tensor[] inputs, Tensor[] weights, Tensor[] biases, str activation, "
+    "fusion_backward(Tensor grad, Tensor? out, Tensor[] inputs, Tensor[] weights, Tensor[] biases, str activation, "
     "bool align_corners, bool[] needs) -> Tensor[]",
 )
 
@@ -131,6 +131,7 @@ def fusion_autocast(
 
 def fusion_backward(
     grad: Tensor,
+    out: Tensor | None,
     inputs: list[Tensor],
     weights: list[Tensor],
     biases: list[Tensor],
@@ -139,11 +140,12 @@ def fusion_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     with autocast.off(grad):
-        return _own_memory(gradients.fusion(grad, inputs, weights, biases, activation, align_corners, needs), needs)
+        return _own_memory(gradients.fusion(grad, out, inputs, weights, biases, activation, align_corners, needs), needs)
 
 
 def fusion_backward_fake(
     grad: Tensor,
+    out: Tensor | None,
     inputs: list[Tensor],
     weights: list[Tensor],
     biases: list[Tensor],
@@ -157,13 +159,15 @@ def fusion_backward_fake(
 def save_fusion(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     maps, weights, biases, ctx.activation, ctx.align_corners = inputs
     ctx.counts = (len(maps), len(weights), len(biases))
-    ctx.save_for_backward(*maps, *weights, *biases)
+    out = None if ctx.activation == "none" else output
+    ctx.save_for_backward(out, *maps, *weights, *biases)
 
 
 def differentiate_fusion(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    tensors = _split(ctx.saved_tensors, ctx.counts)
+    out, *tensors = ctx.saved_tensors
     needs = _flat(ctx.needs_input_grad[:3])
-    found = torch.ops.lwrn_fast.fusion_backward(grad, *tensors, ctx.activation, ctx.align_corners, needs)
+    given = _split(tensors, ctx.counts)
+    found = torch.ops.lwrn_fast.fusion_backward(grad, out, *given, ctx.activation, ctx.align_corners, needs)
     return (*_split(_spread(found, needs), ctx.counts), None, None)
 
 

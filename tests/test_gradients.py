@@ -4,17 +4,29 @@ import pytest
 import torch
 
 import lwrn_fast
-from arguments import DIFFERENTIABLE, OPS, leaves, refilled, tensors_of
+from arguments import DIFFERENTIABLE, leaves, refilled, tensors_of
 from comparing import LAYOUTS, assert_as_exact, in_double, in_layout, name
 from lwrn_fast import gradients, reference
 
+
+def quarters(item):
+    """Multiples of 1/4, of which every sum in crp is exact: all that these tests see is which values are summed."""
+    if isinstance(item, list):
+        return [quarters(i) for i in item]
+    return (item * 4).round() / 4 if isinstance(item, torch.Tensor) else item
+
+
+def factors(shape):
+    return quarters(torch.randn(shape))
+
+
 # what comes back from the result: gradients of any strides, that depend on no result
 GRADIENTS = {
-    "random": lambda out: (out * torch.randn(out.shape, dtype=out.dtype)).sum(),
+    "random": lambda out: (out * factors(out.shape)).sum(),
     "expanded": lambda out: out.sum(),
-    "sliced": lambda out: (out * torch.randn(out.shape))[:, :, ::2, 1:].sum(),
+    "sliced": lambda out: (out * factors(out.shape))[:, :, ::2, 1:].sum(),
     "one_pixel": lambda out: out[0, 1, 2, 3],
-    "transposed": lambda out: (out.transpose(1, 3) * torch.randn(out.transpose(1, 3).shape)).sum(),
+    "transposed": lambda out: (out.transpose(1, 3) * factors(out.transpose(1, 3).shape)).sum(),
     "one_image": lambda out: out[1].sum(),
 }
 
@@ -25,8 +37,7 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
 def test_are_those_of_eager(backend, op, loss):
     function, _, plain, arguments = DIFFERENTIABLE[op]
-    given = in_layout(arguments(grad=True), torch.channels_last)
-    given = leaves(given, torch.float32, True)
+    given = leaves(in_layout(quarters(arguments()), torch.channels_last), torch.float32, True)
     torch.manual_seed(1)
     got = torch.autograd.grad(GRADIENTS[loss](function(*given)), tensors_of(given))
     torch.manual_seed(1)
@@ -90,21 +101,22 @@ def test_gradcheck_of_the_backward_op(op):
     """The backward op in double, around the forward of the reference."""
     _, _, plain, arguments = DIFFERENTIABLE[op]
 
-    def backward(grad, first, *others):
+    def backward(grad, out, first, *others):
         if op.startswith("crp"):  # the op's kernel has no double
             return gradients.crp(grad, first, [], *others)
-        return OPS.fusion_backward(grad, first, *others)
+        return gradients.fusion(grad, out, first, *others)
 
     class Recomputed(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *flat):
-            ctx.save_for_backward(*flat)
-            return plain(*refilled(given, flat))
+            out = plain(*refilled(given, flat))
+            ctx.save_for_backward(out, *flat)
+            return out
 
         @staticmethod
         def backward(ctx, grad):
-            flat = ctx.saved_tensors
-            return tuple(backward(grad, *refilled(given, flat), [True] * len(flat)))
+            out, *flat = ctx.saved_tensors
+            return tuple(backward(grad, out, *refilled(given, flat), [True] * len(flat)))
 
     given = arguments(dtype=torch.float64, grad=True)
     assert torch.autograd.gradcheck(Recomputed.apply, tensors_of(given), fast_mode=True)

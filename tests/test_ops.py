@@ -37,7 +37,16 @@ OPCHECKS = {
     "crp_training": (OPS.crp_training, crp_arguments),
     "fusion_backward": (
         OPS.fusion_backward,
-        lambda **given: [torch.randn(2, 5, 7, 9), *fusion_arguments(**given), [False, True, True] * 3],
+        lambda **given: [*torch.randn(2, 2, 5, 7, 9), *fusion_arguments(**given), [False, True, True] * 3],
+    ),
+    "fusion_backward_without_activation": (
+        OPS.fusion_backward,
+        lambda **given: [
+            torch.randn(2, 5, 7, 9),
+            None,
+            *fusion_arguments(activation="none", **given),
+            [False, True, True] * 3,
+        ],
     ),
 }
 
