@@ -144,7 +144,7 @@ class CrpBackward {
 
   // Elements from pixel to pixel of the rings and panels.
   int64_t stride() const { return padded_planes<float>(planes_); }
-  int64_t winner_stride() const { return padded_planes<uint8_t>(planes_); }
+  int64_t winner_stride() const { return 2 * padded_planes<uint8_t>(planes_); }
   int64_t transposed_floats() const { return panels(planes_) * packed_panel<float>(planes_); }
   int64_t weight_rows() const { return args_.depthwise ? 1 : planes_; }
 
@@ -166,8 +166,11 @@ class CrpBackward {
   float* pooled_grad(int64_t stage, int64_t image, int64_t row) const {
     return pooled_grads_ + ring_pixel(stage, image, row) * stride();
   }
-  uint8_t* winners(int64_t stage, int64_t image, int64_t row) const {
+  uint8_t* winner_rows(int64_t stage, int64_t image, int64_t row) const {
     return winners_ + ring_pixel(stage, image, row) * winner_stride();
+  }
+  uint8_t* winner_columns(int64_t stage, int64_t image, int64_t row) const {
+    return winner_rows(stage, image, row) + padded_planes<uint8_t>(planes_);
   }
 
   static const T* row_of(const MapView& map, int64_t image, int64_t row) {
@@ -202,105 +205,124 @@ class CrpBackward {
   // The tile's part of the gradient of `stage`'s result: grad and, from the stage after it, what its winners get.
   // Stage -1 is x.
   void gather_grad(int64_t stage, int64_t first, const Tile& tile, int64_t worker) const {
+    const int64_t row_step = tile.columns * stride();
+    for (int64_t row = 0; row < tile.rows; ++row) copy_grad(first, tile, row, grad_panel(worker) + row * row_step);
+    if (stage + 1 == args_.stages) return;
     for (int64_t c = 0; c < planes_; c += kLine) {
-      if (stage + 1 < args_.stages) gather_rows(stage + 1, tile, c, scratch(worker));
-      for (int64_t row = 0; row < tile.rows; ++row) {
-        const int64_t y = tile.top + row;
-        const T* grad = row_of(args_.grad, first + tile.image, y) + tile.left * args_.grad.stride_w + c;
-        float* to = grad_panel(worker) + row * tile.columns * stride() + c;
-        for (int64_t column = 0; column < tile.columns; ++column)
-          for (int64_t v = 0; v < kLine; v += kWidth)
-            store(to + column * stride() + v, load_upto(grad + column * args_.grad.stride_w + v, planes_ - c - v));
-        if (stage + 1 < args_.stages) add_columns(stage + 1, tile, row, c, scratch(worker), to);
-      }
+      gather_rows(stage + 1, tile, c, scratch(worker));
+      for (int64_t row = 0; row < tile.rows; ++row)
+        add_columns(stage + 1, tile, row, c, scratch(worker), grad_panel(worker) + row * row_step + c);
     }
+  }
+
+  void copy_grad(int64_t first, const Tile& tile, int64_t row, float* to) const {
+    const T* pixel = row_of(args_.grad, first + tile.image, tile.top + row) + tile.left * args_.grad.stride_w;
+    for (int64_t column = 0; column < tile.columns; ++column, pixel += args_.grad.stride_w, to += stride())
+      for (int64_t c = 0; c < planes_; c += kWidth) store(to + c, load_upto(pixel + c, planes_ - c));
   }
 
   // Of `stage`, a cache line of channels from c on, for the columns of the tile and kReach beside it: the sum of what
   // the windows above and below a pixel give to its row.
   void gather_rows(int64_t stage, const Tile& tile, int64_t c, float* sums) const {
     const int64_t from = larger(tile.left - kReach, 0), until = smaller(tile.left + tile.columns + kReach, width_);
+    const int64_t grad_step = stride(), winner_step = winner_stride();
     for (int64_t row = 0; row < tile.rows; ++row) {
       const int64_t y = tile.top + row, low = low_place(y), high = high_place(y, height_);
       const float* grads[kWindow];
-      const uint8_t* places[kWindow];
+      const uint8_t* rows[kWindow];
       for (int64_t k = low; k <= high; ++k) {
         grads[k] = pooled_grad(stage, tile.image, y + k - kReach) + c;
-        places[k] = winners(stage, tile.image, y + k - kReach) + c;
+        rows[k] = winner_rows(stage, tile.image, y + k - kReach) + c;
       }
       float* to = sums + (row * kScratchColumns + from - tile.left + kReach) * kLine;
       for (int64_t x = from; x < until; ++x, to += kLine) {
         // The next channels lie too far from this pixel's neighbours for the processor to see them coming.
-        __builtin_prefetch(grads[high] + x * stride() + kLine);
+        for (int64_t k = row == 0 ? low : high; k <= high; ++k) __builtin_prefetch(grads[k] + x * grad_step + kLine);
         for (int64_t v = 0; v < kLine; v += kWidth)
-          store(to + v,
-                sum_where_won(
-                    low, high, kRowBits, kRowShift, [&](int64_t k) { return load(grads[k] + x * stride() + v); },
-                    [&](int64_t k) { return load_codes(places[k] + x * winner_stride() + v); }));
+          store(to + v, sum_where_won(
+                            low, high, place_code(y), [&](int64_t k) { return load(grads[k] + x * grad_step + v); },
+                            [&](int64_t k) { return load_codes(rows[k] + x * winner_step + v); }));
       }
     }
   }
 
   // Adds to a row of the tile what the pixels beside each give to it.
   void add_columns(int64_t stage, const Tile& tile, int64_t row, int64_t c, const float* sums, float* to) const {
-    const uint8_t* places = winners(stage, tile.image, tile.top + row) + (tile.left - kReach) * winner_stride() + c;
+    const int64_t winner_step = winner_stride(), pixel_step = stride();
+    const uint8_t* columns = winner_columns(stage, tile.image, tile.top + row) + (tile.left - kReach) * winner_step + c;
     sums += row * kScratchColumns * kLine;
     for (int64_t column = 0; column < tile.columns; ++column) {
-      const int64_t low = low_place(tile.left + column), high = high_place(tile.left + column, width_);
+      const int64_t x = tile.left + column, low = low_place(x), high = high_place(x, width_);
       for (int64_t v = 0; v < kLine; v += kWidth) {
         const vf sum = sum_where_won(
-            low, high, kColumnBits, 0, [&](int64_t k) { return load(sums + (column + k) * kLine + v); },
-            [&](int64_t k) { return load_codes(places + (column + k) * winner_stride() + v); });
-        float* pixel = to + column * stride() + v;
+            low, high, place_code(x), [&](int64_t k) { return load(sums + (column + k) * kLine + v); },
+            [&](int64_t k) { return load_codes(columns + (column + k) * winner_step + v); });
+        float* pixel = to + column * pixel_step + v;
         store(pixel, add(load(pixel), sum));
       }
     }
   }
 
-  // The tile's pooled pixels, and their winners.
+  // The tile's pooled pixels, and their winners. Beyond the edge of the map, its last pixel is repeated: a window that
+  // reaches there has that pixel anyway.
   void pool(int64_t stage, int64_t first, const Tile& tile, int64_t worker) const {
+    int64_t ys[kPoolRows + 2 * kReach], xs[kScratchColumns];
+    for (int64_t i = 0; i < tile.rows + 2 * kReach; ++i) ys[i] = clamp(tile.top + i - kReach, 0, height_ - 1);
+    for (int64_t i = 0; i < tile.columns + 2 * kReach; ++i) xs[i] = clamp(tile.left + i - kReach, 0, width_ - 1);
+    const int64_t winner_step = winner_stride(), row_step = tile.columns * stride(), pixel_step = stride();
+    uint8_t* rows[kPoolRows];
+    for (int64_t row = 0; row < tile.rows; ++row)
+      rows[row] = winner_rows(stage, tile.image, tile.top + row) + tile.left * winner_step;
     for (int64_t c = 0; c < planes_; c += kLine) {
-      pool_rows(stage, first, tile, c, scratch(worker));
-      for (int64_t row = 0; row < tile.rows; ++row) {
-        const int64_t y = tile.top + row, low = low_place(y), high = high_place(y, height_);
-        uint8_t* places = winners(stage, tile.image, y) + tile.left * winner_stride() + c;
-        const float* maxima = scratch(worker) + row * kScratchColumns * kLine;
-        float* to = pooled_panel(worker) + row * tile.columns * stride() + c;
-        for (int64_t column = 0; column < tile.columns; ++column) {
-          for (int64_t v = 0; v < kLine; v += kWidth) {
-            const Winner best = first_maximum(low, high, kRowShift, [&](int64_t k) {
-              return load(maxima + (k * kScratchColumns + column) * kLine + v);
-            });
-            store(to + column * stride() + v, best.value);
-            uint8_t* place = places + column * winner_stride() + v;
-            store_codes(place, join(load_codes(place), best.place));
-          }
+      if (planes_ - c >= kLine)
+        pool_rows(stage, first, tile, xs, c, scratch(worker), [](const T* p, int64_t) { return load(p); });
+      else
+        pool_rows(stage, first, tile, xs, c, scratch(worker),
+                  [&](const T* p, int64_t v) { return load_upto(p, planes_ - c - v); });
+      float* to = pooled_panel(worker) + c;
+      for (int64_t column = 0; column < tile.columns; ++column) {
+        for (int64_t v = 0; v < kLine; v += kWidth) {
+          const float* maxima = scratch(worker) + column * kLine + v;
+          slide_winner(
+              tile.rows,
+              [&](int64_t row) {
+                const int64_t from = ys[row] - tile.top + kReach;
+                return Winner{load(maxima + from * kScratchColumns * kLine), place_code(ys[row])};
+              },
+              [&](int64_t row, const Winner& winner) {
+                store(to + row * row_step + column * pixel_step + v, winner.value);
+                store_codes(rows[row] + column * winner_step + c + v, winner.place);
+              });
         }
       }
     }
   }
 
   // A cache line of channels from c on, for the rows of the tile and kReach above and below: maxima along the rows, and
-  // for the tile's own rows where they are.
-  void pool_rows(int64_t stage, int64_t first, const Tile& tile, int64_t c, float* maxima) const {
+  // for the tile's own rows where they are. xs: of the columns. read(p, v) takes a vector, v after c, from memory.
+  template <class Read>
+  void pool_rows(int64_t stage, int64_t first, const Tile& tile, const int64_t* xs, int64_t c, float* maxima,
+                 const Read& read) const {
     const MapView& map = args_.pooled[stage];
+    const int64_t pixel_step = map.stride_w, winner_step = winner_stride();
     const int64_t from = larger(tile.top - kReach, 0), until = smaller(tile.top + tile.rows + kReach, height_);
     for (int64_t y = from; y < until; ++y) {
-      const T* source = row_of(map, first + tile.image, y) + (tile.left - kReach) * map.stride_w + c;
-      uint8_t* places = winners(stage, tile.image, y) + tile.left * winner_stride() + c;
+      const T* source = row_of(map, first + tile.image, y) + c;
       const bool inside = y >= tile.top && y < tile.top + tile.rows;
+      uint8_t* columns = winner_columns(stage, tile.image, y) + tile.left * winner_step + c;
       float* to = maxima + (y - tile.top + kReach) * kScratchColumns * kLine;
-      for (int64_t column = 0; column < tile.columns; ++column) {
-        const int64_t low = low_place(tile.left + column), high = high_place(tile.left + column, width_);
-        __builtin_prefetch(source + (column + high) * map.stride_w + kLine);
-        for (int64_t v = 0; v < kLine; v += kWidth) {
-          const Winner best = first_maximum(low, high, 0, [&](int64_t k) {
-            return load_upto(source + (column + k) * map.stride_w + v, planes_ - c - v);
-          });
-          store(to + column * kLine + v, best.value);
-          if (inside) store_codes(places + column * winner_stride() + v, best.place);
-        }
-      }
+      for (int64_t column = 0; column < tile.columns + 2 * kReach; ++column)
+        __builtin_prefetch(source + xs[column] * pixel_step + kLine);
+      for (int64_t v = 0; v < kLine; v += kWidth)
+        slide_winner(
+            tile.columns,
+            [&](int64_t column) {
+              return Winner{read(source + xs[column] * pixel_step + v, v), place_code(xs[column])};
+            },
+            [&](int64_t column, const Winner& winner) {
+              store(to + column * kLine + v, winner.value);
+              if (inside) store_codes(columns + column * winner_step + v, winner.place);
+            });
     }
   }
 
@@ -322,18 +344,20 @@ class CrpBackward {
   }
 
   void add_bias_grad(const Tile& tile, int64_t worker, float* sums) const {
-    constexpr int64_t kTogether = 8;  // a sum of sums: nothing is multiplied, so the additions are all that rounds
-    const int64_t pixels = tile.rows * tile.columns;
-    for (int64_t c = 0; c < planes_; c += kWidth) {
-      vf sum = splat(0.0f);
-      for (int64_t i = 0; i < pixels; i += kTogether) {
-        vf part = splat(0.0f);
-        for (int64_t k = i; k < smaller(i + kTogether, pixels); ++k)
-          part = add(part, load(grad_panel(worker) + k * stride() + c));
-        sum = add(sum, part);
-      }
-      store(sums + c, add(load(sums + c), sum));
+    for (int64_t c = 0; c < planes_; c += kWidth)
+      store(sums + c, add(load(sums + c), sum_pairwise(grad_panel(worker) + c, tile.rows * tile.columns)));
+  }
+
+  // The sum of a vector of each pixel, as the sum of two halves: nothing is multiplied, so additions are all that
+  // rounds.
+  vf sum_pairwise(const float* pixel, int64_t pixels) const {
+    if (pixels > 4) {
+      const int64_t half = pixels / 2;
+      return add(sum_pairwise(pixel, half), sum_pairwise(pixel + half * stride(), pixels - half));
     }
+    vf sum = load(pixel);
+    for (int64_t i = 1; i < pixels; ++i) sum = add(sum, load(pixel + i * stride()));
+    return sum;
   }
 
   // The gradient of the tile's pooled pixels.

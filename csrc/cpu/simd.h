@@ -141,10 +141,7 @@ inline vf choose(mask m, vf a, vf b) { return _mm512_mask_mov_ps(b, m, a); }
 inline vf keep(mask m, vf a) { return _mm512_maskz_mov_ps(m, a); }
 inline vc choose(mask m, vc a, vc b) { return _mm512_mask_mov_epi32(b, m, a); }
 inline vc codes(int code) { return _mm512_set1_epi32(code); }
-inline vc join(vc a, vc b) { return _mm512_or_si512(a, b); }
-inline mask has(vc a, int bits, int code) {  // where a, of its `bits`, has those of code
-  return _mm512_cmpeq_epi32_mask(_mm512_and_si512(a, codes(bits)), codes(code));
-}
+inline mask equal(vc a, vc b) { return _mm512_cmpeq_epi32_mask(a, b); }
 inline vc load_codes(const uint8_t* p) {
   // With a mask, since GCC warns of what the bare intrinsic leaves undefined.
   return _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -196,10 +193,7 @@ inline vf choose(mask m, vf a, vf b) { return _mm256_blendv_ps(b, a, m); }
 inline vf keep(mask m, vf a) { return _mm256_and_ps(m, a); }
 inline vc choose(mask m, vc a, vc b) { return _mm256_blendv_epi8(b, a, _mm256_castps_si256(m)); }
 inline vc codes(int code) { return _mm256_set1_epi32(code); }
-inline vc join(vc a, vc b) { return _mm256_or_si256(a, b); }
-inline mask has(vc a, int bits, int code) {  // where a, of its `bits`, has those of code
-  return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(a, codes(bits)), codes(code)));
-}
+inline mask equal(vc a, vc b) { return _mm256_castsi256_ps(_mm256_cmpeq_epi32(a, b)); }
 inline vc load_codes(const uint8_t* p) {
   return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }
@@ -249,8 +243,7 @@ inline vf choose(mask m, vf a, vf b) { return select(m, a, b); }
 inline vf keep(mask m, vf a) { return reinterpret_cast<vf>(m & reinterpret_cast<vi>(a)); }
 inline vc choose(mask m, vc a, vc b) { return (m & a) | (~m & b); }
 inline vc codes(int code) { return vc{code, code, code, code}; }
-inline vc join(vc a, vc b) { return a | b; }
-inline mask has(vc a, int bits, int code) { return (a & codes(bits)) == codes(code); }  // of its `bits`, those of code
+inline mask equal(vc a, vc b) { return a == b; }
 inline vc load_codes(const uint8_t* p) { return vc{p[0], p[1], p[2], p[3]}; }
 inline void store_codes(uint8_t* p, vc a) {
   for (int i = 0; i < kWidth; ++i) p[i] = static_cast<uint8_t>(a[i]);

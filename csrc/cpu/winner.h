@@ -1,9 +1,10 @@
 // Which pixel of each 5x5 window is its maximum, as PyTorch has it: the first in row-major order, or the last NaN; and
 // the sum, for each pixel, over the windows whose maximum it is.
 //
-// A winner is one byte: its column of the window in the low bits and its row above them. Rows go first: of the pixels
-// of a row the first largest, then of the rows the first largest. So the columns of winners belong to pixels, whatever
-// window asks, and the sum over 25 windows is one over 5 rows and then one over 5 columns.
+// A winner's place is two bytes: its row and its column in the map, modulo 8, which no two places of a window share.
+// Rows go first: of the pixels of a row the first largest, then of the rows the first largest. So the columns of
+// winners belong to pixels, whatever window asks, and the sum over 25 windows is one over 5 rows and then one over 5
+// columns.
 #pragma once
 #include "gemm.h"
 
@@ -12,41 +13,39 @@ namespace {
 
 constexpr int kReach = 2;   // of a window around its pixel
 constexpr int kWindow = 5;  // pixels
-constexpr int kColumnBits = 0x07;
-constexpr int kRowBits = 0x70, kRowShift = 4;
 
 struct Winner {
   vf value;
   vc place;
 };
 
-// The first largest, or the last NaN, of value(k) for low <= k <= high; its place is k << shift.
-template <class Value>
-inline Winner first_maximum(int64_t low, int64_t high, int shift, const Value& value) {
-  Winner best{value(low), codes(static_cast<int>(low) << shift)};
-  const auto step = [&](int64_t k) {
-    const vf next = value(k);
-    const mask wins = greater_or_nan(next, best.value);
-    best = {choose(wins, next, best.value), choose(wins, codes(static_cast<int>(k) << shift), best.place)};
-  };
-  if (low == 0 && high == kWindow - 1) {
-#pragma GCC unroll 4
-    for (int64_t k = 1; k < kWindow; ++k) step(k);
-  } else {
-    for (int64_t k = low + 1; k <= high; ++k) step(k);
-  }
-  return best;
+inline vc place_code(int64_t at) { return codes(static_cast<int>(at & 7)); }
+
+// Of two winners, the first one's pixels before the second's.
+inline Winner best_of(const Winner& a, const Winner& b) {
+  const mask wins = greater_or_nan(b.value, a.value);
+  return {choose(wins, b.value, a.value), choose(wins, b.place, a.place)};
 }
 
-// The sum of value(k) over the windows k, low <= k <= high, around a pixel that is their winner: window k lies
-// k - kReach beyond the pixel, which is at its place 4 - k. codes_at(k): the winner of window k.
-template <class Value, class Codes>
-inline vf sum_where_won(int64_t low, int64_t high, int bits, int shift, const Value& value, const Codes& codes_at) {
+// out(i, winner of in(i) .. in(i + 4)) for i < count, two at a time, which share the winner of four.
+template <class In, class Out>
+inline void slide_winner(int64_t count, const In& in, const Out& out) {
+  Winner pair = best_of(in(1), in(2));
+  int64_t i = 0;
+  for (; i + 2 <= count; i += 2) {
+    const Winner next_pair = best_of(in(i + 3), in(i + 4)), middle = best_of(pair, next_pair);
+    out(i, best_of(in(i), middle));
+    out(i + 1, best_of(middle, in(i + 5)));
+    pair = next_pair;
+  }
+  if (i < count) out(i, best_of(in(i), best_of(pair, best_of(in(i + 3), in(i + 4)))));
+}
+
+// The sum of value(k) over the windows k, low <= k <= high, whose winner's place, place_of(k), is `place`.
+template <class Value, class Places>
+inline vf sum_where_won(int64_t low, int64_t high, vc place, const Value& value, const Places& place_of) {
   vf sum = splat(0.0f);
-  const auto step = [&](int64_t k) {
-    const int place = static_cast<int>(kWindow - 1 - k) << shift;
-    sum = add(sum, keep(has(codes_at(k), bits, place), value(k)));
-  };
+  const auto step = [&](int64_t k) { sum = add(sum, keep(equal(place_of(k), place), value(k))); };
   if (low == 0 && high == kWindow - 1) {
 #pragma GCC unroll 5
     for (int64_t k = 0; k < kWindow; ++k) step(k);
@@ -56,7 +55,7 @@ inline vf sum_where_won(int64_t low, int64_t high, int bits, int shift, const Va
   return sum;
 }
 
-// The places of a window around `at` that lie within 0 .. length: from low_place() to high_place().
+// The windows around `at` whose pixel lies within 0 .. length, counted from `at` - kReach: low_place() to high_place().
 inline int64_t low_place(int64_t at) { return larger(0, kReach - at); }
 inline int64_t high_place(int64_t at, int64_t length) { return smaller(kWindow - 1, length - 1 + kReach - at); }
 
