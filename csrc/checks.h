@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -265,32 +266,31 @@ inline Activation activation_of(const std::string& name) {
   return Activation::relu6;
 }
 
-struct FusionCall {
+// What fusion and its backward pass read: maps with adjacent planes, weights that are contiguous matrices.
+struct FusionOperands {
   Dtype dtype;
   std::vector<Tensor> maps;
   std::vector<MapView> views;
   std::vector<Tensor> weights, biases;
   Activation activation;
   bool align_corners;
+
+  int64_t inputs() const { return static_cast<int64_t>(views.size()); }
+};
+
+struct FusionCall : FusionOperands {
   Tensor out;
 
   FusionArgs args(const Pointers& weight_data, const Pointers& bias_data) const {
-    return {dtype,
-            static_cast<int64_t>(views.size()),
-            views.data(),
-            weight_data.get(),
-            bias_data.get(),
-            out.size(1),
-            activation,
-            align_corners,
-            out.mutable_data_ptr()};
+    return {dtype,       inputs(),   views.data(),  weight_data.get(),     bias_data.get(),
+            out.size(1), activation, align_corners, out.mutable_data_ptr()};
   }
 };
 
 template <class Copy>
-FusionCall fusion_call(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
-                       const std::vector<Tensor>& biases, const std::string& activation, bool align_corners,
-                       const Copy& channels_last) {
+FusionOperands fusion_operands(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
+                               const std::vector<Tensor>& biases, const std::string& activation, bool align_corners,
+                               const Copy& channels_last) {
   require(!inputs.empty(), "fusion: inputs must hold at least one tensor");
   require(weights.size() == inputs.size(), "fusion: weights must be ", inputs.size(),
           " tensors, one for each input, got ", weights.size());
@@ -316,8 +316,88 @@ FusionCall fusion_call(const std::vector<Tensor>& inputs, const std::vector<Tens
           matrices("fusion", weights, out_planes, in_planes, first, "inputs[0]"),
           vectors("fusion", biases, weights.size(), out_planes, first, "inputs[0]"),
           activation_of(activation),
-          align_corners,
-          channels_last_empty(first, first.size(0), out_planes, first.size(2), first.size(3))};
+          align_corners};
+}
+
+template <class Copy>
+FusionCall fusion_call(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
+                       const std::vector<Tensor>& biases, const std::string& activation, bool align_corners,
+                       const Copy& channels_last) {
+  const FusionOperands operands = fusion_operands(inputs, weights, biases, activation, align_corners, channels_last);
+  const Tensor& first = inputs[0];
+  return {operands, channels_last_empty(first, first.size(0), weights[0].size(0), first.size(2), first.size(3))};
+}
+
+// The gradients that a call of fusion needs, with memory for them.
+struct FusionBackwardCall : FusionOperands {
+  Tensor grad;
+  std::optional<Tensor> out;                              // where there is an activation
+  std::vector<Tensor> grads;                              // those that are needed
+  std::vector<void*> input_data, weight_data, bias_data;  // one for each input, null where not needed
+
+  FusionBackwardArgs args(const Pointers& weights) const {
+    return {dtype,
+            view_of(grad),
+            out ? view_of(*out) : MapView{},
+            inputs(),
+            views.data(),
+            weights.get(),
+            activation,
+            align_corners,
+            input_data.data(),
+            weight_data.data(),
+            bias_data.data()};
+  }
+
+  // The pointer to a gradient's memory, null where it is not needed.
+  template <class Allocate>
+  void* add(bool needed, const Allocate& allocate) {
+    if (!needed) return nullptr;
+    grads.push_back(allocate());
+    return grads.back().mutable_data_ptr();
+  }
+};
+
+// A map of the size and kind of the result, with its planes adjacent.
+template <class Copy>
+Tensor map_like_result(const char* name, const Tensor& map, const FusionOperands& operands, const Copy& channels_last) {
+  const MapView& first = operands.views[0];
+  require_like("fusion", name, map, operands.maps[0], "inputs[0]");
+  require(map.dim() == 4 && map.size(0) == first.batch && map.size(1) == operands.weights[0].size(0) &&
+              map.size(2) == first.height && map.size(3) == first.width,
+          "fusion: ", name, " must be (", first.batch, ", ", operands.weights[0].size(0), ", ", first.height, ", ",
+          first.width, "), got ", shape_of(map));
+  return planes_adjacent(map) ? map : channels_last(map, operands.dtype);
+}
+
+template <class Copy>
+FusionBackwardCall fusion_backward_call(const Tensor& grad, const std::optional<Tensor>& out,
+                                        const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
+                                        const std::vector<Tensor>& biases, const std::string& activation,
+                                        bool align_corners, const std::vector<bool>& needs, const Copy& channels_last) {
+  const FusionOperands operands = fusion_operands(inputs, weights, biases, activation, align_corners, channels_last);
+  const size_t count = inputs.size(), tensors = 2 * count + biases.size();
+  require(needs.size() == tensors, "fusion: needs must be ", tensors, " values, got ", needs.size());
+  FusionBackwardCall call{operands, map_like_result("grad", grad, operands, channels_last), {}, {}, {}, {}, {}};
+  if (call.activation != Activation::none) {
+    require(out.has_value(), "fusion: out must be the result, for activation is '", activation, "', got None");
+    call.out = map_like_result("out", *out, operands, channels_last);
+  }
+  for (size_t i = 0; i < count; ++i)
+    call.input_data.push_back(call.add(needs[i], [&] {
+      const Tensor& x = inputs[i];
+      return channels_last_empty(x, x.size(0), x.size(1), x.size(2), x.size(3));
+    }));
+  for (size_t i = 0; i < count; ++i)
+    call.weight_data.push_back(call.add(needs[count + i], [&] {
+      return channels_last_empty(weights[i], weights[i].size(0), weights[i].size(1), 1, 1);
+    }));
+  for (size_t i = 0; i < count; ++i)
+    call.bias_data.push_back(call.add(!biases.empty() && needs[2 * count + i], [&] {
+      const int64_t planes = biases[i].size(0);
+      return torch::stable::empty({&planes, 1}, grad.scalar_type(), std::nullopt, grad.device());
+    }));
+  return call;
 }
 
 struct UpsampleArgmaxCall {

@@ -22,15 +22,14 @@ SCHEMAS = (
     "crp_training(Tensor x, Tensor[] weights, Tensor[] biases, int groups) -> (Tensor, Tensor[])",
     "crp_backward(Tensor grad, Tensor x, Tensor[] stages, Tensor[] weights, Tensor[] biases, int groups, "
     "bool[] needs) -> Tensor[]",
-)
-PYTHON_SCHEMAS = (
     "fusion_backward(Tensor grad, Tensor? out, Tensor[] inputs, Tensor[] weights, Tensor[] biases, str activation, "
     "bool align_corners, bool[] needs) -> Tensor[]",
 )
 
 _library = torch.library.Library("lwrn_fast", "FRAGMENT")
-for _schema in PYTHON_SCHEMAS if _native.missing() is None else (*SCHEMAS, *PYTHON_SCHEMAS):
-    _library.define(_schema)
+if _native.missing() is not None:
+    for _schema in SCHEMAS:
+        _library.define(_schema)
 
 
 def crp(x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int) -> Tensor:

@@ -1,0 +1,370 @@
+#include <atomic>
+
+#include "../fusion.h"
+#include "bilinear.h"
+#include "outer.h"
+
+namespace lwrn_fast::LWRN_ISA {
+namespace {
+
+constexpr int64_t kTile = 128;  // pixels; their products are summed before they join other sums
+// The pixels of every map are dealt to shares, whose number depends on the problem alone, for the order of sums does.
+constexpr int64_t kTilesOfShare = 4, kMostShares = 32;
+constexpr int64_t kMostSums = int64_t{1} << 23;  // floats of all shares together
+
+// A tile's gradient, masked by the activation and gathered from the pixels that the interpolation touched, lies in a
+// panel; it is multiplied by the transposed weights, and its outer product with the input's pixels joins the sums of
+// the share. What the shares have summed is added in their order.
+template <class T>
+class FusionBackward {
+ public:
+  FusionBackward(const FusionBackwardArgs& args, int64_t threads, char* workspace) : args_(args) {
+    for (int64_t k = 0; k < args.inputs; ++k) {
+      most_planes_ = larger(most_planes_, map(k).planes);
+      needs_bias_ = needs_bias_ || args.grad_biases[k];
+    }
+    for (int64_t k = 0; k < args.inputs; ++k) transposed_floats_ += transposed_floats(k);
+    share_floats_ = needs_bias_ ? round_up(planes(), kPanel) : 0;
+    for (int64_t k = 0; k < args.inputs; ++k) share_floats_ += sums_floats(k);
+    shares_ = count_shares();
+    take(&transposed_, transposed_floats_, workspace);
+    take(&sums_, shares_ * share_floats_, workspace);
+    take(&own_, threads * own_floats(), workspace);
+    take(&taps_, threads * full().width, workspace);
+  }
+
+  int64_t workspace_bytes() const { return taken_; }
+
+  void run(const Threads& threads) const {
+    const int64_t panels_each = panels(most_planes_);
+    each(threads, args_.inputs * panels_each, [&](int64_t, int64_t i) { transpose(i / panels_each, i % panels_each); });
+    // Maps of all sizes advance together, so that a part of grad that one of them has read is still near.
+    each(threads, shares_ * args_.inputs,
+         [&](int64_t worker, int64_t i) { work_share(i % args_.inputs, i / args_.inputs, worker); });
+    each(threads, args_.inputs * panels_each + 1, [&](int64_t, int64_t i) {
+      if (i == args_.inputs * panels_each)
+        write_biases();
+      else
+        write_weight(i / panels_each, i % panels_each);
+    });
+  }
+
+ private:
+  // Neighbouring pixels of all images of a map, row after row.
+  struct Run {
+    int64_t first, count;
+  };
+
+  // Memory of `count` elements, its start aligned to a cache line.
+  template <class E>
+  void take(E** memory, int64_t count, char* workspace) {
+    *memory = reinterpret_cast<E*>(workspace + taken_);
+    taken_ += round_up(count * static_cast<int64_t>(sizeof(E)), 64);
+  }
+
+  // body(worker, index) for every index below `count`; workers take what comes next.
+  template <class Body>
+  static void each(const Threads& threads, int64_t count, const Body& body) {
+    std::atomic<int64_t> next{0};
+    threads.each_worker([&](int64_t worker) {
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(worker, i);
+    });
+  }
+
+  const MapView& map(int64_t k) const { return args_.maps[k]; }
+  const MapView& full() const { return args_.grad; }
+  int64_t planes() const { return args_.grad.planes; }
+  int64_t pixels(int64_t k) const { return map(k).batch * map(k).height * map(k).width; }
+  bool is_full(int64_t k) const { return map(k).height == full().height && map(k).width == full().width; }
+  // The inputs of the full size share a panel; the first input, which is one of them, stands for them.
+  int64_t leader(int64_t k) const { return is_full(k) ? 0 : k; }
+  bool needs_products(int64_t k) const { return args_.grad_inputs[k] || args_.grad_weights[k]; }
+
+  int64_t transposed_floats(int64_t k) const {
+    return args_.grad_inputs[k] ? panels(map(k).planes) * packed_panel<float>(planes()) : 0;
+  }
+  int64_t sums_floats(int64_t k) const {
+    return args_.grad_weights[k] ? panels(map(k).planes) * panel_sums_floats() : 0;
+  }
+  int64_t panel_sums_floats() const { return strips(planes()) * kTilePixels * kPanel; }
+
+  float* transposed(int64_t k) const {
+    float* start = transposed_;
+    for (int64_t i = 0; i < k; ++i) start += transposed_floats(i);
+    return start;
+  }
+  // The sums of a share: [panel][out_planes, whole strips][kPanel] for each weight, and the bias's.
+  float* sums(int64_t k, int64_t share) const {
+    float* start = sums_ + share * share_floats_;
+    for (int64_t i = 0; i < k; ++i) start += sums_floats(i);
+    return start;
+  }
+  float* bias_sums(int64_t share) const { return sums(args_.inputs, share); }
+
+  // Each worker has the gradients of a tile, once as pixels and once as strips, a pixel that nobody reads, the packed
+  // pixels of the input, and the sums of a block.
+  int64_t stride() const { return padded_planes<float>(planes()); }
+  int64_t panel_floats() const { return kTile * stride(); }
+  int64_t strips_floats() const { return round_up(kTile * strips(planes()) * kTilePixels, 16); }
+  int64_t input_floats() const { return kTile * panels(most_planes_) * kPanel; }
+  int64_t own_floats() const {
+    return panel_floats() + stride() + strips_floats() + input_floats() +
+           sums_bytes(most_planes_) / static_cast<int64_t>(sizeof(float));
+  }
+  float* panel(int64_t worker) const { return own_ + worker * own_floats(); }
+  float* nowhere(int64_t worker) const { return panel(worker) + panel_floats(); }
+  float* packed_grad(int64_t worker) const { return nowhere(worker) + stride(); }
+  float* packed_input(int64_t worker) const { return packed_grad(worker) + strips_floats(); }
+  float* block_sums(int64_t worker) const { return packed_input(worker) + input_floats(); }
+  Tap* taps(int64_t worker) const { return taps_ + worker * full().width; }
+
+  int64_t count_shares() const {
+    int64_t most = 0;
+    for (int64_t k = 0; k < args_.inputs; ++k) most = larger(most, pixels(k));
+    const int64_t tiles = larger(ceil_div(most, kTile), 1);
+    if (share_floats_ == 0) return tiles;
+    const int64_t shares = clamp(tiles / kTilesOfShare, smaller(tiles, kTilesOfShare), kMostShares);
+    return clamp(kMostSums / share_floats_, 1, shares);
+  }
+  Run share_of(int64_t k, int64_t share) const {
+    const int64_t first = share * pixels(k) / shares_;
+    return {first, (share + 1) * pixels(k) / shares_ - first};
+  }
+
+  void transpose(int64_t k, int64_t panel) const {
+    if (args_.grad_inputs[k] && panel < panels(map(k).planes))
+      pack_transposed(static_cast<const T*>(args_.weights[k]), planes(), map(k).planes, panel, transposed(k));
+  }
+
+  void work_share(int64_t first_input, int64_t share, int64_t worker) const {
+    if (leader(first_input) != first_input) return;
+    bool needed = first_input == 0 && needs_bias_, needs_weight = false;
+    for (int64_t k = first_input; k < args_.inputs; ++k) {
+      if (leader(k) != first_input) continue;
+      needed = needed || needs_products(k);
+      needs_weight = needs_weight || args_.grad_weights[k];
+    }
+    if (!needed) return;
+
+    const Run all = share_of(first_input, share);
+    const int64_t tiles = ceil_div(all.count, kTile);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t first = tile * all.count / tiles, last = (tile + 1) * all.count / tiles;
+      const Run run{all.first + first, last - first};
+      if (is_full(first_input))
+        mask_pixels(run, panel(worker));
+      else
+        gather_pixels(first_input, run, worker);
+      if (first_input == 0 && needs_bias_) add_bias(panel(worker), run.count, tile > 0, bias_sums(share));
+      if (needs_weight) pack_strips(panel(worker), stride(), planes(), run.count, packed_grad(worker));
+      for (int64_t k = first_input; k < args_.inputs; ++k) {
+        if (leader(k) != first_input) continue;
+        if (args_.grad_weights[k]) add_weight_grad(k, run, tile > 0, worker, sums(k, share));
+        if (args_.grad_inputs[k]) multiply_transposed(k, run, worker);
+      }
+    }
+  }
+
+  static const T* pixel_of(const MapView& map, int64_t pixel) {
+    const int64_t row = pixel / map.width;
+    return static_cast<const T*>(map.data) + row / map.height * map.stride_n + row % map.height * map.stride_h +
+           pixel % map.width * map.stride_w;
+  }
+
+  // grad where the activation lets it pass; where its result is NaN, it does.
+  template <Activation kActivation>
+  vf masked(const T* grad, const T* out, int64_t c) const {
+    const vf g = load_upto(grad + c, planes() - c);
+    if constexpr (kActivation == Activation::none) return g;
+    const vf y = load_upto(out + c, planes() - c), zero = splat(0.0f);
+    const vf positive = keep(greater_or_nan(y, zero), g);
+    if constexpr (kActivation == Activation::relu) return positive;
+    return keep(greater_or_nan(sub(zero, y), splat(-6.0f)), positive);
+  }
+
+  // body(std::integral_constant) of the activation.
+  template <class Body>
+  void with_activation(const Body& body) const {
+    switch (args_.activation) {
+      case Activation::none:
+        return body(std::integral_constant<Activation, Activation::none>());
+      case Activation::relu:
+        return body(std::integral_constant<Activation, Activation::relu>());
+      case Activation::relu6:
+        return body(std::integral_constant<Activation, Activation::relu6>());
+    }
+  }
+
+  const T* out_pixel(int64_t pixel) const {
+    return args_.activation == Activation::none ? nullptr : pixel_of(args_.out, pixel);
+  }
+
+  void mask_pixels(const Run& run, float* to) const {
+    with_activation([&](auto activation) {
+      for (int64_t i = 0; i < run.count; ++i) {
+        const T *grad = pixel_of(args_.grad, run.first + i), *out = out_pixel(run.first + i);
+        for (int64_t c = 0; c < planes(); c += kWidth)
+          store(to + i * stride() + c, this->template masked<activation()>(grad, out, c));
+      }
+    });
+  }
+
+  // What the interpolation of input k gives back to the pixels of the tile, row by row.
+  void gather_pixels(int64_t k, const Run& run, int64_t worker) const {
+    const MapView& m = map(k);
+    float* to = panel(worker);
+    std::memset(to, 0, static_cast<size_t>(run.count * stride()) * sizeof(float));
+    for (int64_t pixel = run.first; pixel < run.first + run.count;) {
+      const int64_t left = pixel % m.width, columns = smaller(m.width - left, run.first + run.count - pixel);
+      gather_row(k, pixel / m.width, left, columns, to, worker);
+      pixel += columns;
+      to += columns * stride();
+    }
+  }
+
+  // row: of all images.
+  void gather_row(int64_t k, int64_t row, int64_t left, int64_t columns, float* to, int64_t worker) const {
+    const MapView& m = map(k);
+    const auto tap_x = [&](int64_t x) { return tap_at(x, m.width, full().width, args_.align_corners); };
+    const auto tap_y = [&](int64_t y) { return tap_at(y, m.height, full().height, args_.align_corners); };
+    const int64_t first = first_where(full().width, [&](int64_t x) { return tap_x(x).high >= left; });
+    const int64_t last = first_where(full().width, [&](int64_t x) { return tap_x(x).low >= left + columns; });
+    for (int64_t x = first; x < last; ++x) taps(worker)[x] = tap_x(x);
+
+    const int64_t above = row / m.height * full().height, y_low = row % m.height;
+    int64_t y = first_where(full().height, [&](int64_t y) { return tap_y(y).high >= y_low; });
+    for (; y < full().height; ++y) {
+      const Tap tap = tap_y(y);
+      if (tap.low > y_low) break;
+      const int64_t pixel = (above + y) * full().width;
+      if (tap.low == y_low) spread_row(pixel, tap.low_weight, first, last, left, columns, to, worker);
+      if (tap.high == y_low) spread_row(pixel, tap.high_weight, first, last, left, columns, to, worker);
+    }
+  }
+
+  // The first index below `count` from which on `holds` is true.
+  template <class Holds>
+  static int64_t first_where(int64_t count, const Holds& holds) {
+    int64_t low = 0, high = count;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (holds(middle))
+        high = middle;
+      else
+        low = middle + 1;
+    }
+    return low;
+  }
+
+  // Adds to `columns` pixels from `left` on what they get from the pixels first to last of the row that begins at
+  // `pixel`.
+  void spread_row(int64_t pixel, float weight, int64_t first, int64_t last, int64_t left, int64_t columns, float* to,
+                  int64_t worker) const {
+    const auto target = [&](int64_t x) {
+      return x >= left && x < left + columns ? to + (x - left) * stride() : nowhere(worker);
+    };
+    with_activation([&](auto activation) {
+      for (int64_t x = first; x < last; ++x) {
+        const T *grad = pixel_of(args_.grad, pixel + x), *out = out_pixel(pixel + x);
+        const Tap& tap = taps(worker)[x];
+        float *low = target(tap.low), *high = target(tap.high);
+        const vf low_weight = splat(weight * tap.low_weight), high_weight = splat(weight * tap.high_weight);
+        for (int64_t c = 0; c < planes(); c += kWidth) {
+          const vf value = this->template masked<activation()>(grad, out, c);
+          store(low + c, fma(value, low_weight, load(low + c)));
+          store(high + c, fma(value, high_weight, load(high + c)));
+        }
+      }
+    });
+  }
+
+  void add_bias(const float* panel, int64_t count, bool accumulate, float* sums) const {
+    constexpr int64_t kTogether = 8;  // a sum of sums: nothing is multiplied, so the additions are all that rounds
+    for (int64_t c = 0; c < planes(); c += kWidth) {
+      vf sum = splat(0.0f);
+      for (int64_t i = 0; i < count; i += kTogether) {
+        vf part = splat(0.0f);
+        for (int64_t j = i; j < smaller(i + kTogether, count); ++j) part = add(part, load(panel + j * stride() + c));
+        sum = add(sum, part);
+      }
+      store(sums + c, accumulate ? add(load(sums + c), sum) : sum);
+    }
+  }
+
+  void add_weight_grad(int64_t k, const Run& run, bool accumulate, int64_t worker, float* sums) const {
+    const int64_t panel_stride = run.count * kPanel, strip_stride = run.count * kTilePixels;
+    for (int64_t i = 0; i < run.count; ++i)
+      pack_pixel(pixel_of(map(k), run.first + i), map(k).planes, packed_input(worker) + i * kPanel, panel_stride);
+    for (int64_t panel = 0; panel < panels(map(k).planes); ++panel)
+      for (int64_t strip = 0; strip < strips(planes()); ++strip, sums += kTilePixels * kPanel)
+        add_outer_packed(packed_grad(worker) + strip * strip_stride, packed_input(worker) + panel * panel_stride,
+                         run.count, accumulate, sums);
+  }
+
+  void multiply_transposed(int64_t k, const Run& run, int64_t worker) const {
+    const int64_t in_planes = map(k).planes;
+    T* to = static_cast<T*>(args_.grad_inputs[k]) + run.first * in_planes;
+    const Factor<float> factor{panel(worker), stride(), transposed(k), packed_panel<float>(planes()), planes()};
+    multiply_blocks(run.count, &factor, 1, in_planes, block_sums(worker), [&](int64_t i, const float* sums) {
+      for (int64_t c = 0; c < in_planes; c += kWidth) store_upto(to + i * in_planes + c, load(sums + c), in_planes - c);
+    });
+  }
+
+  // A panel of columns of a weight's gradient: the sums of all shares that have pixels, in order.
+  void write_weight(int64_t k, int64_t panel) const {
+    const int64_t in_planes = map(k).planes;
+    if (!args_.grad_weights[k] || panel >= panels(in_planes)) return;
+    T* to = static_cast<T*>(args_.grad_weights[k]) + panel * kPanel;
+    const int64_t many = smaller(kPanel, in_planes - panel * kPanel);
+    for (int64_t row = 0; row < planes(); ++row) {
+      const int64_t place = panel * panel_sums_floats() + row * kPanel;
+      for (int64_t v = 0; v < many; v += kWidth)
+        store_upto(to + row * in_planes + v,
+                   sum_of_shares(k, [&](int64_t share) { return load(sums(k, share) + place + v); }), many - v);
+    }
+  }
+
+  void write_biases() const {
+    if (!needs_bias_) return;
+    for (int64_t c = 0; c < planes(); c += kWidth) {
+      const vf sum = sum_of_shares(0, [&](int64_t share) { return load(bias_sums(share) + c); });
+      for (int64_t k = 0; k < args_.inputs; ++k)
+        if (args_.grad_biases[k]) store_upto(static_cast<T*>(args_.grad_biases[k]) + c, sum, planes() - c);
+    }
+  }
+
+  template <class Sums>
+  vf sum_of_shares(int64_t k, const Sums& sums) const {
+    vf sum = splat(0.0f);
+    for (int64_t share = 0; share < shares_; ++share)
+      if (share_of(k, share).count > 0) sum = add(sum, sums(share));
+    return sum;
+  }
+
+  const FusionBackwardArgs& args_;
+  int64_t most_planes_ = 0;
+  bool needs_bias_ = false;
+  int64_t transposed_floats_ = 0, share_floats_ = 0, shares_;
+  int64_t taken_ = 0;  // bytes of the workspace
+  float* transposed_;  // weights, packed
+  float* sums_;        // of each share
+  float* own_;         // of each worker
+  Tap* taps_;          // a row of them for each worker
+};
+
+}  // namespace
+
+int64_t fusion_backward_workspace_bytes(const FusionBackwardArgs& args, int64_t threads) {
+  int64_t bytes = 0;
+  with_type(args.dtype,
+            [&](auto type) { bytes = FusionBackward<decltype(type)>(args, threads, nullptr).workspace_bytes(); });
+  return bytes;
+}
+
+void fusion_backward(const FusionBackwardArgs& args, void* workspace, const Threads& threads) {
+  with_type(args.dtype, [&](auto type) {
+    FusionBackward<decltype(type)>(args, threads.count, static_cast<char*>(workspace)).run(threads);
+  });
+}
+
+}  // namespace lwrn_fast::LWRN_ISA
