@@ -7,8 +7,8 @@
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
-constexpr int64_t kTile = 128;  // pixels; their products are summed before they join other sums
-// The pixels of every map are dealt to shares, whose number depends on the problem alone, for the order of sums does.
+constexpr int64_t kTileBlocks = 3, kTile = kTileBlocks * kBlock;  // whose products are summed before they join others
+// The blocks of every map are dealt to shares, whose number depends on the problem alone, for the order of sums does.
 constexpr int64_t kTilesOfShare = 4, kMostShares = 32;
 constexpr int64_t kMostSums = int64_t{1} << 23;  // floats of all shares together
 
@@ -37,7 +37,7 @@ class FusionBackward {
 
   void run(const Threads& threads) const {
     const int64_t panels_each = panels(most_planes_);
-    each(threads, args_.inputs * panels_each, [&](int64_t, int64_t i) { transpose(i / panels_each, i % panels_each); });
+    each(threads, args_.inputs * planes(), [&](int64_t, int64_t i) { transpose(i / planes(), i % planes()); });
     // Maps of all sizes advance together, so that a part of grad that one of them has read is still near.
     each(threads, shares_ * args_.inputs,
          [&](int64_t worker, int64_t i) { work_share(i % args_.inputs, i / args_.inputs, worker); });
@@ -127,13 +127,19 @@ class FusionBackward {
     return clamp(kMostSums / share_floats_, 1, shares);
   }
   Run share_of(int64_t k, int64_t share) const {
-    const int64_t first = share * pixels(k) / shares_;
-    return {first, (share + 1) * pixels(k) / shares_ - first};
+    const int64_t blocks = ceil_div(pixels(k), kBlock);
+    return run_of_blocks(k, share * blocks / shares_, (share + 1) * blocks / shares_);
+  }
+  Run run_of_blocks(int64_t k, int64_t from, int64_t until) const {
+    const int64_t first = smaller(from * kBlock, pixels(k));
+    return {first, smaller(until * kBlock, pixels(k)) - first};
   }
 
-  void transpose(int64_t k, int64_t panel) const {
-    if (args_.grad_inputs[k] && panel < panels(map(k).planes))
-      pack_transposed(static_cast<const T*>(args_.weights[k]), planes(), map(k).planes, panel, transposed(k));
+  // A row of a weight, to the panels that multiply_blocks() takes as the transposed weight.
+  void transpose(int64_t k, int64_t row) const {
+    if (!args_.grad_inputs[k]) return;
+    pack_panels(static_cast<const T*>(args_.weights[k]) + row * map(k).planes, map(k).planes,
+                transposed(k) + row * kPanel, packed_panel<float>(planes()));
   }
 
   void work_share(int64_t first_input, int64_t share, int64_t worker) const {
@@ -147,10 +153,10 @@ class FusionBackward {
     if (!needed) return;
 
     const Run all = share_of(first_input, share);
-    const int64_t tiles = ceil_div(all.count, kTile);
+    const int64_t blocks = ceil_div(all.count, kBlock), tiles = ceil_div(blocks, kTileBlocks),
+                  start = all.first / kBlock;
     for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t first = tile * all.count / tiles, last = (tile + 1) * all.count / tiles;
-      const Run run{all.first + first, last - first};
+      const Run run = run_of_blocks(first_input, start + tile * blocks / tiles, start + (tile + 1) * blocks / tiles);
       if (is_full(first_input))
         mask_pixels(run, panel(worker));
       else
@@ -294,7 +300,7 @@ class FusionBackward {
   void add_weight_grad(int64_t k, const Run& run, bool accumulate, int64_t worker, float* sums) const {
     const int64_t panel_stride = run.count * kPanel, strip_stride = run.count * kTilePixels;
     for (int64_t i = 0; i < run.count; ++i)
-      pack_pixel(pixel_of(map(k), run.first + i), map(k).planes, packed_input(worker) + i * kPanel, panel_stride);
+      pack_panels(pixel_of(map(k), run.first + i), map(k).planes, packed_input(worker) + i * kPanel, panel_stride);
     for (int64_t panel = 0; panel < panels(map(k).planes); ++panel)
       for (int64_t strip = 0; strip < strips(planes()); ++strip, sums += kTilePixels * kPanel)
         add_outer_packed(packed_grad(worker) + strip * strip_stride, packed_input(worker) + panel * panel_stride,
@@ -310,35 +316,36 @@ class FusionBackward {
     });
   }
 
-  // A panel of columns of a weight's gradient: the sums of all shares that have pixels, in order.
+  // A panel of columns of a weight's gradient.
   void write_weight(int64_t k, int64_t panel) const {
-    const int64_t in_planes = map(k).planes;
+    const int64_t in_planes = map(k).planes, many = smaller(kPanel, in_planes - panel * kPanel);
     if (!args_.grad_weights[k] || panel >= panels(in_planes)) return;
     T* to = static_cast<T*>(args_.grad_weights[k]) + panel * kPanel;
-    const int64_t many = smaller(kPanel, in_planes - panel * kPanel);
-    for (int64_t row = 0; row < planes(); ++row) {
-      const int64_t place = panel * panel_sums_floats() + row * kPanel;
+    float* sum = sums(k, 0) + panel * panel_sums_floats();
+    add_shares(k, sum, planes() * kPanel);
+    for (int64_t row = 0; row < planes(); ++row)
       for (int64_t v = 0; v < many; v += kWidth)
-        store_upto(to + row * in_planes + v,
-                   sum_of_shares(k, [&](int64_t share) { return load(sums(k, share) + place + v); }), many - v);
-    }
+        store_upto(to + row * in_planes + v, load(sum + row * kPanel + v), many - v);
   }
 
   void write_biases() const {
     if (!needs_bias_) return;
-    for (int64_t c = 0; c < planes(); c += kWidth) {
-      const vf sum = sum_of_shares(0, [&](int64_t share) { return load(bias_sums(share) + c); });
-      for (int64_t k = 0; k < args_.inputs; ++k)
-        if (args_.grad_biases[k]) store_upto(static_cast<T*>(args_.grad_biases[k]) + c, sum, planes() - c);
+    add_shares(0, bias_sums(0), planes());
+    for (int64_t k = 0; k < args_.inputs; ++k) {
+      if (!args_.grad_biases[k]) continue;
+      for (int64_t c = 0; c < planes(); c += kWidth)
+        store_upto(static_cast<T*>(args_.grad_biases[k]) + c, load(bias_sums(0) + c), planes() - c);
     }
   }
 
-  template <class Sums>
-  vf sum_of_shares(int64_t k, const Sums& sums) const {
-    vf sum = splat(0.0f);
-    for (int64_t share = 0; share < shares_; ++share)
-      if (share_of(k, share).count > 0) sum = add(sum, sums(share));
-    return sum;
+  // Adds to sums of the first share, in order, those of all others that have pixels of input k.
+  void add_shares(int64_t k, float* sum, int64_t count) const {
+    if (share_of(k, 0).count == 0) std::memset(sum, 0, static_cast<size_t>(round_up(count, kWidth)) * sizeof(float));
+    for (int64_t share = 1; share < shares_; ++share) {
+      if (share_of(k, share).count == 0) continue;
+      const float* more = sum + share * share_floats_;
+      for (int64_t i = 0; i < count; i += kWidth) store(sum + i, add(load(sum + i), load(more + i)));
+    }
   }
 
   const FusionBackwardArgs& args_;

@@ -1,5 +1,4 @@
-// What the gradients of a 1x1 convolution are made of: sums of the pixels' outer products for the weight's, and the
-// weight transposed for the input's.
+// Sums of the outer products of pixels' channels, of which a 1x1 convolution's weight has its gradient.
 #pragma once
 #include "gemm.h"
 
@@ -24,13 +23,14 @@ inline void pack_strips(const float* pixels, int64_t stride, int64_t planes, int
   }
 }
 
-// packed[panel][kPanel] of one pixel, panels `panel_stride` apart; channels beyond the planes are zero.
+// packed[panel][kPanel] of the channels of a pixel, or of a row of a weight, panels `panel_stride` apart; channels
+// beyond the planes are zero.
 template <class T>
-inline void pack_pixel(const T* pixel, int64_t planes, float* packed, int64_t panel_stride) {
+inline void pack_panels(const T* channels, int64_t planes, float* packed, int64_t panel_stride) {
   for (int64_t panel = 0; panel < panels(planes); ++panel)
     for (int64_t v = 0; v < kPanel; v += kWidth) {
       const int64_t c = panel * kPanel + v;
-      store(packed + panel * panel_stride + v, c < planes ? load_upto(pixel + c, planes - c) : splat(0.0f));
+      store(packed + panel * panel_stride + v, c < planes ? load_upto(channels + c, planes - c) : splat(0.0f));
     }
 }
 
@@ -56,16 +56,6 @@ inline void add_outer_packed(const float* left, const float* right, int64_t pixe
       float* to = sums + r * kPanel + v * kWidth;
       store(to, accumulate ? add(load(to), sum[r][v]) : sum[r][v]);
     }
-}
-
-// A panel of the transposed weight (out_planes, in_planes), as multiply_blocks() takes it.
-template <class T>
-void pack_transposed(const T* weight, int64_t out_planes, int64_t in_planes, int64_t panel, float* packed) {
-  const int64_t many = smaller(kPanel, in_planes - panel * kPanel);
-  packed += panel * packed_panel<float>(out_planes);
-  for (int64_t k = 0; k < out_planes; ++k)
-    for (int64_t i = 0; i < kPanel; ++i)
-      *packed++ = i < many ? to_float(weight[k * in_planes + panel * kPanel + i]) : 0.0f;
 }
 
 }  // namespace
