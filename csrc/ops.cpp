@@ -1,7 +1,8 @@
 // The ops as PyTorch sees them: schemas, and what runs them on the CPU.
+#include <optional>
 #include <tuple>
 
-#include "checks.h"
+#include "checks_backward.h"
 #include "cpu/engine.h"
 #include "packed_cache.h"
 

@@ -1,4 +1,5 @@
 #include <atomic>
+#include <type_traits>
 
 #include "../fusion.h"
 #include "bilinear.h"
@@ -24,11 +25,11 @@ class FusionBackward {
       needs_bias_ = needs_bias_ || args.grad_biases[k];
     }
     for (int64_t k = 0; k < args.inputs; ++k) transposed_floats_ += transposed_floats(k);
-    share_floats_ = needs_bias_ ? round_up(planes(), kPanel) : 0;
     for (int64_t k = 0; k < args.inputs; ++k) share_floats_ += sums_floats(k);
     shares_ = count_shares();
     take(&transposed_, transposed_floats_, workspace);
     take(&sums_, shares_ * share_floats_, workspace);
+    take(&bias_sums_, needs_bias_ ? ceil_div(pixels(0), kBlock) * bias_stride() : 0, workspace);
     take(&own_, threads * own_floats(), workspace);
     take(&taps_, threads * full().width, workspace);
   }
@@ -78,7 +79,12 @@ class FusionBackward {
   bool is_full(int64_t k) const { return map(k).height == full().height && map(k).width == full().width; }
   // The inputs of the full size share a panel; the first input, which is one of them, stands for them.
   int64_t leader(int64_t k) const { return is_full(k) ? 0 : k; }
-  bool needs_products(int64_t k) const { return args_.grad_inputs[k] || args_.grad_weights[k]; }
+  // Whether one of the inputs that `first_input` stands for has a gradient in `grads`.
+  bool needs(int64_t first_input, void* const* grads) const {
+    for (int64_t k = first_input; k < args_.inputs; ++k)
+      if (leader(k) == first_input && grads[k]) return true;
+    return false;
+  }
 
   int64_t transposed_floats(int64_t k) const {
     return args_.grad_inputs[k] ? panels(map(k).planes) * packed_panel<float>(planes()) : 0;
@@ -93,13 +99,13 @@ class FusionBackward {
     for (int64_t i = 0; i < k; ++i) start += transposed_floats(i);
     return start;
   }
-  // The sums of a share: [panel][out_planes, whole strips][kPanel] for each weight, and the bias's.
+  // The sums of a share, for each weight: [panel][out_planes, whole strips][kPanel].
   float* sums(int64_t k, int64_t share) const {
     float* start = sums_ + share * share_floats_;
     for (int64_t i = 0; i < k; ++i) start += sums_floats(i);
     return start;
   }
-  float* bias_sums(int64_t share) const { return sums(args_.inputs, share); }
+  int64_t bias_stride() const { return round_up(planes(), kWidth); }
 
   // Each worker has the gradients of a tile, once as pixels and once as strips, a pixel that nobody reads, the packed
   // pixels of the input, and the sums of a block.
@@ -143,25 +149,21 @@ class FusionBackward {
   }
 
   void work_share(int64_t first_input, int64_t share, int64_t worker) const {
+    const bool sums_bias = first_input == 0 && needs_bias_;
+    const bool needs_weight = needs(first_input, args_.grad_weights);
     if (leader(first_input) != first_input) return;
-    bool needed = first_input == 0 && needs_bias_, needs_weight = false;
-    for (int64_t k = first_input; k < args_.inputs; ++k) {
-      if (leader(k) != first_input) continue;
-      needed = needed || needs_products(k);
-      needs_weight = needs_weight || args_.grad_weights[k];
-    }
-    if (!needed) return;
+    if (!sums_bias && !needs_weight && !needs(first_input, args_.grad_inputs)) return;
 
     const Run all = share_of(first_input, share);
-    const int64_t blocks = ceil_div(all.count, kBlock), tiles = ceil_div(blocks, kTileBlocks),
-                  start = all.first / kBlock;
+    const int64_t start = all.first / kBlock, blocks = ceil_div(all.count, kBlock);
+    const int64_t tiles = ceil_div(blocks, kTileBlocks);
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const Run run = run_of_blocks(first_input, start + tile * blocks / tiles, start + (tile + 1) * blocks / tiles);
       if (is_full(first_input))
         mask_pixels(run, panel(worker));
       else
         gather_pixels(first_input, run, worker);
-      if (first_input == 0 && needs_bias_) add_bias(panel(worker), run.count, tile > 0, bias_sums(share));
+      if (sums_bias) sum_blocks(run, panel(worker));
       if (needs_weight) pack_strips(panel(worker), stride(), planes(), run.count, packed_grad(worker));
       for (int64_t k = first_input; k < args_.inputs; ++k) {
         if (leader(k) != first_input) continue;
@@ -284,17 +286,22 @@ class FusionBackward {
     });
   }
 
-  void add_bias(const float* panel, int64_t count, bool accumulate, float* sums) const {
-    constexpr int64_t kTogether = 8;  // a sum of sums: nothing is multiplied, so the additions are all that rounds
-    for (int64_t c = 0; c < planes(); c += kWidth) {
-      vf sum = splat(0.0f);
-      for (int64_t i = 0; i < count; i += kTogether) {
-        vf part = splat(0.0f);
-        for (int64_t j = i; j < smaller(i + kTogether, count); ++j) part = add(part, load(panel + j * stride() + c));
-        sum = add(sum, part);
-      }
-      store(sums + c, accumulate ? add(load(sums + c), sum) : sum);
+  void sum_blocks(const Run& run, const float* panel) const {
+    for (int64_t i = 0; i < run.count; i += kBlock) {
+      float* sums = bias_sums_ + (run.first + i) / kBlock * bias_stride();
+      for (int64_t c = 0; c < planes(); c += kWidth)
+        store(sums + c, sum_in_pairs(panel + i * stride() + c, stride(), smaller(kBlock, run.count - i)));
     }
+  }
+
+  // Nothing is multiplied, so the additions are all that rounds: few of them for each number.
+  static vf sum_in_pairs(const float* first, int64_t stride, int64_t count) {
+    if (count > 4)
+      return add(sum_in_pairs(first, stride, count / 2),
+                 sum_in_pairs(first + count / 2 * stride, stride, count - count / 2));
+    vf sum = load(first);
+    for (int64_t i = 1; i < count; ++i) sum = add(sum, load(first + i * stride));
+    return sum;
   }
 
   void add_weight_grad(int64_t k, const Run& run, bool accumulate, int64_t worker, float* sums) const {
@@ -330,11 +337,10 @@ class FusionBackward {
 
   void write_biases() const {
     if (!needs_bias_) return;
-    add_shares(0, bias_sums(0), planes());
-    for (int64_t k = 0; k < args_.inputs; ++k) {
-      if (!args_.grad_biases[k]) continue;
-      for (int64_t c = 0; c < planes(); c += kWidth)
-        store_upto(static_cast<T*>(args_.grad_biases[k]) + c, load(bias_sums(0) + c), planes() - c);
+    for (int64_t c = 0; c < planes(); c += kWidth) {
+      const vf sum = sum_in_pairs(bias_sums_ + c, bias_stride(), ceil_div(pixels(0), kBlock));
+      for (int64_t k = 0; k < args_.inputs; ++k)
+        if (args_.grad_biases[k]) store_upto(static_cast<T*>(args_.grad_biases[k]) + c, sum, planes() - c);
     }
   }
 
@@ -355,6 +361,7 @@ class FusionBackward {
   int64_t taken_ = 0;  // bytes of the workspace
   float* transposed_;  // weights, packed
   float* sums_;        // of each share
+  float* bias_sums_;   // of each block of grad
   float* own_;         // of each worker
   Tap* taps_;          // a row of them for each worker
 };
