@@ -3,8 +3,8 @@ for every device and dtype without a kernel, fake kernels with the true strides,
 
 `torch.ops.lwrn_fast.crp`, `.fusion` and `.upsample_argmax` return fresh memory: maps channels-last, labels contiguous.
 `crp_training` also returns t_1, ... of all stages but the last, which `crp_backward` takes as `stages`; without them it
-computes them again. `fusion_backward` takes the result as `out`, where there is an activation. Both return the gradients
-that `needs` asks for, in the order of the tensors.
+computes them again. `fusion_backward` takes the result as `out`, where there is an activation. Both return the
+gradients that `needs` asks for, in the order of the tensors.
 """
 
 from collections.abc import Callable, Sequence
@@ -139,7 +139,9 @@ def fusion_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     with autocast.off(grad):
-        return _own_memory(gradients.fusion(grad, out, inputs, weights, biases, activation, align_corners, needs), needs)
+        return _own_memory(
+            gradients.fusion(grad, out, inputs, weights, biases, activation, align_corners, needs), needs
+        )
 
 
 def fusion_backward_fake(
