@@ -107,20 +107,17 @@ class FusionBackward {
   }
   int64_t bias_stride() const { return round_up(planes(), kWidth); }
 
-  // Each worker has the gradients of a tile, once as pixels and once as strips, a pixel that nobody reads, the packed
-  // pixels of the input, and the sums of a block.
+  // Each worker has the gradients of a tile, a pixel that nobody reads, the packed pixels of an input, and the sums of
+  // a block. Beyond the planes, what the last strip reads of a gradient goes to sums that nobody reads.
   int64_t stride() const { return padded_planes<float>(planes()); }
   int64_t panel_floats() const { return kTile * stride(); }
-  int64_t strips_floats() const { return round_up(kTile * strips(planes()) * kTilePixels, 16); }
   int64_t input_floats() const { return kTile * panels(most_planes_) * kPanel; }
   int64_t own_floats() const {
-    return panel_floats() + stride() + strips_floats() + input_floats() +
-           sums_bytes(most_planes_) / static_cast<int64_t>(sizeof(float));
+    return panel_floats() + stride() + input_floats() + sums_bytes(most_planes_) / static_cast<int64_t>(sizeof(float));
   }
   float* panel(int64_t worker) const { return own_ + worker * own_floats(); }
   float* nowhere(int64_t worker) const { return panel(worker) + panel_floats(); }
-  float* packed_grad(int64_t worker) const { return nowhere(worker) + stride(); }
-  float* packed_input(int64_t worker) const { return packed_grad(worker) + strips_floats(); }
+  float* packed_input(int64_t worker) const { return nowhere(worker) + stride(); }
   float* block_sums(int64_t worker) const { return packed_input(worker) + input_floats(); }
   Tap* taps(int64_t worker) const { return taps_ + worker * full().width; }
 
@@ -149,10 +146,9 @@ class FusionBackward {
   }
 
   void work_share(int64_t first_input, int64_t share, int64_t worker) const {
-    const bool sums_bias = first_input == 0 && needs_bias_;
-    const bool needs_weight = needs(first_input, args_.grad_weights);
     if (leader(first_input) != first_input) return;
-    if (!sums_bias && !needs_weight && !needs(first_input, args_.grad_inputs)) return;
+    const bool sums_bias = first_input == 0 && needs_bias_;
+    if (!sums_bias && !needs(first_input, args_.grad_weights) && !needs(first_input, args_.grad_inputs)) return;
 
     const Run all = share_of(first_input, share);
     const int64_t start = all.first / kBlock, blocks = ceil_div(all.count, kBlock);
@@ -164,7 +160,6 @@ class FusionBackward {
       else
         gather_pixels(first_input, run, worker);
       if (sums_bias) sum_blocks(run, panel(worker));
-      if (needs_weight) pack_strips(panel(worker), stride(), planes(), run.count, packed_grad(worker));
       for (int64_t k = first_input; k < args_.inputs; ++k) {
         if (leader(k) != first_input) continue;
         if (args_.grad_weights[k]) add_weight_grad(k, run, tile > 0, worker, sums(k, share));
@@ -305,13 +300,13 @@ class FusionBackward {
   }
 
   void add_weight_grad(int64_t k, const Run& run, bool accumulate, int64_t worker, float* sums) const {
-    const int64_t panel_stride = run.count * kPanel, strip_stride = run.count * kTilePixels;
+    const int64_t panel_stride = run.count * kPanel;
     for (int64_t i = 0; i < run.count; ++i)
       pack_panels(pixel_of(map(k), run.first + i), map(k).planes, packed_input(worker) + i * kPanel, panel_stride);
-    for (int64_t panel = 0; panel < panels(map(k).planes); ++panel)
+    const float* packed = packed_input(worker);
+    for (int64_t i = 0; i < panels(map(k).planes); ++i, packed += panel_stride)
       for (int64_t strip = 0; strip < strips(planes()); ++strip, sums += kTilePixels * kPanel)
-        add_outer_packed(packed_grad(worker) + strip * strip_stride, packed_input(worker) + panel * panel_stride,
-                         run.count, accumulate, sums);
+        add_outer(panel(worker) + strip * kTilePixels, stride(), packed, run.count, accumulate, sums);
   }
 
   void multiply_transposed(int64_t k, const Run& run, int64_t worker) const {

@@ -5,23 +5,8 @@
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
-// Strips of kTilePixels channels, in which the left factor of outer products is packed.
+// Strips of kTilePixels channels of the left factor, each a register tile's rows.
 inline int64_t strips(int64_t planes) { return ceil_div(planes, kTilePixels); }
-
-// packed[strip][pixel][kTilePixels] of `count` pixels; channels beyond the planes are zero.
-inline void pack_strips(const float* pixels, int64_t stride, int64_t planes, int64_t count, float* packed) {
-  constexpr size_t kBytes = kTilePixels * sizeof(float);
-  const int64_t whole = planes / kTilePixels, rest = planes % kTilePixels;
-  for (int64_t i = 0; i < count; ++i) {
-    const float* pixel = pixels + i * stride;
-    for (int64_t strip = 0; strip < whole; ++strip)
-      std::memcpy(packed + (strip * count + i) * kTilePixels, pixel + strip * kTilePixels, kBytes);
-    if (rest == 0) continue;
-    float last[kTilePixels] = {};
-    for (int64_t c = 0; c < rest; ++c) last[c] = pixel[whole * kTilePixels + c];
-    std::memcpy(packed + (whole * count + i) * kTilePixels, last, kBytes);
-  }
-}
 
 // packed[panel][kPanel] of the channels of a pixel, or of a row of a weight, panels `panel_stride` apart; channels
 // beyond the planes are zero.
@@ -34,8 +19,10 @@ inline void pack_panels(const T* channels, int64_t planes, float* packed, int64_
     }
 }
 
-// sums[kTilePixels][kPanel] (+)= sum over pixels of left[pixel][kTilePixels] * right[pixel][kPanel].
-inline void add_outer_packed(const float* left, const float* right, int64_t pixels, bool accumulate, float* sums) {
+// sums[kTilePixels][kPanel] (+)= sum over pixels of left[pixel][kTilePixels] * right[pixel][kPanel]; the pixels of
+// right are packed.
+inline void add_outer(const float* left, int64_t left_stride, const float* right, int64_t pixels, bool accumulate,
+                      float* sums) {
   vf sum[kTilePixels][kPanelVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kTilePixels; ++r)
@@ -46,7 +33,7 @@ inline void add_outer_packed(const float* left, const float* right, int64_t pixe
     for (int v = 0; v < kPanelVectors; ++v) value[v] = load(right + pixel * kPanel + v * kWidth);
 #pragma GCC unroll 16
     for (int r = 0; r < kTilePixels; ++r) {
-      const vf factor = splat(left[pixel * kTilePixels + r]);
+      const vf factor = splat(left[pixel * left_stride + r]);
       for (int v = 0; v < kPanelVectors; ++v) sum[r][v] = fma(factor, value[v], sum[r][v]);
     }
   }
