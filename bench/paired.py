@@ -112,4 +112,3 @@ def _timed(call: Call, expected: float) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-

@@ -17,7 +17,7 @@ TITLES = {
     "fusion": "Fusion",
     "upsample_argmax": "upsample_argmax",
     "model": "Networks",
-    "training": "Training step of CRP",
+    "training": "Training step of CRP and fusion",
 }
 OURS, EAGER = "ours", "eager, channels-last"
 COMPARED = (

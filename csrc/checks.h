@@ -179,85 +179,6 @@ CrpCall crp_call(const Tensor& input, const std::vector<Tensor>& weights, const 
           channels_last_empty(input, input.size(0), planes, input.size(2), input.size(3))};
 }
 
-// The gradients that a call of crp needs, with memory for them; forward.out is that of x.
-struct CrpBackwardCall {
-  CrpCall forward;
-  Tensor grad;
-  std::vector<bool> needs;  // of x, the weights and the biases
-  std::vector<Tensor> stages;
-  std::vector<MapView> pooled;                // x and the stages
-  std::vector<Tensor> parameter_grads;        // those that are needed
-  std::vector<void*> weight_data, bias_data;  // one for each stage, null where not needed
-
-  void pool(const std::vector<Tensor>& maps) {
-    stages = maps;
-    for (const Tensor& map : maps) pooled.push_back(view_of(map));
-  }
-
-  CrpBackwardArgs args(const Pointers& weights) const {
-    return {forward.dtype,   view_of(grad), static_cast<int64_t>(forward.weights.size()),        forward.depthwise,
-            pooled.data(),   weights.get(), needs[0] ? forward.out.mutable_data_ptr() : nullptr, weight_data.data(),
-            bias_data.data()};
-  }
-
-  std::vector<Tensor> grads() const {
-    std::vector<Tensor> result;
-    if (needs[0]) result.push_back(forward.out);
-    result.insert(result.end(), parameter_grads.begin(), parameter_grads.end());
-    return result;
-  }
-
-  // Where there is nothing to compute: no pixels, or no stages.
-  std::vector<Tensor> trivial() const {
-    std::vector<Tensor> result = grads();
-    for (size_t i = 0; i < result.size(); ++i) {
-      if (i == 0 && needs[0])
-        torch::stable::copy_(result[i], grad);
-      else
-        torch::stable::zero_(result[i]);
-    }
-    return result;
-  }
-};
-
-// A map of the size and kind of x, with its planes adjacent.
-template <class Copy>
-Tensor map_like_x(const std::string& name, const Tensor& map, const Tensor& x, const Copy& channels_last) {
-  require_like("crp", name, map, x, "x");
-  require(shape_of(map) == shape_of(x), "crp: ", name, " must be ", shape_of(x), ", got ", shape_of(map));
-  return planes_adjacent(map) ? map : channels_last(map, dtype_of("crp", "x", x));
-}
-
-template <class Copy>
-CrpBackwardCall crp_backward_call(const Tensor& grad, const Tensor& x, const std::vector<Tensor>& stages,
-                                  const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int64_t groups,
-                                  const std::vector<bool>& needs, const Copy& channels_last) {
-  const CrpCall forward = crp_call(x, weights, biases, groups, channels_last);
-  const size_t count = weights.size(), tensors = 1 + count + biases.size();
-  require(needs.size() == tensors, "crp: needs must be ", tensors, " values, got ", needs.size());
-  require(stages.empty() || stages.size() + 1 == count, "crp: stages must be empty or ", count - 1, " tensors, got ",
-          stages.size());
-  CrpBackwardCall call{forward, map_like_x("grad", grad, x, channels_last), needs, {}, {view_of(forward.x)}, {}, {},
-                       {}};
-  std::vector<Tensor> maps;
-  for (size_t i = 0; i < stages.size(); ++i) maps.push_back(map_like_x(item("stages", i), stages[i], x, channels_last));
-  call.pool(maps);
-  call.weight_data.resize(count);
-  call.bias_data.resize(count);
-  for (size_t i = 0; i < count; ++i) {
-    if (!needs[1 + i]) continue;
-    call.parameter_grads.push_back(channels_last_empty(x, x.size(1), weights[i].size(1), 1, 1));
-    call.weight_data[i] = call.parameter_grads.back().mutable_data_ptr();
-  }
-  for (size_t i = 0; i < biases.size(); ++i) {
-    if (!needs[1 + count + i]) continue;
-    const int64_t planes = x.size(1);
-    call.parameter_grads.push_back(torch::stable::empty({&planes, 1}, x.scalar_type(), std::nullopt, x.device()));
-    call.bias_data[i] = call.parameter_grads.back().mutable_data_ptr();
-  }
-  return call;
-}
-
 inline Activation activation_of(const std::string& name) {
   if (name == "none") return Activation::none;
   if (name == "relu") return Activation::relu;
@@ -265,32 +186,31 @@ inline Activation activation_of(const std::string& name) {
   return Activation::relu6;
 }
 
-struct FusionCall {
+// What fusion and its backward pass read: maps with adjacent planes, weights that are contiguous matrices.
+struct FusionOperands {
   Dtype dtype;
   std::vector<Tensor> maps;
   std::vector<MapView> views;
   std::vector<Tensor> weights, biases;
   Activation activation;
   bool align_corners;
+
+  int64_t inputs() const { return static_cast<int64_t>(views.size()); }
+};
+
+struct FusionCall : FusionOperands {
   Tensor out;
 
   FusionArgs args(const Pointers& weight_data, const Pointers& bias_data) const {
-    return {dtype,
-            static_cast<int64_t>(views.size()),
-            views.data(),
-            weight_data.get(),
-            bias_data.get(),
-            out.size(1),
-            activation,
-            align_corners,
-            out.mutable_data_ptr()};
+    return {dtype,       inputs(),   views.data(),  weight_data.get(),     bias_data.get(),
+            out.size(1), activation, align_corners, out.mutable_data_ptr()};
   }
 };
 
 template <class Copy>
-FusionCall fusion_call(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
-                       const std::vector<Tensor>& biases, const std::string& activation, bool align_corners,
-                       const Copy& channels_last) {
+FusionOperands fusion_operands(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
+                               const std::vector<Tensor>& biases, const std::string& activation, bool align_corners,
+                               const Copy& channels_last) {
   require(!inputs.empty(), "fusion: inputs must hold at least one tensor");
   require(weights.size() == inputs.size(), "fusion: weights must be ", inputs.size(),
           " tensors, one for each input, got ", weights.size());
@@ -316,8 +236,16 @@ FusionCall fusion_call(const std::vector<Tensor>& inputs, const std::vector<Tens
           matrices("fusion", weights, out_planes, in_planes, first, "inputs[0]"),
           vectors("fusion", biases, weights.size(), out_planes, first, "inputs[0]"),
           activation_of(activation),
-          align_corners,
-          channels_last_empty(first, first.size(0), out_planes, first.size(2), first.size(3))};
+          align_corners};
+}
+
+template <class Copy>
+FusionCall fusion_call(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
+                       const std::vector<Tensor>& biases, const std::string& activation, bool align_corners,
+                       const Copy& channels_last) {
+  const FusionOperands operands = fusion_operands(inputs, weights, biases, activation, align_corners, channels_last);
+  const Tensor& first = inputs[0];
+  return {operands, channels_last_empty(first, first.size(0), weights[0].size(0), first.size(2), first.size(3))};
 }
 
 struct UpsampleArgmaxCall {

@@ -18,6 +18,21 @@ struct FusionArgs {
   void* out;  // (batch, maps[0].height, maps[0].width, out_planes), contiguous; every element is written
 };
 
+// The gradients of sum(grad * out). Those that are not needed are null.
+struct FusionBackwardArgs {
+  Dtype dtype;
+  MapView grad;
+  MapView out;  // fusion's result, of the size of grad; not read where there is no activation
+  int64_t inputs;
+  const MapView* maps;         // inputs entries, one batch size
+  const void* const* weights;  // inputs entries: plain (grad.planes, maps[k].planes)
+  Activation activation;
+  bool align_corners;
+  void* const* grad_inputs;   // inputs entries as `maps`, contiguous (batch, height, width, planes)
+  void* const* grad_weights;  // inputs entries as `weights`
+  void* const* grad_biases;   // inputs entries of (grad.planes)
+};
+
 }  // namespace lwrn_fast
 
 #ifdef LWRN_ISA
@@ -28,6 +43,13 @@ int64_t fusion_workspace_bytes(const FusionArgs& args, int64_t threads);
 
 // workspace: 64-byte aligned, contents irrelevant.
 void fusion(const FusionArgs& args, void* workspace, const Threads& threads);
+
+// Bytes of scratch memory that fusion_backward() needs: transposed weights, and sums of the weights' gradients.
+int64_t fusion_backward_workspace_bytes(const FusionBackwardArgs& args, int64_t threads);
+
+// Every element that is needed is written; the result does not depend on the number of threads. workspace: as for
+// fusion().
+void fusion_backward(const FusionBackwardArgs& args, void* workspace, const Threads& threads);
 
 }  // namespace lwrn_fast::LWRN_ISA
 #endif

@@ -1,7 +1,8 @@
 // The ops as PyTorch sees them: schemas, and what runs them on the CPU.
+#include <optional>
 #include <tuple>
 
-#include "checks.h"
+#include "checks_backward.h"
 #include "cpu/engine.h"
 #include "packed_cache.h"
 
@@ -98,6 +99,26 @@ Tensor fusion(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weig
   return call.out;
 }
 
+std::vector<Tensor> fusion_backward(const Tensor& grad, const std::optional<Tensor>& out,
+                                    const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
+                                    const std::vector<Tensor>& biases, const std::string& activation,
+                                    bool align_corners, const std::vector<bool>& needs) {
+  const FusionBackwardCall call =
+      fusion_backward_call(grad, out, inputs, weights, biases, activation, align_corners, needs, channels_last);
+  if (grad.numel() == 0) {
+    for (Tensor each : call.grads) torch::stable::zero_(each);
+    return call.grads;
+  }
+
+  const Isa isa = current_isa();
+  const Threads threads = torch_threads();
+  const Pointers weight_data(call.weights);
+  const FusionBackwardArgs args = call.args(weight_data);
+  const Workspace workspace = workspace_of(engine(isa).fusion_backward_workspace_bytes(args, threads.count), grad);
+  engine(isa).fusion_backward(args, workspace.get(), threads);
+  return call.grads;
+}
+
 Tensor upsample_argmax(const Tensor& logits, int64_t height, int64_t width, bool align_corners) {
   const UpsampleArgmaxCall call = upsample_argmax_call(logits, height, width, align_corners);
   if (call.labels.numel() == 0) return call.labels;
@@ -120,6 +141,9 @@ STABLE_TORCH_LIBRARY(lwrn_fast, m) {
       "crp_backward(Tensor grad, Tensor x, Tensor[] stages, Tensor[] weights, Tensor[] biases, int groups, "
       "bool[] needs) -> Tensor[]");
   m.def("fusion(Tensor[] inputs, Tensor[] weights, Tensor[] biases, str activation, bool align_corners) -> Tensor");
+  m.def(
+      "fusion_backward(Tensor grad, Tensor? out, Tensor[] inputs, Tensor[] weights, Tensor[] biases, str activation, "
+      "bool align_corners, bool[] needs) -> Tensor[]");
   m.def("upsample_argmax(Tensor logits, SymInt height, SymInt width, bool align_corners) -> Tensor");
 }
 
@@ -128,5 +152,6 @@ STABLE_TORCH_LIBRARY_IMPL(lwrn_fast, CPU, m) {
   m.impl("crp_training", TORCH_BOX(&lwrn_fast::crp_training));
   m.impl("crp_backward", TORCH_BOX(&lwrn_fast::crp_backward));
   m.impl("fusion", TORCH_BOX(&lwrn_fast::fusion));
+  m.impl("fusion_backward", TORCH_BOX(&lwrn_fast::fusion_backward));
   m.impl("upsample_argmax", TORCH_BOX(&lwrn_fast::upsample_argmax));
 }

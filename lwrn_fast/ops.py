@@ -3,8 +3,8 @@ for every device and dtype without a kernel, fake kernels with the true strides,
 
 `torch.ops.lwrn_fast.crp`, `.fusion` and `.upsample_argmax` return fresh memory: maps channels-last, labels contiguous.
 `crp_training` also returns t_1, ... of all stages but the last, which `crp_backward` takes as `stages`; without them it
-computes them again. `fusion_backward` takes the result as `out`, where there is an activation. Both return the gradients
-that `needs` asks for, in the order of the tensors.
+computes them again. `fusion_backward` takes the result as `out`, where there is an activation. Both return the
+gradients that `needs` asks for, in the order of the tensors.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,15 +22,14 @@ SCHEMAS = (
     "crp_training(Tensor x, Tensor[] weights, Tensor[] biases, int groups) -> (Tensor, Tensor[])",
     "crp_backward(Tensor grad, Tensor x, Tensor[] stages, Tensor[] weights, Tensor[] biases, int groups, "
     "bool[] needs) -> Tensor[]",
-)
-PYTHON_SCHEMAS = (
     "fusion_backward(Tensor grad, Tensor? out, Tensor[] inputs, Tensor[] weights, Tensor[] biases, str activation, "
     "bool align_corners, bool[] needs) -> Tensor[]",
 )
 
 _library = torch.library.Library("lwrn_fast", "FRAGMENT")
-for _schema in PYTHON_SCHEMAS if _native.missing() is None else (*SCHEMAS, *PYTHON_SCHEMAS):
-    _library.define(_schema)
+if _native.missing() is not None:
+    for _schema in SCHEMAS:
+        _library.define(_schema)
 
 
 def crp(x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int) -> Tensor:
@@ -140,7 +139,9 @@ def fusion_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     with autocast.off(grad):
-        return _own_memory(gradients.fusion(grad, out, inputs, weights, biases, activation, align_corners, needs), needs)
+        return _own_memory(
+            gradients.fusion(grad, out, inputs, weights, biases, activation, align_corners, needs), needs
+        )
 
 
 def fusion_backward_fake(

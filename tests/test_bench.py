@@ -11,6 +11,7 @@ import torch
 import bench_crp
 import bench_fusion
 import bench_model
+import bench_training
 import bench_upsample_argmax
 import lwrn_fast
 import memory
@@ -27,6 +28,8 @@ TINY = {
     "upsample_argmax": (bench_upsample_argmax, shapes.UpsampleArgmaxCase(5, 6, 7, (11, 13))),
     "model": (bench_model, shapes.ModelCase("rf_lw_mbv2", 33, 40)),
     "model with labels": (bench_model, shapes.ModelCase("rf_lw_mbv2", 33, 40, labels=True)),
+    "training of crp": (bench_training, shapes.CrpCase(8, 6, 7)),
+    "training of fusion": (bench_training, shapes.FusionCase(((8, 6, 7), (5, 3, 4)), 8, "relu6")),
 }
 TORCH_ONLY = (peers.OURS, peers.OURS_NCHW, peers.EAGER_NCHW, peers.EAGER, peers.FLOOR)
 

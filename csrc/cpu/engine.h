@@ -20,6 +20,8 @@ struct Engine {
   void (*crp_backward)(const CrpBackwardArgs&, void* workspace, const Threads&);
   int64_t (*fusion_workspace_bytes)(const FusionArgs&, int64_t threads);
   void (*fusion)(const FusionArgs&, void* workspace, const Threads&);
+  int64_t (*fusion_backward_workspace_bytes)(const FusionBackwardArgs&, int64_t threads);
+  void (*fusion_backward)(const FusionBackwardArgs&, void* workspace, const Threads&);
   int64_t (*upsample_argmax_workspace_bytes)(const UpsampleArgmaxArgs&, int64_t threads);
   void (*upsample_argmax)(const UpsampleArgmaxArgs&, void* workspace, const Threads&);
 };

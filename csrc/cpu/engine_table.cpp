@@ -18,6 +18,8 @@ const Engine LWRN_JOIN(engine_, LWRN_ISA) = {
     LWRN_ISA::crp_backward,
     LWRN_ISA::fusion_workspace_bytes,
     LWRN_ISA::fusion,
+    LWRN_ISA::fusion_backward_workspace_bytes,
+    LWRN_ISA::fusion_backward,
     LWRN_ISA::upsample_argmax_workspace_bytes,
     LWRN_ISA::upsample_argmax,
 };

@@ -30,6 +30,7 @@ inline double value(Values values, Random* random) {
 }
 
 // A map and the memory it lies in. Gaps between its pixels, rows and images are multiples of 16 numbers if wide.
+// scale: of its numbers.
 struct Input {
   MapView view;
   int64_t stride_c = 1;
@@ -37,7 +38,7 @@ struct Input {
   Map map;
 
   Input(Dtype dtype, int64_t batch, int64_t planes, int64_t height, int64_t width, Layout layout, Values values,
-        Random* random)
+        Random* random, double scale = 1)
       : view{nullptr, batch, planes, height, width, 0, 0, planes}, map(0, 0, 0, 0) {
     const int64_t gap = layout == Layout::gaps ? 1 : layout == Layout::wide_gaps ? 16 : 0;
     view.stride_w += 3 * gap;
@@ -59,7 +60,7 @@ struct Input {
       for (int64_t y = 0; y < height; ++y)
         for (int64_t x = 0; x < width; ++x)
           for (int64_t c = 0; c < planes; ++c)
-            encode(dtype, value(values, random), memory->get(),
+            encode(dtype, scale * value(values, random), memory->get(),
                    n * view.stride_n + y * view.stride_h + x * view.stride_w + c * stride_c);
     map = read(dtype, view, stride_c);
   }

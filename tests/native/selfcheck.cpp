@@ -1,10 +1,10 @@
-// Runs the three ops of every instruction set that this machine has on small problems, and compares with reference.h.
-// selfcheck [CASES [INSTRUCTION_SET...]]: prints a line for each set; exit status 1 where a value is wrong. The sets
-// are those that the machine says it can run, or the ones named, whatever it says.
+// Runs the three ops and the backward passes of every instruction set that this machine has on small problems, and
+// compares with reference.h. selfcheck [CASES [INSTRUCTION_SET...]]: prints a line for each set; exit status 1 where a
+// value is wrong. The sets are those that the machine says it can run, or the ones named, whatever it says.
 #include <termios.h>
 
 #include "../../csrc/cpu/engine.h"
-#include "problems.h"
+#include "problems_backward.h"
 
 namespace selfcheck {
 namespace {
@@ -67,6 +67,40 @@ class Check : public Checks {
     compare(dtype, *problem.out, problem.exact(), problem.values);
   }
 
+  void crp_backward(uint64_t seed, bool large) {
+    Random random(seed);
+    const Dtype dtype = random.pick(kDtypes);
+    const int64_t small[] = {random.pick(kPlanes), random.pick(kSizes), random.pick(kSizes)};
+    const CrpBackwardProblem problem(dtype, random.pick(kValues), large ? 1 : 1 + random.below(2),
+                                     large ? kLargeMaps[random.below(4)] : small, &random);
+    const Threads threads = workers(1 + random.below(3), random.below(2));
+    const Buffer workspace(engine_.crp_backward_workspace_bytes(problem.args, threads.count), 64);
+    engine_.crp_backward(problem.args, workspace.get(), threads);
+
+    describe("crp_backward", seed, dtype, problem.grad.map);
+    expect(workspace.intact(), "memory beside the workspace is overwritten");
+    const Gradients exact = problem.exact();
+    compare_wanted(dtype, problem.x, exact.inputs, problem.values);
+    compare_wanted(dtype, problem.weight_grads, exact.weights, problem.values);
+    compare_wanted(dtype, problem.bias_grads, exact.biases, problem.values);
+  }
+
+  void fusion_backward(uint64_t seed) {
+    Random random(seed);
+    const Dtype dtype = random.pick(kDtypes);
+    const FusionBackwardProblem problem(&random, dtype);
+    const Threads threads = workers(1 + random.below(3), random.below(2));
+    const Buffer workspace(engine_.fusion_backward_workspace_bytes(problem.args, threads.count), 64);
+    engine_.fusion_backward(problem.args, workspace.get(), threads);
+
+    describe("fusion_backward", seed, dtype, problem.grad.map);
+    expect(workspace.intact(), "memory beside the workspace is overwritten");
+    const Gradients exact = problem.exact();
+    compare_wanted(dtype, problem.inputs, exact.inputs, problem.forward.values);
+    compare_wanted(dtype, problem.weight_grads, exact.weights, problem.forward.values);
+    compare_wanted(dtype, problem.bias_grads, exact.biases, problem.forward.values);
+  }
+
   void upsample_argmax(uint64_t seed) {
     Random random(seed);
     const Dtype dtype = random.pick(kDtypes);
@@ -81,6 +115,13 @@ class Check : public Checks {
   }
 
  private:
+  void compare_wanted(Dtype dtype, const Wanted& got, const std::vector<Map>& exact, Values values) {
+    for (size_t i = 0; i < exact.size(); ++i) {
+      expect(got.memory[i]->intact(), "memory beside a gradient is overwritten");
+      if (got.data[i]) compare(dtype, *got.memory[i], exact[i], values);
+    }
+  }
+
   const void* pack(Dtype dtype, const Parameter& weight, int64_t out_planes, int64_t in_planes, const Threads& threads,
                    std::vector<std::unique_ptr<Buffer>>* packed) {
     packed->push_back(std::make_unique<Buffer>(engine_.packed_bytes(dtype, out_planes, in_planes), 64));
@@ -97,7 +138,9 @@ bool passes(Isa isa, int64_t cases) {
   for (int64_t i = 0; i < cases; ++i) {
     check.fingerprint(i);
     check.crp(i, i % 20 == 19);
+    check.crp_backward(i, i % 20 == 19);
     check.fusion(i);
+    check.fusion_backward(i);
     check.upsample_argmax(i);
   }
   std::printf("%s: %lld problems of each op, %lld wrong\n", isa_name(isa), static_cast<long long>(cases),
