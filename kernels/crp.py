@@ -133,7 +133,7 @@ def _pool(
 
 @inline
 def _of_stage(stage, p0, p1, p2, p3, p4, p5, p6, p7, STAGES: tl.constexpr):
-    """The weights or biases of a stage, of those of all stages."""
+    """The weights, biases or result of a stage, of those of all stages."""
     chosen = p0
     if STAGES > 1:
         if stage == 1:
@@ -207,7 +207,13 @@ def _crp(
     b6,
     b7,
     out,
-    kept,
+    t1,
+    t2,
+    t3,
+    t4,
+    t5,
+    t6,
+    t7,
     panels,
     workspace,
     batch,
@@ -230,7 +236,7 @@ def _crp(
     PIPELINE: tl.constexpr,
 ):
     """x, out: (batch, height, width, PLANES). w0, ...: (PLANES, PLANES), or (PLANES,) if DEPTHWISE. b0, ...: (PLANES,)
-    or None. kept: (STAGES - 1, *x.shape). panels: (programs, BLOCK_H * BLOCK_W, DEPTH), where DEPTH is PLANES
+    or None. t1, ...: as x, the results of the stages but the last. panels: (programs, BLOCK_H * BLOCK_W, DEPTH), where DEPTH is PLANES
     rounded up to whole blocks, or those of an item, PASSES * BLOCK_PLANES, if DEPTHWISE."""
     TILE: tl.constexpr = BLOCK_H * BLOCK_W
     BLOCKS: tl.constexpr = (PLANES + PASSES * BLOCK_PLANES - 1) // (PASSES * BLOCK_PLANES)
@@ -253,7 +259,7 @@ def _crp(
             if stage > 0:
                 counter = _counter(stage, image, tile, counted, batch, tiles, COUNTED)
                 _await(workspace + counter, _neighbours(tile, tiles_y, tiles_x) * READERS, READERS)
-                source = kept + ((stage - 1) * batch + image) * values
+                source = _of_stage(stage - 1, t1, t2, t3, t4, t5, t6, t7, None, STAGES - 1) + image * values
         weight = _of_stage(stage, w0, w1, w2, w3, w4, w5, w6, w7, STAGES)
         y0 = tile // tiles_x * BLOCK_H
         x0 = tile % tiles_x * BLOCK_W
@@ -283,10 +289,12 @@ def _crp(
             if stage == STAGES - 1:
                 total = float32(tl.load(x + places, mask=mask, other=0.0))
                 for earlier in tl.range(0, STAGES - 1, num_stages=1):
-                    total += float32(tl.load(kept + earlier * (batch * values) + places, mask=mask, other=0.0))
+                    result = _of_stage(earlier, t1, t2, t3, t4, t5, t6, t7, None, STAGES - 1)
+                    total += float32(tl.load(result + places, mask=mask, other=0.0))
                 tl.store(out + places, rounded(total + sums, out.dtype.element_ty), mask=mask)  # in PyTorch's order
             else:
-                tl.store(kept + stage * (batch * values) + places, rounded(sums, out.dtype.element_ty), mask=mask)
+                result = _of_stage(stage, t1, t2, t3, t4, t5, t6, t7, None, STAGES - 1)
+                tl.store(result + places, rounded(sums, out.dtype.element_ty), mask=mask)
         tl.debug_barrier()  # all threads have read the panel and written their part
         if stage < STAGES - 1:
             _arrive(workspace, stage, image, tile, counted, batch, tiles, COUNTED, tiles_y, tiles_x)
@@ -302,12 +310,12 @@ def prepare(
     config: configs.Crp | None = None,
     traced: bool = False,
 ) -> Launch:
-    """The launch that computes `lwrn_fast.crp`, whose arguments these are."""
+    """The launch that computes `lwrn_fast.crp`, whose arguments these are. It keeps t_1, ... of all stages but the last."""
     stages = len(weights)
     x = channels_last(x)
-    out = empty_channels_last(x, x.shape)
+    out, *kept = (empty_channels_last(x, x.shape) for _ in range(stages))
     if x.numel() == 0:
-        return Launch(_crp, 0, {}, out, traced)
+        return Launch(_crp, 0, {}, out, traced, kept)
     how = precision(x)
     kind = configs.kind_of(x, how)
     plan = planned(_plan, traced)(*x.shape, stages, groups, kind, x.device, config)
@@ -316,13 +324,13 @@ def prepare(
         **{f"w{i}": weights[i].contiguous() if i < stages else None for i in range(MOST_STAGES)},
         **{f"b{i}": biases[i].contiguous() if i < len(biases) else None for i in range(MOST_STAGES)},
         "out": out,
-        "kept": torch.empty((stages - 1) * x.numel(), dtype=x.dtype, device=x.device),
+        **{f"t{i}": kept[i - 1] if i < stages else None for i in range(1, MOST_STAGES)},
         "panels": torch.empty(plan.panels, dtype=x.dtype, device=x.device),
         "workspace": workspace(plan.workspace, x.device, traced),
         "PRECISION": how,
         **plan.arguments,
     }
-    return Launch(_crp, plan.programs, arguments, out, traced)
+    return Launch(_crp, plan.programs, arguments, out, traced, kept)
 
 
 @dataclass(frozen=True)
