@@ -236,8 +236,8 @@ def _crp(
     PIPELINE: tl.constexpr,
 ):
     """x, out: (batch, height, width, PLANES). w0, ...: (PLANES, PLANES), or (PLANES,) if DEPTHWISE. b0, ...: (PLANES,)
-    or None. t1, ...: as x, the results of the stages but the last. panels: (programs, BLOCK_H * BLOCK_W, DEPTH), where DEPTH is PLANES
-    rounded up to whole blocks, or those of an item, PASSES * BLOCK_PLANES, if DEPTHWISE."""
+    or None. t1, ...: as x, the results of the stages but the last. panels: (programs, BLOCK_H * BLOCK_W, DEPTH), where
+    DEPTH is PLANES rounded up to whole blocks, or those of an item, PASSES * BLOCK_PLANES, if DEPTHWISE."""
     TILE: tl.constexpr = BLOCK_H * BLOCK_W
     BLOCKS: tl.constexpr = (PLANES + PASSES * BLOCK_PLANES - 1) // (PASSES * BLOCK_PLANES)
     # Dense: every block of planes reads all planes, so arrivals are counted once per tile, for BLOCKS readers.
@@ -310,7 +310,7 @@ def prepare(
     config: configs.Crp | None = None,
     traced: bool = False,
 ) -> Launch:
-    """The launch that computes `lwrn_fast.crp`, whose arguments these are. It keeps t_1, ... of all stages but the last."""
+    """The launch that computes `lwrn_fast.crp`, whose arguments these are. It keeps t_1, t_2, ..."""
     stages = len(weights)
     x = channels_last(x)
     out, *kept = (empty_channels_last(x, x.shape) for _ in range(stages))

@@ -89,6 +89,17 @@ def empty_channels_last(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
+def gradients_of(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+    """Memory for the gradient of each tensor, None where none is needed; maps and weights are channels-last."""
+    return [_like(tensor) if need else None for tensor, need in zip(tensors, needs, strict=True)]
+
+
+def _like(tensor: Tensor) -> Tensor:
+    if tensor.dim() == 4:
+        return empty_channels_last(tensor, tensor.shape)
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
 def precision(x: Tensor) -> str:
     """How float32 is multiplied: as PyTorch is told to do in convolutions, for which the kernels stand in."""
     cudnn: Any = torch.backends.cudnn
