@@ -15,16 +15,10 @@ from torch import Tensor
 from . import configs
 from .launch import OPTIONS, Launch, cdiv, no_larger_than, planned, precision
 from .taps import MOST_INT32
-from .values import comparable, inline, load, rounded
+from .values import comparable, load, rounded
 
 MOST_PLACES = 64  # of partial sums, which are as large as the weight
 _AT_ONCE = 2048  # partial sums added up by a program
-
-
-@inline
-def _inside(indices, size, MASKED: tl.constexpr):
-    """Whether they are below size; all are where nothing is to be masked."""
-    return (indices < size) if MASKED else indices >= 0
 
 
 @triton.jit
@@ -96,9 +90,12 @@ def _weight_gradient(
     total = tl.zeros([BLOCK_PLANES, BLOCK_CHANNELS], dtype=tl.float32)
     for first in tl.range(0, share, BLOCK_DEPTH, num_stages=PIPELINE):
         pixel = begin + first + tl.arange(0, BLOCK_DEPTH)
-        of_grad = (planes < PLANES)[:, None] & (pixel < pixels)[None, :]
+        of_grad, of_x = (pixel < pixels)[None, :], (pixel < pixels)[:, None]
+        if PLANES % BLOCK_PLANES != 0:
+            of_grad = of_grad & (planes < PLANES)[:, None]
+        if CHANNELS % BLOCK_CHANNELS != 0:
+            of_x = of_x & (channels < CHANNELS)[None, :]
         grads = tl.load(grad + (pixel * PLANES)[None, :] + planes[:, None], mask=of_grad, other=0.0)
-        of_x = (pixel < pixels)[:, None] & (channels < CHANNELS)[None, :]
         values = tl.load(x + (pixel * CHANNELS)[:, None] + channels[None, :], mask=of_x, other=0.0)
         total = tl.dot(comparable(grads), comparable(values), total, input_precision=PRECISION)
     places = place * (PLANES * CHANNELS) + (planes * CHANNELS)[:, None] + channels[None, :]
