@@ -27,7 +27,7 @@ from .launch import (
     no_larger_than,
     planned,
 )
-from .values import float32, inline, load, rounded
+from .values import float32, inline, load, rounded, sum_of_rows
 
 
 @inline
@@ -85,6 +85,7 @@ def _stage(
         # The window's pixels. What lies outside repeats the border, which is in every window that reaches out.
         window_y = tl.minimum(tl.maximum(y + row - 2, 0), height - 1)
         of_row = (first_row + window_y) * (width * PLANES)
+        real_row = window_y == y + row - 2
         for column in tl.static_range(5):
             window_x = tl.minimum(tl.maximum(x + column - 2, 0), width - 1)
             places = (of_row + window_x * PLANES)[:, None] + planes
@@ -97,7 +98,7 @@ def _stage(
                 # Now this is the window's centre, seen from which our pixel is the winner or not.
                 value = float32(load(later_pooled_grads + places, of_planes, MASKED))
                 won = load(later_winners + places, of_planes, MASKED) == _place(4 - row, 4 - column)
-                real = (window_y == y + row - 2) & (window_x == x + column - 2)
+                real = real_row & (window_x == x + column - 2)
                 total += tl.where(won & real[:, None], value, 0.0)
 
     places = ((first_row + y) * width + x)[:, None] * PLANES + planes
@@ -112,10 +113,10 @@ def _stage(
         factors = float32(tl.load(weight + planes, mask=of_planes, other=0.0))
         tl.store(pooled_grads + places, rounded(total * factors, pooled_grads.dtype.element_ty), mask=inside)
     if weight_sums is not None:
-        sums = tl.sum(tl.where(inside, total * best, 0.0), axis=0)[None, :]
+        sums = sum_of_rows(tl.where(inside, total * best, 0.0))[None, :]
         tl.store(weight_sums + tile.to(tl.int64) * PLANES + planes, sums, mask=of_planes)
     if bias_sums is not None:
-        sums = tl.sum(tl.where(inside, total, 0.0), axis=0)[None, :]
+        sums = sum_of_rows(tl.where(inside, total, 0.0))[None, :]
         tl.store(bias_sums + tile.to(tl.int64) * PLANES + planes, sums, mask=of_planes)
 
 

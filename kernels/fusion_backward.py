@@ -27,7 +27,7 @@ from .launch import (
     planned,
 )
 from .taps import first_beyond, most_between, taps, wide
-from .values import float32, inline, load, rounded
+from .values import float32, inline, load, rounded, sum_of_rows
 
 
 @triton.jit
@@ -59,7 +59,7 @@ def _stop(
         value = tl.where(flat, 0.0, value)
         tl.store(stopped + places, rounded(value, stopped.dtype.element_ty), mask=inside)
     if sums is not None:
-        tl.store(sums + tile.to(tl.int64) * PLANES + planes, tl.sum(value, axis=0), mask=planes < PLANES)
+        tl.store(sums + tile.to(tl.int64) * PLANES + planes, sum_of_rows(value), mask=planes < PLANES)
 
 
 @inline

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import configs
 from .launch import OPTIONS, Launch, cdiv, no_larger_than, planned, precision
 from .taps import MOST_INT32
-from .values import comparable, load, rounded
+from .values import comparable, load, rounded, sum_of_rows
 
 MOST_PLACES = 64  # of partial sums, which are as large as the weight
 _AT_ONCE = 2048  # partial sums added up by a program
@@ -112,7 +112,7 @@ def _add_up(sums, out, places, VALUES: tl.constexpr, BLOCK_PLACES: tl.constexpr,
         place = first + tl.arange(0, BLOCK_PLACES)
         inside = (place < places)[:, None] & (values < VALUES)[None, :]
         at = sums + place.to(tl.int64)[:, None] * VALUES + values[None, :]
-        total += tl.sum(tl.load(at, mask=inside, other=0.0), axis=0)
+        total += sum_of_rows(tl.load(at, mask=inside, other=0.0))
     tl.store(out + values, rounded(total, out.dtype.element_ty), mask=values < VALUES)
 
 

@@ -52,7 +52,7 @@ def most_between(source_size: int, size: int, align_corners: bool) -> int:
     """At most so many of `size` pixels lie between the neighbours of a pixel of the source."""
     if align_corners:
         return size if source_size == 1 else max(1, cdiv(2 * (size - 1), source_size - 1))
-    return min(size, cdiv(2 * size, source_size))
+    return min(size, cdiv(5 * size, 2 * source_size))  # around the second pixel, with those before the first
 
 
 def wide(source_size: int, size: int) -> bool:
