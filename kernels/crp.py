@@ -133,7 +133,7 @@ def _pool(
 
 @inline
 def _of_stage(stage, p0, p1, p2, p3, p4, p5, p6, p7, STAGES: tl.constexpr):
-    """The weights, biases or result of a stage, of those of all stages."""
+    """The weights or biases of a stage, of those of all stages."""
     chosen = p0
     if STAGES > 1:
         if stage == 1:
@@ -207,13 +207,7 @@ def _crp(
     b6,
     b7,
     out,
-    t1,
-    t2,
-    t3,
-    t4,
-    t5,
-    t6,
-    t7,
+    kept,
     panels,
     workspace,
     batch,
@@ -236,8 +230,8 @@ def _crp(
     PIPELINE: tl.constexpr,
 ):
     """x, out: (batch, height, width, PLANES). w0, ...: (PLANES, PLANES), or (PLANES,) if DEPTHWISE. b0, ...: (PLANES,)
-    or None. t1, ...: as x, the results of the stages but the last. panels: (programs, BLOCK_H * BLOCK_W, DEPTH), where
-    DEPTH is PLANES rounded up to whole blocks, or those of an item, PASSES * BLOCK_PLANES, if DEPTHWISE."""
+    or None. kept: (STAGES - 1, *x.shape). panels: (programs, BLOCK_H * BLOCK_W, DEPTH), where DEPTH is PLANES
+    rounded up to whole blocks, or those of an item, PASSES * BLOCK_PLANES, if DEPTHWISE."""
     TILE: tl.constexpr = BLOCK_H * BLOCK_W
     BLOCKS: tl.constexpr = (PLANES + PASSES * BLOCK_PLANES - 1) // (PASSES * BLOCK_PLANES)
     # Dense: every block of planes reads all planes, so arrivals are counted once per tile, for BLOCKS readers.
@@ -259,7 +253,7 @@ def _crp(
             if stage > 0:
                 counter = _counter(stage, image, tile, counted, batch, tiles, COUNTED)
                 _await(workspace + counter, _neighbours(tile, tiles_y, tiles_x) * READERS, READERS)
-                source = _of_stage(stage - 1, t1, t2, t3, t4, t5, t6, t7, None, STAGES - 1) + image * values
+                source = kept + ((stage - 1) * batch + image) * values
         weight = _of_stage(stage, w0, w1, w2, w3, w4, w5, w6, w7, STAGES)
         y0 = tile // tiles_x * BLOCK_H
         x0 = tile % tiles_x * BLOCK_W
@@ -289,12 +283,10 @@ def _crp(
             if stage == STAGES - 1:
                 total = float32(tl.load(x + places, mask=mask, other=0.0))
                 for earlier in tl.range(0, STAGES - 1, num_stages=1):
-                    result = _of_stage(earlier, t1, t2, t3, t4, t5, t6, t7, None, STAGES - 1)
-                    total += float32(tl.load(result + places, mask=mask, other=0.0))
+                    total += float32(tl.load(kept + earlier * (batch * values) + places, mask=mask, other=0.0))
                 tl.store(out + places, rounded(total + sums, out.dtype.element_ty), mask=mask)  # in PyTorch's order
             else:
-                result = _of_stage(stage, t1, t2, t3, t4, t5, t6, t7, None, STAGES - 1)
-                tl.store(result + places, rounded(sums, out.dtype.element_ty), mask=mask)
+                tl.store(kept + stage * (batch * values) + places, rounded(sums, out.dtype.element_ty), mask=mask)
         tl.debug_barrier()  # all threads have read the panel and written their part
         if stage < STAGES - 1:
             _arrive(workspace, stage, image, tile, counted, batch, tiles, COUNTED, tiles_y, tiles_x)
@@ -310,27 +302,29 @@ def prepare(
     config: configs.Crp | None = None,
     traced: bool = False,
 ) -> Launch:
-    """The launch that computes `lwrn_fast.crp`, whose arguments these are. It keeps t_1, t_2, ..."""
+    """The launch that computes `lwrn_fast.crp`, whose arguments these are. It keeps t_1, t_2, ..., in one memory."""
     stages = len(weights)
     x = channels_last(x)
-    out, *kept = (empty_channels_last(x, x.shape) for _ in range(stages))
+    out = empty_channels_last(x, x.shape)
     if x.numel() == 0:
-        return Launch(_crp, 0, {}, out, traced, kept)
+        return Launch(_crp, 0, {}, out, traced, [torch.empty_like(x) for _ in weights[1:]])
     how = precision(x)
     kind = configs.kind_of(x, how)
     plan = planned(_plan, traced)(*x.shape, stages, groups, kind, x.device, config)
+    batch, planes, height, width = x.shape
+    kept = torch.empty((stages - 1, batch, height, width, planes), dtype=x.dtype, device=x.device)
     arguments = {
         "x": x,
         **{f"w{i}": weights[i].contiguous() if i < stages else None for i in range(MOST_STAGES)},
         **{f"b{i}": biases[i].contiguous() if i < len(biases) else None for i in range(MOST_STAGES)},
         "out": out,
-        **{f"t{i}": kept[i - 1] if i < stages else None for i in range(1, MOST_STAGES)},
+        "kept": kept,
         "panels": torch.empty(plan.panels, dtype=x.dtype, device=x.device),
         "workspace": workspace(plan.workspace, x.device, traced),
         "PRECISION": how,
         **plan.arguments,
     }
-    return Launch(_crp, plan.programs, arguments, out, traced, kept)
+    return Launch(_crp, plan.programs, arguments, out, traced, kept.permute(0, 1, 4, 2, 3))
 
 
 @dataclass(frozen=True)

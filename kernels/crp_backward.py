@@ -146,7 +146,7 @@ def prepare(
     launches: list[Launch] = []
     if not stages and count > 1 and (first < count - 1 or of_weights[first] is not None):
         launches.append(crp.prepare(x, weights, biases, groups, traced=traced))
-        stages = list(launches[0].kept)
+        stages = list(launches[-1].kept)
     sources = [x, *map(channels_last, stages)]
     plan = planned(_plan, traced)(*x.shape, configs.kind_of(x, "ieee"), x.device, config)
     work = _Work(channels_last(grad), weights, groups == x.shape[1], plan, of_products, traced)

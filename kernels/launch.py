@@ -28,7 +28,7 @@ class Launch:
     arguments: dict[str, Any]
     out: Tensor
     traced: bool = False
-    kept: Sequence[Tensor] = ()
+    kept: Sequence[Tensor] | Tensor = ()
 
     def run(self) -> Tensor:
         if self.programs:

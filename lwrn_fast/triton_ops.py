@@ -27,7 +27,8 @@ def crp(x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int) -> 
 
 def crp_training(x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int) -> tuple[Tensor, list[Tensor]]:
     launch = crp_kernel.prepare(x, weights, biases, groups, traced=True)
-    return launch.run(), list(launch.kept)
+    # What an op returns may not share memory: separate results would cost the kernel registers, which it would spill.
+    return launch.run(), [stage.clone(memory_format=torch.channels_last) for stage in launch.kept]
 
 
 def crp_backward(

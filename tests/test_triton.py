@@ -194,7 +194,7 @@ def test_torch_compile_sees_what_the_kernels_write():
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert {line for line in lines if line.startswith("backward")} == {
-        "backward_crp writes out panels t1 workspace",
+        "backward_crp writes kept out panels workspace",
         "backward_stage writes pooled winners",
         "backward_stage writes grads pooled winners",
         "backward_stage writes grads",
@@ -205,7 +205,7 @@ def test_torch_compile_sees_what_the_kernels_write():
         "backward_shrink writes out",
     }
     assert [line for line in lines if not line.startswith("backward")] == [
-        "crp writes out panels t1 t2 t3 workspace",
+        "crp writes kept out panels workspace",
         "crp symbols height tiles_x tiles_y width",
         "fusion writes out",
         "fusion symbols height height1 pixels width width1",

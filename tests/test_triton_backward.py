@@ -114,8 +114,8 @@ def test_crp_with_the_stages_kept_or_computed_again():
     given = whole_crp((2, 6, 5, 4))
     kept = crp.prepare(*given[1:])
     assert torch.equal(kept.run(), OPS.crp(*given[1:]))
-    assert_same(kept.kept, gradients.crp_stages(given[1], given[2][:-1], *given[3:]))
-    assert_same(crp_launches(*given, stages=kept.kept).run(), crp_expected(*given))
+    assert_same(list(kept.kept), gradients.crp_stages(given[1], given[2][:-1], *given[3:]))
+    assert_same(crp_launches(*given, stages=list(kept.kept)).run(), crp_expected(*given))
     assert_same(crp_launches(*given, stages=[]).run(), crp_expected(*given))
 
 
