@@ -8,6 +8,7 @@ loads of 16 bytes.
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -29,8 +30,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 import gpu
-from lwrn_fast.kernels import configs
+from lwrn_fast.kernels import configs, crp_backward, fusion_backward
 from lwrn_fast.kernels.launch import Launch
+from shapes import CrpCase
 
 SHARED_KB = {"80": 163, "86": 99, "90": 227, "100": 227}  # what a program may have of it
 # What the AMD build is tried with: the rows for the least shared memory, of which gfx942 has less still.
@@ -38,6 +40,12 @@ AMD, AMD_ROWS, AMD_SHARED_KB = "gfx942", "86", 64
 DTYPES = {"half": (torch.bfloat16, torch.float16), "tf32": (torch.float32,), "ieee": (torch.float32,)}
 SIGNATURE = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 SIGNATURE |= {torch.int32: "*i32", torch.uint8: "*u8"}
+# The kernels that a row of backward passes is for, and the op whose problems they are compiled for.
+BACKWARD = {
+    "crp_backward": ("crp", ("_stage",)),
+    "fusion_backward": ("fusion", ("_stop", "_shrink")),
+    "products": ("crp", ("_input_gradient", "_weight_gradient", "_add_up")),
+}
 COMPILER_OPTIONS = ("num_warps", "num_stages")
 
 
@@ -54,13 +62,16 @@ class Job:
     batch: int = 1
     depthwise: bool = False
     amd: bool = False
+    kernel: str = ""  # of several
 
     def __str__(self) -> str:
-        what = f"{self.op}{' depthwise' * self.depthwise} {AMD if self.amd else 'sm_' + self.key}"
+        what = f"{self.op}{self.kernel}{' depthwise' * self.depthwise} {AMD if self.amd else 'sm_' + self.key}"
         return f"{what} {self.kind} row {self.row['pixels']} {str(self.dtype).removeprefix('torch.')}"
 
     @property
     def multiplies(self) -> bool:
+        if self.kernel:
+            return self.kernel in ("_input_gradient", "_weight_gradient")
         return self.op != "upsample_argmax" and not self.depthwise
 
 
@@ -82,14 +93,15 @@ def jobs(table: dict[str, Any], keys: list[str], ops: list[str], brief: bool, am
     """brief: float16 only for the first row of the first key, since it compiles as bfloat16 does."""
     for key in keys:
         for op in ops:
+            problems, kernels = BACKWARD.get(op, (op, ("",)))
             for kind, rows in table[key].get(op, {}).items():
                 for i, row in enumerate(rows):
-                    case, batch = problem(op, row["pixels"], rows[i - 1]["pixels"] if i else None)
-                    for n, dtype in enumerate(DTYPES[kind]):
+                    case, batch = problem(problems, row["pixels"], rows[i - 1]["pixels"] if i else None)
+                    for kernel, (n, dtype) in itertools.product(kernels, enumerate(DTYPES[kind])):
                         if n == 0 or not brief or (i == 0 and key == keys[0]):
-                            yield Job(op, key, kind, row, dtype, case, batch, amd=amd)
-                        if op == "crp" and kind == "half" and n == i == 0:
-                            yield Job(op, key, kind, row, dtype, case, batch, depthwise=True, amd=amd)
+                            yield Job(op, key, kind, row, dtype, case, batch, amd=amd, kernel=kernel)
+                        if op in ("crp", "crp_backward") and kind == "half" and n == i == 0:
+                            yield Job(op, key, kind, row, dtype, case, batch, True, amd, kernel)
 
 
 def problem(op: str, least: int, below: int | None) -> tuple[gpu.Case, int]:
@@ -104,7 +116,30 @@ def prepare(job: Job) -> Launch:
     """The launch of the job's problem, as the op prepares it, on tensors without data."""
     tensors = gpu.random(job.case, job.dtype, "meta", job.batch)
     config = configs.KINDS[job.op](**job.row)
+    if job.kernel:
+        return prepare_backward(job, config, *tensors)
     return gpu.Job(job.op, job.kind, job.case, config, job.batch, job.depthwise).launch(given=tensors)
+
+
+def prepare_backward(job: Job, config: Any, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> Launch:
+    """Of the launches of the job's kernel, the one that does most."""
+    given = {"of_products" if job.op == "products" else "config": config}
+    biases = [w.new_empty(w.shape[0]) for w in weights]
+    needs = [True] * (len(inputs) + 2 * len(weights))
+    if isinstance(job.case, CrpCase):
+        x, groups = inputs[0], 1
+        if job.depthwise:
+            weights, groups = [w[:, :1] for w in weights], job.case.planes
+        stages = [x] * (len(weights) - 1)
+        found = crp_backward.prepare(x, x, stages, weights, biases, groups, needs, **given)
+    else:
+        out = inputs[0].new_empty(job.batch, job.case.planes, *inputs[0].shape[2:])
+        found = fusion_backward.prepare(out, out, inputs, weights, biases, job.case.activation, True, needs, **given)
+    launches = [launch for launch in found.launches if launch.kernel.__name__ == job.kernel]
+    launch = max(launches, key=lambda launch: sum(value is not None for value in launch.arguments.values()))
+    if "PRECISION" in launch.arguments:
+        launch.arguments["PRECISION"] = "tf32" if job.kind == "tf32" else "ieee"
+    return launch
 
 
 def compile_launch(launch: Launch, target: GPUTarget) -> CompiledKernel:
@@ -230,7 +265,7 @@ def cells(job: Job, result: Result) -> tuple[str, ...]:
         return " ".join(f"{name} {n}" for name, n in numbers.items()) or "-"
 
     return (
-        job.op + " depthwise" * job.depthwise,
+        job.op + job.kernel + " depthwise" * job.depthwise,
         AMD if job.amd else job.key,
         job.kind,
         str(job.row["pixels"]),

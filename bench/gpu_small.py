@@ -44,10 +44,10 @@ class Call:
 
 def triton_jobs() -> Iterator[Job]:
     device = configs.device_key(torch.device("cuda"))
-    for op, kinds in configs.table()[device].items():
-        for kind in kinds:
+    for op, cases in SMALL.items():
+        for kind in configs.table()[device][op]:
             for config in dict.fromkeys(configs.rows(configs.KINDS[op], op, device, kind)):
-                for case in SMALL[op]:
+                for case in cases:
                     yield Job(op, kind, case, config, batch=2)
                     if op == "crp":
                         yield Job(op, kind, case, config, batch=2, depthwise=True)

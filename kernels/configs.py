@@ -2,7 +2,7 @@
 
 The table is configs.json, which `python bench/tune.py` writes on a GPU. Its kinds are "half" (bfloat16 and float16),
 "tf32" and "ieee" (float32, multiplied as PyTorch's convolutions are told to). Of a list, the first row is taken whose
-`pixels` the problem reaches.
+`pixels` the problem reaches. The rows of backward passes are guesses that compile without spills, in no search yet.
 """
 
 import json
@@ -58,8 +58,40 @@ class UpsampleArgmax:
     pixels: int = 0
 
 
-KINDS = {"crp": Crp, "fusion": Fusion, "upsample_argmax": UpsampleArgmax}
-Config = TypeVar("Config", Crp, Fusion, UpsampleArgmax)
+@dataclass(frozen=True)
+class Tile:
+    """Of what backward passes do besides products: block_h x block_w pixels and block_planes planes."""
+
+    block_h: int
+    block_w: int
+    block_planes: int
+    warps: int
+    pixels: int = 0
+
+
+@dataclass(frozen=True)
+class Products:
+    """Of backward passes. A tile of an input's gradient has block_pixels pixels and block_planes planes, one of a
+    weight's gradient block_planes x block_planes, of at least `share` pixels; both are block_depth products deep."""
+
+    block_pixels: int
+    block_planes: int
+    block_depth: int
+    share: int
+    pipeline: int  # blocks of products in flight
+    warps: int
+    pixels: int = 0
+
+
+KINDS = {
+    "crp": Crp,
+    "fusion": Fusion,
+    "upsample_argmax": UpsampleArgmax,
+    "crp_backward": Tile,
+    "fusion_backward": Tile,
+    "products": Products,
+}
+Config = TypeVar("Config", Crp, Fusion, UpsampleArgmax, Tile, Products)
 
 
 def device_key(device: torch.device) -> str:

@@ -302,27 +302,29 @@ def prepare(
     config: configs.Crp | None = None,
     traced: bool = False,
 ) -> Launch:
-    """The launch that computes `lwrn_fast.crp`, whose arguments these are."""
+    """The launch that computes `lwrn_fast.crp`, whose arguments these are. It keeps t_1, t_2, ..., in one memory."""
     stages = len(weights)
     x = channels_last(x)
     out = empty_channels_last(x, x.shape)
     if x.numel() == 0:
-        return Launch(_crp, 0, {}, out, traced)
+        return Launch(_crp, 0, {}, out, traced, [torch.empty_like(x) for _ in weights[1:]])
     how = precision(x)
     kind = configs.kind_of(x, how)
     plan = planned(_plan, traced)(*x.shape, stages, groups, kind, x.device, config)
+    batch, planes, height, width = x.shape
+    kept = torch.empty((stages - 1, batch, height, width, planes), dtype=x.dtype, device=x.device)
     arguments = {
         "x": x,
         **{f"w{i}": weights[i].contiguous() if i < stages else None for i in range(MOST_STAGES)},
         **{f"b{i}": biases[i].contiguous() if i < len(biases) else None for i in range(MOST_STAGES)},
         "out": out,
-        "kept": torch.empty((stages - 1) * x.numel(), dtype=x.dtype, device=x.device),
+        "kept": kept,
         "panels": torch.empty(plan.panels, dtype=x.dtype, device=x.device),
         "workspace": workspace(plan.workspace, x.device, traced),
         "PRECISION": how,
         **plan.arguments,
     }
-    return Launch(_crp, plan.programs, arguments, out, traced)
+    return Launch(_crp, plan.programs, arguments, out, traced, kept.permute(0, 1, 4, 2, 3))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What the launches of all kernels share: tensors in the order the kernels read, devices, scratch memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -20,7 +20,7 @@ Plan = TypeVar("Plan")
 class Launch:
     """One launch of a kernel, with its arguments by name, and `out`, where the result will be. No programs: no work.
 
-    traced: PyTorch may be recording a graph, and is to see the launch in it.
+    traced: PyTorch may be recording a graph, and is to see the launch in it. kept: what it writes for a backward pass.
     """
 
     kernel: Any
@@ -28,6 +28,7 @@ class Launch:
     arguments: dict[str, Any]
     out: Tensor
     traced: bool = False
+    kept: Sequence[Tensor] | Tensor = ()
 
     def run(self) -> Tensor:
         if self.programs:
@@ -37,6 +38,19 @@ class Launch:
                     torch.library.wrap_triton(self.kernel)[grid](**self.arguments)
                 else:  # a * b + c is rounded once
                     self.kernel[grid](**self.arguments, enable_fp_fusion=True)
+        return self.out
+
+
+@dataclass(frozen=True)
+class Launches:
+    """Launches, each of which may read what those before it wrote, and `out`, where the results will be."""
+
+    launches: list[Launch]
+    out: list[Tensor]
+
+    def run(self) -> list[Tensor]:
+        for launch in self.launches:
+            launch.run()
         return self.out
 
 
@@ -73,6 +87,17 @@ def channels_last(x: Tensor) -> Tensor:
 
 def empty_channels_last(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def gradients_of(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+    """Memory for the gradient of each tensor, None where none is needed; maps and weights are channels-last."""
+    return [_like(tensor) if need else None for tensor, need in zip(tensors, needs, strict=True)]
+
+
+def _like(tensor: Tensor) -> Tensor:
+    if tensor.dim() == 4:
+        return empty_channels_last(tensor, tensor.shape)
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
 def precision(x: Tensor) -> str:

@@ -1,5 +1,5 @@
-"""Loads and conversions of values. Triton's interpreter gets conversions wrong for bfloat16: it computes with the bits
-of such values, and cuts off where it should round. Compiled kernels see plain conversions here."""
+"""Loads, conversions and sums of values. Triton's interpreter gets conversions wrong for bfloat16: it computes with the
+bits of such values, and cuts off where it should round. Compiled kernels see plain conversions here."""
 
 import triton
 import triton.language as tl
@@ -34,6 +34,14 @@ def float32(x):
     if INTERPRETED and x.dtype == tl.bfloat16:
         return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     return x.to(tl.float32)
+
+
+@inline
+def sum_of_rows(x):
+    """The sum over the first axis of float32 x. A GPU adds in a tree, numpy one by one: in double, that is no worse."""
+    if INTERPRETED:
+        return tl.sum(x.to(tl.float64), axis=0).to(tl.float32)
+    return tl.sum(x, axis=0)
 
 
 @inline

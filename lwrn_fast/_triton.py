@@ -46,7 +46,7 @@ def limits() -> tuple[int, int]:
     return kernels.MOST_STAGES, kernels.MOST_INPUTS
 
 
-def run(op: str, tensors: list[Tensor], *arguments: Any) -> Tensor:
+def run(op: str, tensors: list[Tensor], *arguments: Any) -> Any:
     """The op ("crp", ...) with these arguments, whose tensors are `tensors`: through PyTorch's dispatcher where
     something there has to see it, else straight to the kernel, which takes less time."""
     _load()

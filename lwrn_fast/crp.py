@@ -31,10 +31,15 @@ def crp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = 
     backend = backends.select("crp", tensors)
     if backend == "reference":
         return reference.channels_last(reference.crp(x, weights, biases, groups))
+    out: Tensor
     if backend == "triton":
-        return _triton.run("crp", tensors, x, list(weights), list(biases or []), groups)
+        arguments = (x, list(weights), list(biases or []), groups)
+        if _trains(tensors):
+            out, _ = _triton.run("crp_training", tensors, *arguments)
+            return out
+        return _triton.run("crp", tensors, *arguments)
     if backend == "cpu" and _trains(tensors):
-        out: Tensor = torch.ops.lwrn_fast.crp_training(x, weights, biases or [], groups)[0]
+        out, _ = torch.ops.lwrn_fast.crp_training(x, weights, biases or [], groups)
         return out
     return torch.ops.lwrn_fast.crp(x, weights, biases or [], groups)
 

@@ -94,16 +94,21 @@ def save_crp_training(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, l
     ctx.save_for_backward(x, *stages, *weights, *biases)
 
 
-def differentiate_crp(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    x, *others = ctx.saved_tensors
-    stages, weights, biases = _split(others, ctx.counts)
-    need_x, *need_parameters, _ = ctx.needs_input_grad
-    needs = [need_x, *_flat(need_parameters)]
-    if grad is None:
-        return (None, [None] * len(weights), [None] * len(biases), None)
-    found = torch.ops.lwrn_fast.crp_backward(grad, x, stages, weights, biases, ctx.groups, needs)
-    grad_x, *grads = _spread(found, needs)
-    return (grad_x, *_split(grads, ctx.counts[1:]), None)
+def differentiate_crp(backward: str) -> Callable[..., tuple[Any, ...]]:
+    """The gradient of an op that saves as `save_crp` or `save_crp_training` do, by the op named `backward`."""
+
+    def differentiate(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        x, *others = ctx.saved_tensors
+        stages, weights, biases = _split(others, ctx.counts)
+        need_x, *need_parameters, _ = ctx.needs_input_grad
+        needs = [need_x, *_flat(need_parameters)]
+        if grad is None:
+            return (None, [None] * len(weights), [None] * len(biases), None)
+        run = getattr(torch.ops.lwrn_fast, backward)
+        grad_x, *grads = _spread(run(grad, x, stages, weights, biases, ctx.groups, needs), needs)
+        return (grad_x, *_split(grads, ctx.counts[1:]), None)
+
+    return differentiate
 
 
 def fusion(
@@ -139,9 +144,8 @@ def fusion_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     with autocast.off(grad):
-        return _own_memory(
-            gradients.fusion(grad, out, inputs, weights, biases, activation, align_corners, needs), needs
-        )
+        found = gradients.fusion(grad, out, inputs, weights, biases, activation, align_corners, needs)
+    return _own_memory(found, needs)
 
 
 def fusion_backward_fake(
@@ -164,12 +168,18 @@ def save_fusion(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(out, *maps, *weights, *biases)
 
 
-def differentiate_fusion(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    out, *tensors = ctx.saved_tensors
-    needs = _flat(ctx.needs_input_grad[:3])
-    given = _split(tensors, ctx.counts)
-    found = torch.ops.lwrn_fast.fusion_backward(grad, out, *given, ctx.activation, ctx.align_corners, needs)
-    return (*_split(_spread(found, needs), ctx.counts), None, None)
+def differentiate_fusion(backward: str) -> Callable[..., tuple[Any, ...]]:
+    """The gradient of an op that saves as `save_fusion` does, by the op named `backward`."""
+
+    def differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        out, *tensors = ctx.saved_tensors
+        needs = _flat(ctx.needs_input_grad[:3])
+        given = _split(tensors, ctx.counts)
+        run = getattr(torch.ops.lwrn_fast, backward)
+        found = run(grad, out, *given, ctx.activation, ctx.align_corners, needs)
+        return (*_split(_spread(found, needs), ctx.counts), None, None)
+
+    return differentiate
 
 
 def upsample_argmax(logits: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
@@ -219,7 +229,7 @@ def _spread(found: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | Non
     return [next(gradients) if need else None for need in needs]
 
 
-def _no_second_derivative(op: str) -> Callable[..., Any]:
+def no_second_derivative(op: str) -> Callable[..., Any]:
     def refuse(ctx: Any, *grads: Tensor) -> Any:
         raise RuntimeError(
             f"{op}: second derivatives are not available from the fused op; "
@@ -243,13 +253,15 @@ torch.library.register_fake("lwrn_fast::fusion", fusion_fake, lib=_library)
 torch.library.register_fake("lwrn_fast::fusion_backward", fusion_backward_fake, lib=_library)
 torch.library.register_fake("lwrn_fast::upsample_argmax", upsample_argmax_fake, lib=_library)
 
-torch.library.register_autograd("lwrn_fast::crp", differentiate_crp, setup_context=save_crp, lib=_library)
+for _op, _setup in (("crp", save_crp), ("crp_training", save_crp_training)):
+    torch.library.register_autograd(
+        f"lwrn_fast::{_op}", differentiate_crp("crp_backward"), setup_context=_setup, lib=_library
+    )
 torch.library.register_autograd(
-    "lwrn_fast::crp_training", differentiate_crp, setup_context=save_crp_training, lib=_library
+    "lwrn_fast::fusion", differentiate_fusion("fusion_backward"), setup_context=save_fusion, lib=_library
 )
-torch.library.register_autograd("lwrn_fast::fusion", differentiate_fusion, setup_context=save_fusion, lib=_library)
-torch.library.register_autograd("lwrn_fast::crp_backward", _no_second_derivative("crp"), lib=_library)
-torch.library.register_autograd("lwrn_fast::fusion_backward", _no_second_derivative("fusion"), lib=_library)
+torch.library.register_autograd("lwrn_fast::crp_backward", no_second_derivative("crp"), lib=_library)
+torch.library.register_autograd("lwrn_fast::fusion_backward", no_second_derivative("fusion"), lib=_library)
 _library.impl("upsample_argmax", torch.library.fallthrough_kernel, "Autograd")  # labels have no gradient
 
 for _key in ("AutocastCPU", "AutocastCUDA"):

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from . import ops
 from .kernels import crp as crp_kernel
+from .kernels import crp_backward as crp_backward_kernel
 from .kernels import fusion as fusion_kernel
+from .kernels import fusion_backward as fusion_backward_kernel
 from .kernels import upsample_argmax as upsample_argmax_kernel
 from .kernels.values import INTERPRETED
 
@@ -23,10 +25,43 @@ def crp(x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int) -> 
     return crp_kernel.prepare(x, weights, biases, groups, traced=True).run()
 
 
+def crp_training(x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int) -> tuple[Tensor, list[Tensor]]:
+    launch = crp_kernel.prepare(x, weights, biases, groups, traced=True)
+    # What an op returns may not share memory: separate results would cost the kernel registers, which it would spill.
+    return launch.run(), [stage.clone(memory_format=torch.channels_last) for stage in launch.kept]
+
+
+def crp_backward(
+    grad: Tensor,
+    x: Tensor,
+    stages: list[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor],
+    groups: int,
+    needs: list[bool],
+) -> list[Tensor]:
+    return crp_backward_kernel.prepare(grad, x, stages, weights, biases, groups, needs, traced=True).run()
+
+
 def fusion(
     inputs: list[Tensor], weights: list[Tensor], biases: list[Tensor], activation: str, align_corners: bool
 ) -> Tensor:
     return fusion_kernel.prepare(inputs, weights, biases, activation, align_corners, traced=True).run()
+
+
+def fusion_backward(
+    grad: Tensor,
+    out: Tensor | None,
+    inputs: list[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor],
+    activation: str,
+    align_corners: bool,
+    needs: list[bool],
+) -> list[Tensor]:
+    return fusion_backward_kernel.prepare(
+        grad, out, inputs, weights, biases, activation, align_corners, needs, traced=True
+    ).run()
 
 
 def upsample_argmax(logits: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
@@ -38,9 +73,18 @@ _define: Any = torch.library.custom_op if INTERPRETED.value else torch.library.t
 
 _crp = _define("lwrn_fast::triton_crp", crp, mutates_args=())
 _crp.register_fake(ops.crp_fake)
-_crp.register_autograd(ops.differentiate_crp, setup_context=ops.save_crp)
+_crp.register_autograd(ops.differentiate_crp("triton_crp_backward"), setup_context=ops.save_crp)
+_crp_training = _define("lwrn_fast::triton_crp_training", crp_training, mutates_args=())
+_crp_training.register_fake(ops.crp_training_fake)
+_crp_training.register_autograd(ops.differentiate_crp("triton_crp_backward"), setup_context=ops.save_crp_training)
+_crp_backward = _define("lwrn_fast::triton_crp_backward", crp_backward, mutates_args=())
+_crp_backward.register_fake(ops.crp_backward_fake)
+_crp_backward.register_autograd(ops.no_second_derivative("crp"))
 _fusion = _define("lwrn_fast::triton_fusion", fusion, mutates_args=())
 _fusion.register_fake(ops.fusion_fake)
-_fusion.register_autograd(ops.differentiate_fusion, setup_context=ops.save_fusion)
+_fusion.register_autograd(ops.differentiate_fusion("triton_fusion_backward"), setup_context=ops.save_fusion)
+_fusion_backward = _define("lwrn_fast::triton_fusion_backward", fusion_backward, mutates_args=())
+_fusion_backward.register_fake(ops.fusion_backward_fake)
+_fusion_backward.register_autograd(ops.no_second_derivative("fusion"))
 _upsample_argmax = _define("lwrn_fast::triton_upsample_argmax", upsample_argmax, mutates_args=())
 _upsample_argmax.register_fake(ops.upsample_argmax_fake)

@@ -22,6 +22,22 @@ def fusion_arguments(dtype=torch.float32, bias=True, activation="relu", grad=Fal
     return leaves([inputs, weights, biases, activation, True], dtype, grad)
 
 
+def whole_crp(shape, stages=3, groups=1, dtype=torch.float32):
+    """grad, x, weights, biases and groups in whole numbers so small that every sum is exact: ties are everywhere."""
+    planes = shape[1]
+    weights = []
+    for _ in range(stages):
+        if groups > 1:
+            weight = torch.randint(0, 2, (planes, 1)) * 2 - 1
+        else:
+            weight = torch.zeros(planes, planes).long()
+            weight[torch.arange(planes), torch.randint(planes, (planes,))] = torch.randint(-1, 2, (planes,))
+        weights.append(weight.view(planes, -1, 1, 1).to(dtype))
+    biases = [torch.randint(-1, 2, (planes,)).to(dtype) for _ in range(stages)]
+    maps = [torch.randint(-2, 3, shape).to(dtype) for _ in range(2)]
+    return [*maps, weights, biases, groups]
+
+
 def leaves(item, dtype, grad):
     if isinstance(item, list):
         return [leaves(i, dtype, grad) for i in item]

@@ -5,6 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import lwrn_fast
+from arguments import whole_crp
 from comparing import DTYPES, LAYOUTS, in_double, name
 from lwrn_fast import _native, gradients, reference
 
@@ -31,22 +32,6 @@ def _isa(request, monkeypatch):
     monkeypatch.setenv("LWRN_FAST_CPU_ISA", request.param)
 
 
-def problem(shape, stages=3, groups=1, dtype=torch.float32):
-    """grad, x, weights, biases and groups in whole numbers so small that every sum is exact: ties are everywhere."""
-    planes = shape[1]
-    weights = []
-    for _ in range(stages):
-        if groups > 1:
-            weight = torch.randint(0, 2, (planes, 1)) * 2 - 1
-        else:
-            weight = torch.zeros(planes, planes).long()
-            weight[torch.arange(planes), torch.randint(planes, (planes,))] = torch.randint(-1, 2, (planes,))
-        weights.append(weight.view(planes, -1, 1, 1).to(dtype))
-    biases = [torch.randint(-1, 2, (planes,)).to(dtype) for _ in range(stages)]
-    maps = [torch.randint(-2, 3, shape).to(dtype) for _ in range(2)]
-    return [*maps, weights, biases, groups]
-
-
 def backward(grad, x, weights, biases, groups, stages=()):
     return OPS.crp_backward(grad, x, list(stages), weights, biases, groups, [True] * (1 + len(weights) + len(biases)))
 
@@ -59,7 +44,7 @@ def expected(grad, x, weights, biases, groups):
 @pytest.mark.parametrize("depthwise", [False, True], ids=["dense", "depthwise"])
 @pytest.mark.parametrize("shape", SHAPES, ids=name)
 def test_exact_in_whole_numbers(shape, depthwise, dtype):
-    given = problem(shape, groups=shape[1] if depthwise else 1, dtype=dtype)
+    given = whole_crp(shape, groups=shape[1] if depthwise else 1, dtype=dtype)
     for got, exact in zip(backward(*given), expected(*in_double(given)), strict=True):
         assert torch.equal(got, exact.to(dtype))
 
@@ -85,7 +70,7 @@ def test_as_exact_as_eager(depthwise, dtype):
 @pytest.mark.parametrize("share", [0.02, 0.7, 1.0], ids=str)
 @pytest.mark.parametrize("depthwise", [False, True], ids=["dense", "depthwise"])
 def test_of_what_is_not_finite(depthwise, share, value):
-    given = problem((2, 10, 9, 21), groups=10 if depthwise else 1)
+    given = whole_crp((2, 10, 9, 21), groups=10 if depthwise else 1)
     given[1][torch.rand(given[1].shape) < share] = value
     for got, eager in zip(backward(*given), expected(*given), strict=True):
         torch.testing.assert_close(got, eager, rtol=0, atol=0, equal_nan=True)
@@ -93,7 +78,7 @@ def test_of_what_is_not_finite(depthwise, share, value):
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
 def test_of_a_gradient_that_is_not_finite(value):
-    given = problem((2, 10, 9, 21))
+    given = whole_crp((2, 10, 9, 21))
     given[0][torch.rand(given[0].shape) < 0.05] = value
     for got, eager in zip(backward(*given), expected(*given), strict=True):
         torch.testing.assert_close(got, eager, rtol=0, atol=0, equal_nan=True)
@@ -101,14 +86,14 @@ def test_of_a_gradient_that_is_not_finite(value):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_of_any_layout(layout):
-    grad, x, *others = problem((3, 6, 9, 11))
+    grad, x, *others = whole_crp((3, 6, 9, 11))
     for given in ([LAYOUTS[layout](grad), x, *others], [grad, LAYOUTS[layout](x), *others]):
         for got, exact in zip(backward(*given), expected(*given), strict=True):
             assert torch.equal(got, exact)
 
 
 def test_of_transposed_weights():
-    grad, x, weights, *others = problem((2, 6, 9, 11))
+    grad, x, weights, *others = whole_crp((2, 6, 9, 11))
     given = [grad, x, [w.transpose(0, 1) for w in weights], *others]
     for got, exact in zip(backward(*given), expected(*given), strict=True):
         assert torch.equal(got, exact)
@@ -116,13 +101,13 @@ def test_of_transposed_weights():
 
 @pytest.mark.parametrize("stages", [1, 2, 5])
 def test_of_any_count_of_stages(stages):
-    given = problem((2, 6, 9, 11), stages=stages)
+    given = whole_crp((2, 6, 9, 11), stages=stages)
     for got, exact in zip(backward(*given), expected(*given), strict=True):
         assert torch.equal(got, exact)
 
 
 def test_only_what_is_needed():
-    given = problem((2, 6, 9, 11))
+    given = whole_crp((2, 6, 9, 11))
     exact = expected(*given)
     for pattern in ("x......", ".......", ".w.w.b.", "..ww...", "......b"):
         needs = [letter != "." for letter in pattern]
@@ -134,7 +119,7 @@ def test_only_what_is_needed():
 
 
 def test_of_an_empty_batch():
-    given = problem((0, 6, 9, 11))
+    given = whole_crp((0, 6, 9, 11))
     for got, exact in zip(backward(*given), expected(*given), strict=True):
         assert got.shape == exact.shape
         assert torch.equal(got, torch.zeros_like(got))

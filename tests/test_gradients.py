@@ -64,7 +64,7 @@ def test_in_sixteen_bits(backend, op, dtype):
 @pytest.mark.parametrize("layout", ["sliced_channels", "expanded_rows", "transposed_image"])
 def test_of_inputs_in_any_layout(backend, op, layout):
     function, _, plain, arguments = DIFFERENTIABLE[op]
-    first, *rest = arguments(grad=True)
+    first, *rest = quarters(arguments())
     is_list = isinstance(first, list)
     base = [t.detach() for t in tensors_of([first])]
     grads = []
