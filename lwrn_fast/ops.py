@@ -40,10 +40,13 @@ def crp_fake(x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int
     return _channels_last(x, x.shape)
 
 
-def crp_autocast(x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int) -> Tensor:
-    arguments = autocast.cast([x, weights, biases], torch.get_autocast_dtype(x.device.type))
-    with autocast.off(x):
-        return torch.ops.lwrn_fast.crp(*arguments, groups)
+def crp_autocast(op: str) -> Callable[..., Any]:
+    def cast(x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int) -> Any:
+        arguments = autocast.cast([x, weights, biases], torch.get_autocast_dtype(x.device.type))
+        with autocast.off(x):
+            return getattr(torch.ops.lwrn_fast, op)(*arguments, groups)
+
+    return cast
 
 
 def crp_training(x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int) -> tuple[Tensor, list[Tensor]]:
@@ -265,5 +268,6 @@ torch.library.register_autograd("lwrn_fast::fusion_backward", no_second_derivati
 _library.impl("upsample_argmax", torch.library.fallthrough_kernel, "Autograd")  # labels have no gradient
 
 for _key in ("AutocastCPU", "AutocastCUDA"):
-    _library.impl("crp", crp_autocast, _key)
+    for _op in ("crp", "crp_training"):
+        _library.impl(_op, crp_autocast(_op), _key)
     _library.impl("fusion", fusion_autocast, _key)

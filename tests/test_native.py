@@ -9,8 +9,8 @@ CROSS_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 
 @pytest.mark.skipif(bool(missing("g++")), reason=f"{missing('g++')}")
 def test_every_instruction_set_of_this_machine(tmp_path):
-    output = run(build(tmp_path, "selfcheck", "-O1"), 300)
-    assert "portable: 300 problems of each op, 0 wrong" in output
+    output = run(build(tmp_path, "selfcheck", "-O1"), 120)
+    assert "portable: 120 problems of each op, 0 wrong" in output
 
 
 @pytest.mark.skipif(bool(missing(CROSS_COMPILER, EMULATOR)), reason=f"{missing(CROSS_COMPILER, EMULATOR)}")

@@ -225,6 +225,15 @@ class TestAutocast:
             assert torch.equal(function(*given), expected)
             assert fused(*given).dtype == dtype
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name)
+    def test_training_runs_in_the_autocast_dtype(self, dtype):
+        given = crp_arguments()
+        out, stages = OPS.crp_training(*leaves(given, dtype, False))
+        with torch.autocast("cpu", dtype=dtype):
+            got, got_stages = OPS.crp_training(*given)
+        for ours, expected in zip([got, *got_stages], [out, *stages], strict=True):
+            assert torch.equal(ours, expected)
+
     def test_casts_what_convolutions_return(self, backend):
         conv, block = torch.nn.Conv2d(3, 8, 1), lwrn_fast.CRP(8, 8)
         with torch.autocast(backend.device, dtype=torch.bfloat16):

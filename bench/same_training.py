@@ -1,0 +1,110 @@
+"""Whether training with fused blocks, or in two processes, is the same training: `python bench/same_training.py`.
+
+One seed, float32, the same steps of rf_lw_mbv2 on generated data. Float32 rounds, and every rounding grows from step to
+step, so the measure is what PyTorch alone does when its sums are in another order: with two threads instead of one.
+Writes bench/results/same_training.csv, the losses, same_training.md and same_training.svg. Needs matplotlib and the
+extra train.
+"""
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import machine
+
+RESULTS = Path(__file__).with_name("results")
+REFERENCE, NOISE = "reference, 1 thread", "reference, 2 threads"
+# name: backend, threads, processes
+RUNS = {
+    REFERENCE: ("reference", 1, 1),
+    NOISE: ("reference", 2, 1),
+    "fused": ("cpu", 1, 1),
+    "fused, 2 processes": ("cpu", 1, 2),
+}
+WINDOW = 20  # steps of a mean
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--crop", type=int, default=96)
+    arguments = parser.parse_args()
+    images = arguments.steps * arguments.batch * 10 // 8  # of which 8 in 10 are to train on, each once
+    losses, scores = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        _lwrn_fast("generate", data, "--images", images, "--size", arguments.crop, arguments.crop)
+        for name, (backend, threads, processes) in RUNS.items():
+            out = Path(folder) / name.replace(" ", "_")
+            steps = ["--epochs", 1, "--batch", arguments.batch, "--crop", arguments.crop, "--scales", 1, 1, "--clip", 1]
+            rates = ["--encoder-lr", 0.05, "--decoder-lr", 0.05, "--warmup", 20]
+            given = ["train", data, "--out", out, "--backend", backend, "--device", "cpu", *steps, *rates]
+            _lwrn_fast(*given, threads=threads, processes=processes)
+            with (out / "losses.csv").open(encoding="utf-8") as file:
+                losses[name] = np.array([float(row["loss"]) for row in csv.DictReader(file)])
+            given = ["eval", data, "--split", "test", "--checkpoint", out / "last.safetensors", "--backend", backend]
+            _lwrn_fast(*given, "--device", "cpu", "--out", out / "scores.json", threads=threads, processes=processes)
+            scores[name] = json.loads((out / "scores.json").read_text(encoding="utf-8"))
+    write(losses, scores, arguments)
+
+
+def write(losses: dict[str, np.ndarray], scores: dict[str, dict], arguments: argparse.Namespace) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / "same_training.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["step", *losses])
+        rows.writerows([i + 1, *map(float, step)] for i, step in enumerate(zip(*losses.values(), strict=True)))
+    smooth = {name: np.convolve(values, np.ones(WINDOW) / WINDOW, "valid") for name, values in losses.items()}
+    text = table(losses, smooth, scores, arguments)
+    (RESULTS / "same_training.md").write_text(text, encoding="utf-8")
+    print(text)
+    plot(smooth, RESULTS / "same_training.svg")
+
+
+def table(losses: dict, smooth: dict, scores: dict, arguments: argparse.Namespace) -> str:
+    first = f"{arguments.steps} steps of {arguments.batch} crops of {arguments.crop} pixels, float32, one seed."
+    lines = ["# Is it the same training?", "", first, "Machine: " + ", ".join(machine.describe().values()) + ".", ""]
+    lines.append(f"Loss: of step 1, then means of {WINDOW} steps until the one named. Difference: the largest one of")
+    lines.append(f"these means from {REFERENCE}. Scores: of the held-out test split, by the same backend.")
+    marks = [step for step in (50, 100, 200, 300) if step <= arguments.steps]
+    lines += ["", "| run | 1 | " + " | ".join(map(str, marks)) + " | difference | mean IoU | pixel accuracy |"]
+    lines.append("| --- |" + " ---: |" * (len(marks) + 4))
+    for name, values in losses.items():
+        means = [f"{smooth[name][step - WINDOW]:.4f}" for step in marks]
+        difference = np.abs(smooth[name] - smooth[REFERENCE]).max()
+        found = [f"{scores[name][key]:.4f}" for key in ("mean_iou", "pixel_accuracy")]
+        lines.append(f"| {name} | " + " | ".join([f"{values[0]:.6f}", *means, f"{difference:.4f}", *found]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(smooth: dict[str, np.ndarray], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "same_training"  # the same file from the same numbers
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for name, values in smooth.items():
+        axes.plot(np.arange(len(values)) + WINDOW, values, label=name, linewidth=1)
+    axes.set(xlabel="step", ylabel=f"loss, mean of {WINDOW} steps")
+    axes.legend()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def _lwrn_fast(*arguments: object, threads: int = 1, processes: int = 1) -> None:
+    several = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    command = [sys.executable, "-m", *(several if processes > 1 else []), "lwrn_fast", *map(str, arguments)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+
+
+if __name__ == "__main__":
+    main()
