@@ -6,44 +6,47 @@ import torch
 from PIL import Image
 
 from lwrn_fast import demo, models
+from lwrn_fast.training import generate
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = demo.picture(96, 128)
     monkeypatch.setattr(demo, "INPUT", (64, 64))
     monkeypatch.setattr(demo, "RUNS", 1)
-    monkeypatch.setattr(demo, "picture", lambda: small)
 
 
-def test_bundled_picture_and_generated_weights(tmp_path, capsys):
+def test_drawn_pictures_and_the_weights_of_the_package(tmp_path, capsys):
     assert demo.main(["--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert text.count("UNTRAINED") == 2
-    for part in ("rf_lw_mbv2, 21 classes", "plain PyTorch, NCHW", "speed-up", " x", "1 image, "):
+    for part in ("rf_lw_mbv2, 8 classes", "they know drawn shapes", "3 images, ", "plain PyTorch, NCHW", "speed-up"):
         assert part in text
     difference = float(text.split("logits ")[1].split(" ")[0])
     assert difference < 1e-4
-    with Image.open(tmp_path / "labels" / "drawn_picture.png") as labels:
-        assert len(np.unique(np.array(labels))) > 5
-    assert (tmp_path / "labels" / "drawn_picture_overlay.png").exists()
-    assert models.load(tmp_path / demo.WEIGHTS).num_classes == 21
+    assert float(text.split("% of the pixels are right")[0].split()[-1]) > 93
+    with Image.open(tmp_path / demo.COMPARISON) as comparison:
+        assert comparison.size == (3 * demo.SIZE[1], demo.PICTURES * demo.SIZE[0])
+    assert (tmp_path / "labels" / "shapes_1_overlay.png").exists()
 
 
-def test_the_weight_file_is_the_same_every_time(tmp_path):
-    for seed, name in enumerate(["a", "b"]):
-        torch.manual_seed(seed)
-        demo.generate_weights(str(tmp_path / name))
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+def test_the_comparison_counts_what_is_right(tmp_path):
+    picture, truth = generate.picture(0, "test", 0, (32, 40))
+    wrong = truth.copy()
+    wrong[:8] = 7 - wrong[:8]  # a quarter, and never equal
+    demo.images.write_labels(tmp_path / "a.png", wrong)
+    assert demo.compare({"elsewhere/a.png": (picture, truth)}, tmp_path, tmp_path / "c.png") == 0.75
+    with Image.open(tmp_path / "c.png") as comparison:
+        parts = np.hsplit(np.array(comparison), 3)
+    for part, expected in zip(parts, (picture, models.PALETTE[wrong], models.PALETTE[truth]), strict=True):
+        assert np.array_equal(part, expected)
 
 
 def test_photographs_and_checkpoint(tmp_path, capsys):
     torch.save(models.rf_lw_mbv2(num_classes=5).state_dict(), tmp_path / "five.pth")
-    Image.fromarray(demo.picture()).save(tmp_path / "photo.jpg")
+    Image.fromarray(generate.picture(0, "test", 0)[0]).save(tmp_path / "photo.jpg")
     arguments = [str(tmp_path / "photo.jpg"), str(tmp_path / "no.jpg"), "--checkpoint", str(tmp_path / "five.pth")]
     assert demo.main([*arguments, "--out", str(tmp_path / "out")]) == 2
     output = capsys.readouterr()
-    assert "UNTRAINED" not in output.out
+    assert "drawn shapes" not in output.out
     assert "speed-up" in output.out
     assert output.err.startswith("lwrn-fast: error: ")
     assert output.err.endswith("no.jpg: cannot be read (no such file or folder)\n")
@@ -55,10 +58,3 @@ def test_what_stops_it_is_one_line(tmp_path, capsys):
     assert demo.main(["--out", str(tmp_path / "file")]) == 2
     assert demo.main(["--out", str(tmp_path), "--checkpoint", str(tmp_path / "file")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 2
-
-
-def test_the_drawn_picture():
-    picture = demo.picture()
-    assert picture.dtype == np.uint8
-    assert picture.shape[2] == 3
-    assert picture.std() > 30

@@ -4,7 +4,7 @@
 >>> model = models.rf_lw_mbv2(num_classes=21).eval()
 """
 
-from .checkpoint import CheckpointError, load
+from .checkpoint import SHAPES, CheckpointError, load
 from .decoder import Decoder
 from .networks import (
     NETWORKS,
@@ -25,6 +25,7 @@ __all__ = [
     "MEAN",
     "NETWORKS",
     "PALETTE",
+    "SHAPES",
     "STD",
     "CheckpointError",
     "Decoder",

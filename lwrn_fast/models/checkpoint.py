@@ -5,6 +5,7 @@ import pickle
 import warnings
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from .networks import NETWORKS, Network
 LEVELS = ("state_dict", "segmenter", "model", "model_state_dict", "net", "network")
 """Names under which training scripts keep the state dict, in the order they are looked for."""
 COUNTER = "num_batches_tracked"
+SHAPES = Path(__file__).parents[1] / "checkpoints" / "rf_lw_mbv2_shapes.safetensors"
+"""Weights that come with the package: rf_lw_mbv2, trained on what `lwrn-fast generate` draws; the data sheet beside."""
 
 
 class CheckpointError(ValueError):
