@@ -28,7 +28,7 @@ demo: $(VENV)/cli.stamp
 
 # The tests are of the installed package, so that what the wheel lacks is noticed: from tests/ the sources are not in sight.
 test: $(VENV)/test.stamp test-tools
-	cd tests && ../$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	cd tests && ../$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # What the cross-compilation test needs; it skips, and says so, where this cannot be installed.
 test-tools:

@@ -56,7 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # These take minutes. Begun first, none of them is left to one process at the end.
-LONG = ("test_triton_compile", "test_sanitizers", "test_emulator", "test_build")
+LONG = ("test_triton_compile", "test_sanitizers", "test_native", "test_emulator", "test_build")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
