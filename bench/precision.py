@@ -80,3 +80,7 @@ class Quantised(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.converted(x)
+
+
+if __name__ == "__main__":
+    main()
