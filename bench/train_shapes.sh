@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains lwrn_fast/checkpoints/rf_lw_mbv2_shapes.safetensors anew, in DIR: `bench/train_shapes.sh DIR`. An hour and a half on
-# two cores; killed, it continues where it was. Float32 sums differ between processors, so the weights will too.
+# Trains lwrn_fast/checkpoints/rf_lw_mbv2_shapes.safetensors anew, in DIR: `bench/train_shapes.sh DIR`. Two hours on two cores
+# that had other work too; killed, it continues where it was. Float32 sums differ between processors, so the weights will too.
 set -euo pipefail
 mkdir -p "$1" && cd "$1"
 rates="--weight-decay 5e-5 --warmup 100 --clip 1"
