@@ -345,19 +345,7 @@ class CrpBackward {
 
   void add_bias_grad(const Tile& tile, int64_t worker, float* sums) const {
     for (int64_t c = 0; c < planes_; c += kWidth)
-      store(sums + c, add(load(sums + c), sum_pairwise(grad_panel(worker) + c, tile.rows * tile.columns)));
-  }
-
-  // The sum of a vector of each pixel, as the sum of two halves: nothing is multiplied, so additions are all that
-  // rounds.
-  vf sum_pairwise(const float* pixel, int64_t pixels) const {
-    if (pixels > 4) {
-      const int64_t half = pixels / 2;
-      return add(sum_pairwise(pixel, half), sum_pairwise(pixel + half * stride(), pixels - half));
-    }
-    vf sum = load(pixel);
-    for (int64_t i = 1; i < pixels; ++i) sum = add(sum, load(pixel + i * stride()));
-    return sum;
+      store(sums + c, add(load(sums + c), sum_in_pairs(grad_panel(worker) + c, stride(), tile.rows * tile.columns)));
   }
 
   // The gradient of the tile's pooled pixels.

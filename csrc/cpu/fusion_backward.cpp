@@ -289,16 +289,6 @@ class FusionBackward {
     }
   }
 
-  // Nothing is multiplied, so the additions are all that rounds: few of them for each number.
-  static vf sum_in_pairs(const float* first, int64_t stride, int64_t count) {
-    if (count > 4)
-      return add(sum_in_pairs(first, stride, count / 2),
-                 sum_in_pairs(first + count / 2 * stride, stride, count - count / 2));
-    vf sum = load(first);
-    for (int64_t i = 1; i < count; ++i) sum = add(sum, load(first + i * stride));
-    return sum;
-  }
-
   void add_weight_grad(int64_t k, const Run& run, bool accumulate, int64_t worker, float* sums) const {
     const int64_t panel_stride = run.count * kPanel;
     for (int64_t i = 0; i < run.count; ++i)

@@ -278,6 +278,16 @@ inline void store_upto(T* p, vf x, int64_t n) {
     store_first(p, x, n);
 }
 
+// The sum of `count` vectors, `stride` elements apart, as the sum of two halves: few roundings for each number.
+inline vf sum_in_pairs(const float* first, int64_t stride, int64_t count) {
+  if (count > 4)
+    return add(sum_in_pairs(first, stride, count / 2),
+               sum_in_pairs(first + count / 2 * stride, stride, count - count / 2));
+  vf sum = load(first);
+  for (int64_t i = 1; i < count; ++i) sum = add(sum, load(first + i * stride));
+  return sum;
+}
+
 // Tells the processor that this thread waits for another.
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
