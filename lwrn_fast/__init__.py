@@ -15,12 +15,14 @@ from .upsample_argmax import UpsampleArgmax, upsample_argmax
 from .warmup import warmup
 
 from . import models  # isort: skip  built from the blocks above
+from .accelerate import accelerate, restore  # isort: skip
 
 __all__ = [
     "CRP",
     "Fusion",
     "UpsampleArgmax",
     "__version__",
+    "accelerate",
     "crp",
     "explain",
     "fusion",
@@ -28,6 +30,7 @@ __all__ = [
     "models",
     "ops",
     "reference",
+    "restore",
     "upsample_argmax",
     "use_backend",
     "warmup",

@@ -1,0 +1,69 @@
+"""What was found in a network, what was replaced, and why the rest was not."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A part of a network that an op of ours was held against."""
+
+    where: str
+    """The module whose forward it is in, "" for the network itself."""
+    kind: str
+    """"crp", "fusion", "labels" (upsampling and argmax), "pool" (5x5, stride 1), or "module"."""
+    what: str
+    """Its size, in words."""
+    reason: str | None = None
+    """Why it was left alone, None where it was replaced."""
+
+    @property
+    def replaced(self) -> bool:
+        return self.reason is None
+
+
+@dataclass
+class Report:
+    """All findings, in the network's order; printed, it is a table.
+
+    >>> report = Report([Finding("crp1", "crp", "4 stages of 256 planes")])
+    >>> report.count("crp"), bool(report)
+    (1, True)
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+
+    def count(self, kind: str) -> int:
+        """How many of a kind were replaced."""
+        return sum(finding.replaced and finding.kind == kind for finding in self.findings)
+
+    @property
+    def replaced(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.replaced]
+
+    @property
+    def refused(self) -> list[Finding]:
+        return [finding for finding in self.findings if not finding.replaced]
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        self.findings.extend(findings)
+
+    def __bool__(self) -> bool:
+        """Whether anything was replaced."""
+        return bool(self.replaced)
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.findings)
+
+    def __str__(self) -> str:
+        if not self.findings:
+            return "nothing of ours was found: no chained residual pooling, no fusion, no 5x5 pool"
+        rows = [("module", "found", "size", "")]
+        for finding in self.findings:
+            where = finding.where or "(the network)"
+            rows.append((where, finding.kind, finding.what, finding.reason or "replaced"))
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = ["  ".join([*map(str.ljust, row[:3], widths), row[3]]).rstrip() for row in rows]
+        kinds = dict.fromkeys(finding.kind for finding in self.replaced)
+        counts = ", ".join(f"{self.count(kind)} {kind}" for kind in kinds) or "nothing"
+        return "\n".join([*lines, f"replaced: {counts}"])

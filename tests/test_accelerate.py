@@ -1,0 +1,401 @@
+"""lwrn_fast.accelerate and restore: what is found in other people's networks, that it computes the same, and that
+what cannot be replaced stays as it is."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import foreign
+import lwrn_fast
+from comparing import COPIES
+from lwrn_fast import models
+
+SIZES = [(1, 3, 64, 96), (2, 3, 37, 51)]
+SAME = 1e-5
+"""Of the largest value."""
+
+
+def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
+    out = model(x)
+    return list(out) if isinstance(out, tuple) else [out]
+
+
+def difference(got: list[Tensor], expected: list[Tensor]) -> float:
+    assert [g.shape for g in got] == [e.shape for e in expected]
+    assert [g.dtype for g in got] == [e.dtype for e in expected]
+    return max(((g - e).abs().max() / e.abs().max()).item() for g, e in zip(got, expected, strict=True))
+
+
+def same(got: list[Tensor], expected: list[Tensor]) -> bool:
+    return all(torch.equal(g, e) for g, e in zip(got, expected, strict=True))
+
+
+@pytest.fixture(params=foreign.STYLES, ids=lambda kind: kind.__name__)
+def style(request):
+    return request.param
+
+
+@pytest.mark.parametrize("name", ["rf_lw50", "rf101"])
+def test_foreign_package(name):
+    make = getattr(foreign.package(), name)
+    torch.manual_seed(0)
+    model, other = make(21, pretrained=None).eval(), make(21, pretrained=None).eval()
+    x = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        expected, others = outputs(model, x), outputs(other, x)
+        before = copy.deepcopy(model.state_dict())
+        report = lwrn_fast.accelerate(model)
+        assert report.count("crp") == 4
+        assert report.count("fusion") == (4 if name == "rf_lw50" else 0)
+        assert difference(outputs(model, x), expected) < SAME
+        assert list(before) == list(model.state_dict())
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        assert same(outputs(other, x), others)
+        lwrn_fast.restore(model)
+        assert same(outputs(model, x), expected)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+class TestStyles:
+    @pytest.mark.parametrize("shape", SIZES, ids=str)
+    def test_same_results(self, style, shape):
+        model, x = foreign.network(style), torch.rand(shape)
+        expected = outputs(model, x)
+        report = lwrn_fast.accelerate(model)
+        assert report.count("crp") == style.crps, str(report)
+        assert report.count("fusion") == style.fusions, str(report)
+        if style is foreign.Inline:
+            assert report.count("labels") == 1
+            assert (outputs(model, x)[0] == expected[0]).float().mean() > 0.999
+        else:
+            assert difference(outputs(model, x), expected) < SAME
+
+    def test_gradients(self, style):
+        if style is foreign.Inline:
+            pytest.skip("label maps have no gradient")
+        model, x = foreign.network(style), torch.rand(2, 3, 37, 51, requires_grad=True)
+        other = copy.deepcopy(model)
+        lwrn_fast.accelerate(model)
+        for network in (model, other):
+            sum(out.square().sum() for out in outputs(network, x)).backward()
+        for (name, got), expected in zip(model.named_parameters(), other.parameters(), strict=True):
+            assert (got.grad - expected.grad).abs().max() <= 1e-4 * expected.grad.abs().max(), name
+
+    def test_mode_changes(self, style):
+        """Training is with dropout and batch statistics, and evaluation is without, whichever was traced."""
+        model = foreign.network(style)
+        other, x = copy.deepcopy(model), torch.rand(2, 3, 64, 96)
+        other.to(memory_format=torch.channels_last)  # whose dropout draws in another order
+        lwrn_fast.accelerate(model)
+        for mode in (True, False, True):
+            results = []
+            for network in (model, other):
+                network.train(mode)
+                torch.manual_seed(1)
+                results.append(outputs(network, x))
+            if style is foreign.Inline:
+                assert (results[0][0] == results[1][0]).float().mean() > 0.99
+            else:
+                assert difference(*results) < 1e-4  # a batch normalisation divides by small deviations
+
+    @pytest.mark.parametrize("copied", COPIES)
+    def test_copies(self, style, copied):
+        model, x = foreign.network(style), torch.rand(SIZES[0])
+        lwrn_fast.accelerate(model)
+        expected = outputs(model, x)
+        other = copied(model)
+        assert same(outputs(other, x), expected)
+        nn.init.zeros_(list(model.parameters())[-2])
+        assert same(outputs(other, x), expected)
+        lwrn_fast.restore(other)
+        assert not any("forward" in vars(module) for module in other.modules())
+        assert any("forward" in vars(module) for module in model.modules())
+
+    def test_restored_bit_for_bit(self, style):
+        model, x = foreign.network(style), torch.rand(SIZES[0])
+        expected, strides = outputs(model, x), [p.stride() for p in model.parameters()]
+        lwrn_fast.accelerate(model)
+        lwrn_fast.accelerate(model)
+        lwrn_fast.restore(model)
+        assert same(outputs(model, x), expected)
+        assert [p.stride() for p in model.parameters()] == strides
+
+    def test_compiled(self, style):
+        model, x = foreign.network(style), torch.rand(SIZES[0])
+        lwrn_fast.accelerate(model)
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        assert same(outputs(compiled, x), outputs(model, x))
+
+
+class TestFollows:
+    """An accelerated network is the user's network: what happens to that happens to it."""
+
+    @pytest.fixture
+    def model(self):
+        model = foreign.network(foreign.Published)
+        lwrn_fast.accelerate(model)
+        return model
+
+    def expected(self, model, x):
+        other = copy.deepcopy(model)
+        lwrn_fast.restore(other)
+        return outputs(other, x)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            pytest.param(lambda m: nn.init.normal_(m.p1.weight), id="weight"),
+            pytest.param(lambda m: m.p1.weight.data.mul_(2), id="data"),
+            pytest.param(lambda m: setattr(m, "joint", nn.Conv2d(10, 8, 1)), id="module"),
+            pytest.param(lambda m: setattr(m, "joint", nn.Conv2d(10, 8, 3, padding=1)), id="other kind of module"),
+            pytest.param(lambda m: setattr(m.pool1[0], "stages", 2), id="attribute"),
+            pytest.param(lambda m: m.double(), id="dtype"),
+            pytest.param(lambda m: m.load_state_dict(foreign.Published().state_dict()), id="state dict"),
+        ],
+    )
+    def test_change(self, model, change):
+        x = torch.rand(SIZES[0])
+        before = outputs(model, x)
+        change(model)
+        x = x.to(model.clf.weight.dtype)
+        assert difference(outputs(model, x), self.expected(model, x)) < SAME
+        assert model.clf.weight.dtype != torch.float32 or difference(outputs(model, x), before) > SAME
+
+    def test_hooks_are_called(self, model):
+        seen = []
+        model.p1.register_forward_hook(lambda *_: seen.append("p1"))
+        getattr(model.pool1[0], "2_outvar_dimred").register_forward_hook(lambda *_: seen.append("crp"))
+        x = torch.rand(SIZES[0])
+        assert difference(outputs(model, x), self.expected(model, x)) < SAME
+        assert sorted(seen) == ["crp", "crp", "p1", "p1"]
+
+    def test_attributes_that_do_not_matter_cost_nothing(self, model, monkeypatch):
+        outputs(model, torch.rand(SIZES[0]))
+        monkeypatch.setattr(lwrn_fast.rewrite.tracing, "trace", None)
+        model.steps = 3
+        outputs(model, torch.rand(SIZES[0]))
+
+    def test_image_without_batch(self):
+        block = foreign.Pooling(8)
+        x = torch.rand(8, 9, 11)
+        expected = block(x)
+        assert lwrn_fast.accelerate(block)
+        assert difference([block(x)], [expected]) < SAME
+
+    def test_keywords(self, model):
+        x = torch.rand(SIZES[0])
+        assert difference([model(x=x)], [model(x)]) < SAME
+
+    def test_autocast(self, model):
+        x = torch.rand(SIZES[0])
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model(x).dtype == torch.bfloat16
+
+    def test_broadcast_map(self):
+        """A map of one pixel, as of a global pooling, is added everywhere."""
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b, self.c = (nn.Conv2d(4, 6, 1) for _ in range(3))
+
+            def forward(self, x):
+                mean = x.mean((2, 3), keepdim=True)
+                up = F.interpolate(self.c(x[:, :, ::2, ::2]), size=x.shape[2:], mode="bilinear")
+                return F.relu(self.a(mean) + self.b(x) + up)
+
+        model, x = Net(), torch.rand(1, 4, 8, 6)
+        expected = model(x)
+        assert lwrn_fast.accelerate(model).count("fusion") == 1
+        assert difference([model(x)], [expected]) < SAME
+
+
+class TestOptions:
+    def test_parts(self):
+        model = foreign.network(foreign.Inline)
+        assert lwrn_fast.accelerate(model, crp=False).count("crp") == 0
+        assert lwrn_fast.accelerate(model, fusion=False).count("fusion") == 0
+        assert lwrn_fast.accelerate(model, fusion=False).count("crp") == 1
+
+    def test_channels_last(self):
+        model = foreign.network(foreign.Published)
+        lwrn_fast.accelerate(model, channels_last=False)
+        assert model.clf.weight.is_contiguous()
+        lwrn_fast.accelerate(model)
+        assert model.clf.weight.is_contiguous(memory_format=torch.channels_last)
+
+    def test_fold_changes_rounding_alone(self):
+        model, x = foreign.network(foreign.Published), torch.rand(SIZES[0])
+        with torch.no_grad():
+            lwrn_fast.accelerate(model, fold=False)
+            unfolded = outputs(model, x)
+            lwrn_fast.accelerate(model)
+            assert 0 < difference(outputs(model, x), unfolded) < SAME
+
+    def test_not_a_module(self):
+        with pytest.raises(TypeError, match=r"accelerate: model must be a torch.nn.Module, got function"):
+            lwrn_fast.accelerate(lambda x: x)
+
+    def test_our_own(self):
+        report = lwrn_fast.accelerate(models.Decoder([8, 16], num_classes=3, planes=8))
+        assert not report
+        assert [finding.reason for finding in report] == ["is of lwrn_fast already"]
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.crp = foreign.Pooling(4)
+
+    def forward(self, x):
+        return self.crp(x) if x.sum() > 0 else x
+
+
+class Counts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pool, self.calls = nn.MaxPool2d(5, 1, 2), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.pool(x)
+
+
+class Keeps(nn.Module):
+    """Hands out what a stage gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool, self.conv = nn.MaxPool2d(5, 1, 2), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        t = self.conv(self.pool(x))
+        return x + t, t
+
+
+class WritesInput(nn.Module):
+    """Adds to the tensor of its caller."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool, self.conv = nn.MaxPool2d(3, 1, 1), nn.Conv2d(8, 8, 1)
+        self.five = nn.MaxPool2d(5, 1, 2)
+
+    def forward(self, x):
+        x += self.conv(self.five(x))
+        return x
+
+
+class TestLeftAlone:
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"kernel": 3, "padding": 1}, "a pool is 3x3 with padding (1, 1), not 5x5"),
+            ({"groups": 4}, "a convolution has 4 groups, neither 1 nor 8"),
+        ],
+        ids=["3x3", "groups"],
+    )
+    def test_another_chain(self, changes, reason):
+        model, x = nn.Sequential(foreign.Chain(**changes)), torch.rand(1, 8, 16, 16)
+        expected, strides = model(x), [p.stride() for p in model.parameters()]
+        report = lwrn_fast.accelerate(model, crp=True)
+        assert report.count("crp") == 0
+        assert reason in str(report)
+        assert difference([model(x)], [expected]) < SAME
+        if not report:
+            assert not any("forward" in vars(module) for module in model.modules())
+            assert [p.stride() for p in model.parameters()] == strides
+
+    def test_dilated(self):
+        """By one pixel more on each side, it is of the same size."""
+
+        class Dilated(foreign.Chain):
+            def forward(self, x):
+                out = t = x
+                for conv in self.convs:
+                    t = conv(self.pool(F.pad(t, (2, 2, 2, 2), value=-torch.inf)))
+                    out = out + t
+                return out
+
+        model, x = Dilated(dilation=2), torch.rand(1, 8, 16, 16)
+        expected = model(x)
+        report = lwrn_fast.accelerate(model)
+        assert not report
+        assert {finding.reason for finding in report} == {"a pool has dilation (2, 2)"}
+        assert same([model(x)], [expected])
+
+    def test_no_match(self):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+        report = lwrn_fast.accelerate(model)
+        assert not report.findings
+        assert "nothing of ours was found" in str(report)
+        assert "forward" not in vars(model)
+
+    def test_scripted(self):
+        model = nn.Sequential(torch.jit.trace(foreign.Pooling(4), torch.rand(1, 4, 9, 9)))
+        report = lwrn_fast.accelerate(model)
+        assert not report
+        assert [finding.reason for finding in report] == ["is scripted"]
+
+    def test_quantised(self):
+        from torch.ao.nn import quantized
+
+        model = nn.Sequential(quantized.Conv2d(4, 4, 1), quantized.ReLU6())
+        report = lwrn_fast.accelerate(model)
+        assert not report
+        assert {finding.reason for finding in report} == {"is quantised"}
+
+    def test_data_dependent_forward_costs_only_itself(self):
+        model = Branches()
+        report = lwrn_fast.accelerate(model)
+        assert report.count("crp") == 1
+        assert any("cannot be traced" in (finding.reason or "") for finding in report)
+        x = torch.rand(1, 4, 9, 9)
+        assert torch.equal(model(-x), -x)
+        assert difference([model(x)], [foreign.Pooling.forward(model.crp, x)]) < SAME
+
+    def test_forward_with_side_effects(self):
+        model = Counts()
+        report = lwrn_fast.accelerate(model)
+        assert not report
+        assert model.calls == 0
+        model(torch.rand(1, 1, 6, 6))
+        assert model.calls == 1
+
+    def test_stage_that_is_wanted_elsewhere(self):
+        model, x = Keeps(), torch.rand(1, 8, 9, 9)
+        expected = model(x)
+        assert lwrn_fast.accelerate(model).count("crp") == 0
+        assert difference(list(model(x)), list(expected)) < SAME
+
+    def test_caller_s_tensor_that_is_written_to(self):
+        model, x = WritesInput(), torch.rand(1, 8, 9, 9)
+        twin, other = copy.deepcopy(model), x.clone()
+        report = lwrn_fast.accelerate(model)
+        assert report.count("crp") == 0
+        with torch.no_grad():
+            model(x)
+            twin(other)
+        assert difference([x], [other]) < SAME
+
+    def test_forward_of_an_instance(self):
+        model = foreign.Pooling(4)
+        model.forward = lambda x: x
+        report = lwrn_fast.accelerate(model)
+        assert not report
+        assert [finding.reason for finding in report if not finding.where] == ["has a forward of its own instance"]
+        lwrn_fast.restore(model)
+        assert model(3) == 3
+
+
+def test_report_prints_as_a_table():
+    report = lwrn_fast.accelerate(foreign.network(foreign.Published))
+    lines = str(report).splitlines()
+    assert lines[0].split() == ["module", "found", "size"]
+    assert lines[-1] == "replaced: 2 fusion, 2 crp"
+    assert any("pool1.0" in line and "4 stages of 8 planes" in line for line in lines)
+    assert pickle.loads(pickle.dumps(report)) == report
