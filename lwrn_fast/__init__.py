@@ -16,10 +16,13 @@ from .warmup import warmup
 
 from . import models  # isort: skip  built from the blocks above
 from .accelerate import accelerate, restore  # isort: skip
+from .rewrite.report import Report  # isort: skip
+from .optimize import optimize  # isort: skip
 
 __all__ = [
     "CRP",
     "Fusion",
+    "Report",
     "UpsampleArgmax",
     "__version__",
     "accelerate",
@@ -29,6 +32,7 @@ __all__ = [
     "info",
     "models",
     "ops",
+    "optimize",
     "reference",
     "restore",
     "upsample_argmax",

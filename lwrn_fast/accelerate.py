@@ -5,11 +5,13 @@ looked at for themselves, so that what cannot be traced costs only itself.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from . import children
 from .crp import CRP
@@ -17,6 +19,7 @@ from .fusion import Fusion
 from .models.decoder import LevelDecoder
 from .models.refinenet import CRP3x3
 from .rewrite import tracing
+from .rewrite.reading import Reader
 from .rewrite.replacing import Rewriter
 from .rewrite.report import Finding, Report
 
@@ -92,6 +95,29 @@ def restore(model: nn.Module) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if formats.get(name):
             tensor.data = tensor.data.contiguous()
+
+
+def fold_norms(model: nn.Module) -> None:
+    """Put every batch normalisation of running statistics into the convolution before it, for good, where nothing else
+    sees the convolution's result; the network must be in eval mode, and its state dict is another afterwards."""
+    for module in model.modules():
+        if _why_closed(module) is not None or not _has_forward(module):
+            continue
+        try:
+            graph, _ = tracing.trace(module, set())
+        except tracing.NotTraced:
+            continue
+        called = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+        reader = Reader(graph, module)
+        for node in graph.nodes:
+            conv = reader.conv(node)
+            if conv is None or conv.norm is None or any(inner.op != "call_module" for inner in conv.nodes):
+                continue
+            first, last = (str(inner.target) for inner in conv.nodes)
+            if called[first] == called[last] == 1:
+                modules: Any = module.get_submodule(first), module.get_submodule(last)
+                module.set_submodule(first, fuse_conv_bn_eval(*modules))
+                module.set_submodule(last, nn.Identity())
 
 
 class Accelerated:

@@ -42,8 +42,6 @@ class Conv(NamedTuple):
     padding: tuple[int, int] | str
     dilation: tuple[int, int]
     groups: int
-    zeros: bool
-    """Whether it is padded with zeros."""
     nodes: tuple[Node, ...]
     norm: Norm | None = None
 
@@ -145,12 +143,22 @@ class Reader:
         found = self._convolution(node)
         if found is not None:
             return found
+        unchanged = self._unchanged(node)
+        if unchanged is not None and len(unchanged.users) == 1:
+            found = self.conv(unchanged)
+            return found and found._replace(nodes=(*found.nodes, node))
         normalised = self._norm(node)
         if normalised is None:
             return None
         x, norm = normalised
         found = self._convolution(x) if len(x.users) == 1 else None
         return found and found._replace(norm=norm, nodes=(*found.nodes, node))
+
+    def _unchanged(self, node: Node) -> Node | None:
+        """What the node hands on as it came."""
+        module = self.module(node)
+        kept = type(module) is nn.Identity or (isinstance(module, nn.Dropout | nn.Dropout2d) and not module.training)
+        return node.all_input_nodes[0] if kept else None
 
     def _convolution(self, node: Node) -> Conv | None:
         module = self.module(node)
@@ -161,10 +169,9 @@ class Reader:
             x = arguments_of(node, module.forward).get("input")
             weight, bias = f"{node.target}.weight", f"{node.target}.bias" if module.bias is not None else None
             facts = (module.stride, module.padding, module.dilation, module.groups)
-            zeros = module.padding_mode == "zeros"
         elif node.op == "call_function" and node.target in (torch.conv2d, F.conv2d):
             given = _positional(node, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"))
-            x, weight, bias, zeros = given.get("input"), given.get("weight"), given.get("bias"), True
+            x, weight, bias = given.get("input"), given.get("weight"), given.get("bias")
             facts = (given.get("stride", 1), given.get("padding", 0), given.get("dilation", 1), given.get("groups", 1))
         else:
             return None
@@ -173,7 +180,7 @@ class Reader:
             return None
         stride, padding, dilation, groups = facts
         padding = padding if isinstance(padding, str) else _pair(padding)
-        return Conv(x, weight, bias, shape, _pair(stride), padding, _pair(dilation), groups, zeros, (node,))
+        return Conv(x, weight, bias, shape, _pair(stride), padding, _pair(dilation), groups, (node,))
 
     def _norm(self, node: Node) -> tuple[Node, Norm] | None:
         module = self.module(node)

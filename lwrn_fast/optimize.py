@@ -1,0 +1,114 @@
+"""A network for inference, as fast as it gets here, by one call."""
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from .accelerate import accelerate, fold_norms
+from .rewrite.report import Report
+
+log = logging.getLogger("lwrn_fast")
+HOW = ("compile", "eager")
+
+
+class Optimized(nn.Module):
+    """What `optimize` returns: the network's forward without gradients. `report` tells what was replaced.
+
+    `network` is the copy that runs; its weights are part of compiled code, so changing them changes nothing.
+    """
+
+    def __init__(self, network: nn.Module, run: Any, report: Report) -> None:
+        super().__init__()
+        self.network, self.report = network, report
+        self._run = run
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        # not in inference mode, for which everything would be compiled and kept a second time
+        with torch.inference_mode(False), torch.no_grad():
+            args, kwargs = tree_map(_normal, (args, kwargs))
+            return self._run(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> "Optimized":
+        """Always for inference; RuntimeError for anything else."""
+        if mode:
+            raise RuntimeError("optimize: the network is for inference; train the one it was made from")
+        return super().train(False)
+
+    def __deepcopy__(self, memo: dict) -> "Optimized":
+        raise TypeError("optimize: compiled code cannot be copied; optimize a copy of the network")
+
+    def __reduce__(self) -> tuple:
+        raise TypeError("optimize: compiled code cannot be pickled; see lwrn_fast.export for files")
+
+
+def optimize(
+    model: nn.Module,
+    example: Tensor | Sequence[Tensor],
+    *,
+    how: str = "compile",
+    dynamic: bool = False,
+    dtype: torch.dtype | None = None,
+    options: dict[str, Any] | None = None,
+) -> Optimized:
+    """A copy of any network, for inference alone and as fast as it gets: our ops, batch normalisations folded into
+    convolutions, channels-last memory, compiled, and warmed up. The network itself stays as it is.
+
+    example: the input, or all positional ones, e.g. (N, 3, H, W); the first call with other sizes compiles again.
+    how: "compile" for torch.compile's inductor with frozen weights, which takes some seconds and a C++ compiler;
+    "eager" for `accelerate` on the copy, which takes none, and is taken where there is no compiler. dynamic: compile
+    for any size at once, somewhat slower. dtype: cast the copy, and floating-point inputs by yourself.
+    options: more of inductor's.
+    Returns an `Optimized` module, to be called as the network, without gradients.
+    Raises TypeError or ValueError for wrong arguments, and what the network raises for the example.
+
+    >>> import torch, lwrn_fast
+    >>> fast = lwrn_fast.optimize(lwrn_fast.CRP(8, 8), torch.rand(1, 8, 6, 7), how="eager")
+    >>> fast(torch.rand(1, 8, 6, 7)).shape
+    torch.Size([1, 8, 6, 7])
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"optimize: model must be a torch.nn.Module, got {type(model).__name__}")
+    if how not in HOW:
+        raise ValueError(f'optimize: how must be "compile" or "eager", got {how!r}')
+    if not isinstance(example, (Tensor, list, tuple)):
+        found = type(example).__name__
+        raise TypeError(f"optimize: example must be a tensor, or all inputs in a list, got {found}")
+    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    network = copy.deepcopy(model).eval().requires_grad_(False)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if dtype is not None:
+        network.to(dtype)
+        inputs = tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
+    reason = _why_not_compiled() if how == "compile" else None
+    if reason is not None:
+        log.warning("optimize runs the network without torch.compile: %s", reason)
+    if how == "eager" or reason is not None:
+        fold_norms(network)
+        optimized = Optimized(network, network, accelerate(network))
+    else:
+        report = Report()
+        settings = {"freezing": True, "report": report, **(options or {})}
+        run = torch.compile(network, backend="lwrn_fast", dynamic=dynamic, options=settings)
+        optimized = Optimized(network, run, report)
+    optimized(*inputs)
+    return optimized
+
+
+def _normal(x: Any) -> Any:
+    """The same memory as a tensor that is not of inference mode, for which everything would be compiled again."""
+    return torch.from_dlpack(x) if isinstance(x, Tensor) and x.is_inference() else x
+
+
+def _why_not_compiled() -> str | None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:
+        return str(error).strip().splitlines()[0]
+    return None
