@@ -20,7 +20,7 @@ import machine
 import peers
 import shapes
 from paired import Times, race
-from peers import COMPILE, EAGER, EAGER_NCHW, FLOOR, OPENVINO, OURS, OURS_NCHW
+from peers import COMPILE, EAGER, EAGER_NCHW, FLOOR, ONNX_RUNTIME, OPENVINO, OURS, OURS_NCHW
 
 F32, BF16 = torch.float32, torch.bfloat16
 Line = tuple[str, float, str, float]  # what, the ratio, "at most" or "at least", the bound
@@ -50,6 +50,20 @@ def model(seconds: float) -> Iterator[Line]:
         yield "5 rf_lw_mbv2 float32, torch.compile over ours", times.ratio(COMPILE, OURS), "at least", 1
 
 
+def networks(seconds: float) -> Iterator[Line]:
+    for network, alone, whole in (("rf_lw_mbv2", 1.1, 1.25), ("rf_lw50", 1.0, 1.05)):
+        for labels, bound in ((False, alone), (True, whole)):
+            case = shapes.ModelCase(network, 512, 512, labels=labels)
+            contest = bench_model.set_up(case, F32)
+            times = race(contest, max(machine.thread_counts()), 4 * seconds, (OURS, ONNX_RUNTIME, OPENVINO))
+            limit = contest.operations / machine.gemm_rate(F32, max(machine.thread_counts()))
+            took = ", ".join(f"{name} {1e3 * times.median(name):.1f} ms" for name in times.rounds)
+            print(f"      {case}: {took}; {1e3 * limit:.1f} ms at this machine's GEMM rate")
+            for peer in times.rounds:
+                if peer != OURS:
+                    yield f"{case} float32, {peer} over ours", times.ratio(peer, OURS), "at least", bound
+
+
 def training(seconds: float) -> Iterator[Line]:
     times = _race(bench_training, shapes.CRP_TARGET, F32, 4 * seconds, OURS, EAGER_NCHW, EAGER)
     yield "training step of crp float32, eager NCHW over ours", times.ratio(EAGER_NCHW, OURS), "at least", 4
@@ -67,7 +81,7 @@ def levels(seconds: float) -> Iterator[Line]:
                     yield what, times.ratio(EAGER, OURS), "at least", 1
 
 
-LINES = {"3": crp, "4": fusion_and_labels, "5": model, "6": levels, "training": training}
+LINES = {"3": crp, "4": fusion_and_labels, "5": model, "6": levels, "training": training, "networks": networks}
 
 
 def main() -> int:

@@ -22,6 +22,7 @@ TITLES = {
 OURS, EAGER = "ours", "eager, channels-last"
 COMPARED = (
     "ours, from NCHW",
+    "ours, eager",
     EAGER,
     "eager, NCHW",
     "torch.compile",

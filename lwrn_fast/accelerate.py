@@ -181,10 +181,13 @@ def write(
         if rewriter.run():
             run, arguments = _function(graph), len(tracing.required(module))
         findings = rewriter.findings
-        watched += [module.get_submodule(str(node.target)) for node in rewriter.nodes if node.op == "call_module"]
+        for path in dict.fromkeys(str(node.target) for node in rewriter.nodes if node.op == "call_module"):
+            names = path.split(".")  # and the containers it is in
+            watched += [module.get_submodule(".".join(names[:depth])) for depth in range(1, len(names) + 1)]
     except tracing.NotTraced as error:
         findings = [Finding(where, "module", type(module).__name__, str(error))]
-    return Program(run, arguments, module.training, watched, [_state(module) for module in watched]), findings
+    watched = list(dict.fromkeys(watched))
+    return Program(run, arguments, module.training, watched, [_state(inner) for inner in watched]), findings
 
 
 def _why_closed(module: nn.Module) -> str | None:

@@ -165,6 +165,12 @@ class TestFollows:
         assert difference(outputs(model, x), self.expected(model, x)) < SAME
         assert model.clf.weight.dtype != torch.float32 or difference(outputs(model, x), before) > SAME
 
+    def test_module_in_a_list(self):
+        block, x = foreign.Chain(), torch.rand(1, 8, 9, 9)
+        assert lwrn_fast.accelerate(block).count("crp") == 1
+        block.convs[1] = nn.Conv2d(8, 8, 3, padding=1)
+        assert difference(outputs(block, x), self.expected(block, x)) < SAME
+
     def test_hooks_are_called(self, model):
         seen = []
         model.p1.register_forward_hook(lambda *_: seen.append("p1"))

@@ -31,7 +31,12 @@ TINY = {
     "training of crp": (bench_training, shapes.CrpCase(8, 6, 7)),
     "training of fusion": (bench_training, shapes.FusionCase(((8, 6, 7), (5, 3, 4)), 8, "relu6")),
 }
-TORCH_ONLY = (peers.OURS, peers.OURS_NCHW, peers.EAGER_NCHW, peers.EAGER, peers.FLOOR)
+TORCH_ONLY = (peers.OURS, peers.OURS_NCHW, peers.OURS_EAGER, peers.EAGER_NCHW, peers.EAGER, peers.FLOOR)
+
+
+@pytest.fixture(autouse=True)
+def uncompiled(monkeypatch):
+    monkeypatch.setattr(bench_model, "HOW", "eager")  # a network takes a minute to compile
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
