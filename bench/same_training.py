@@ -1,9 +1,10 @@
-"""Whether training with fused blocks, or in two processes, is the same training: `python bench/same_training.py`.
+"""Whether training with fused blocks, or in two processes, is the same: `python bench/same_training.py [tuned]`.
 
 One seed, float32, the same steps of rf_lw_mbv2 on generated data. Float32 rounds, and every rounding grows from step to
 step, so the measure is what PyTorch alone does when its sums are in another order: with two threads instead of one.
-Writes bench/results/same_training.csv, the losses, same_training.md and same_training.svg. Needs matplotlib and the
-extra train.
+From random weights roundings grow to what one sees in the curves; `tuned` begins with trained weights and a hundredth
+of the rates, where they do not. Writes bench/results/same_training.csv, the losses, same_training.md and
+same_training.svg, or same_training_tuned.*. Needs matplotlib and the extra train.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import machine
+from lwrn_fast.models import SHAPES
 
 RESULTS = Path(__file__).with_name("results")
 REFERENCE, NOISE = "reference, 1 thread", "reference, 2 threads"
@@ -36,7 +38,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--crop", type=int, default=96)
+    parser.add_argument("start", nargs="?", choices=["random", "tuned"], default="random")
     arguments = parser.parse_args()
+    rate = 0.05 if arguments.start == "random" else 0.0005
+    weights = [] if arguments.start == "random" else ["--checkpoint", SHAPES]
     images = arguments.steps * arguments.batch * 10 // 8  # of which 8 in 10 are to train on, each once
     losses, scores = {}, {}
     with tempfile.TemporaryDirectory() as folder:
@@ -45,8 +50,8 @@ def main() -> None:
         for name, (backend, threads, processes) in RUNS.items():
             out = Path(folder) / name.replace(" ", "_")
             steps = ["--epochs", 1, "--batch", arguments.batch, "--crop", arguments.crop, "--scales", 1, 1, "--clip", 1]
-            rates = ["--encoder-lr", 0.05, "--decoder-lr", 0.05, "--warmup", 20]
-            given = ["train", data, "--out", out, "--backend", backend, "--device", "cpu", *steps, *rates]
+            rates = ["--encoder-lr", rate, "--decoder-lr", rate, "--warmup", 20]
+            given = ["train", data, "--out", out, "--backend", backend, "--device", "cpu", *steps, *rates, *weights]
             _lwrn_fast(*given, threads=threads, processes=processes)
             with (out / "losses.csv").open(encoding="utf-8") as file:
                 losses[name] = np.array([float(row["loss"]) for row in csv.DictReader(file)])
@@ -58,19 +63,21 @@ def main() -> None:
 
 def write(losses: dict[str, np.ndarray], scores: dict[str, dict], arguments: argparse.Namespace) -> None:
     RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / "same_training.csv").open("w", encoding="utf-8", newline="") as file:
+    name = "same_training" if arguments.start == "random" else "same_training_tuned"
+    with (RESULTS / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["step", *losses])
         rows.writerows([i + 1, *map(float, step)] for i, step in enumerate(zip(*losses.values(), strict=True)))
-    smooth = {name: np.convolve(values, np.ones(WINDOW) / WINDOW, "valid") for name, values in losses.items()}
+    smooth = {run: np.convolve(values, np.ones(WINDOW) / WINDOW, "valid") for run, values in losses.items()}
     text = table(losses, smooth, scores, arguments)
-    (RESULTS / "same_training.md").write_text(text, encoding="utf-8")
+    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)
-    plot(smooth, RESULTS / "same_training.svg")
+    plot(smooth, RESULTS / f"{name}.svg")
 
 
 def table(losses: dict, smooth: dict, scores: dict, arguments: argparse.Namespace) -> str:
-    first = f"{arguments.steps} steps of {arguments.batch} crops of {arguments.crop} pixels, float32, one seed."
+    first = f"{arguments.steps} steps of {arguments.batch} crops of {arguments.crop} pixels, float32, one seed, "
+    first += "from random weights." if arguments.start == "random" else "from trained weights."
     lines = ["# Is it the same training?", "", first, "Machine: " + ", ".join(machine.describe().values()) + ".", ""]
     lines.append(f"Loss: of step 1, then means of {WINDOW} steps until the one named. Difference: the largest one of")
     lines.append(f"these means from {REFERENCE}. Scores: of the held-out test split, by the same backend.")
