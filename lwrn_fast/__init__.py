@@ -15,6 +15,7 @@ from .upsample_argmax import UpsampleArgmax, upsample_argmax
 from .warmup import warmup
 
 from . import models  # isort: skip  built from the blocks above
+from . import export  # isort: skip  takes models
 
 __all__ = [
     "CRP",
@@ -23,6 +24,7 @@ __all__ = [
     "__version__",
     "crp",
     "explain",
+    "export",
     "fusion",
     "info",
     "models",
