@@ -131,6 +131,22 @@ Tensor upsample_argmax(const Tensor& logits, int64_t height, int64_t width, bool
   return call.labels;
 }
 
+// What a package of AOTInductor begins with: its own code takes every input for one of the example's size, strides and
+// dtype, and reads whatever lies there. size: -1 for any.
+Tensor package_input(const Tensor& x, const std::vector<int64_t>& size, ScalarType dtype) {
+  bool fits = x.dim() == 4 && size.size() == 4 && x.numel() > 0;
+  std::string expected;
+  for (size_t i = 0; i < size.size(); ++i) {
+    fits = fits && (size[i] < 0 || x.size(static_cast<int64_t>(i)) == size[i]);
+    expected += (i ? ", " : "(") + (size[i] < 0 ? "any" : std::to_string(size[i]));
+  }
+  require(fits, "the package's input must be ", expected, "), got ", shape_of(x));
+  require(x.scalar_type() == dtype, "the package's input must be of the dtype it was exported with");
+  if (!planes_adjacent(x) && x.stride(3) == 1) return channels_last(x, dtype_of("package_input", "x", x));
+  Tensor copy = channels_last_empty(x, x.size(0), x.size(1), x.size(2), x.size(3));
+  return torch::stable::copy_(copy, x);
+}
+
 }  // namespace
 }  // namespace lwrn_fast
 
@@ -145,6 +161,7 @@ STABLE_TORCH_LIBRARY(lwrn_fast, m) {
       "fusion_backward(Tensor grad, Tensor? out, Tensor[] inputs, Tensor[] weights, Tensor[] biases, str activation, "
       "bool align_corners, bool[] needs) -> Tensor[]");
   m.def("upsample_argmax(Tensor logits, SymInt height, SymInt width, bool align_corners) -> Tensor");
+  m.def("package_input(Tensor x, int[] size, ScalarType dtype) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lwrn_fast, CPU, m) {
@@ -154,4 +171,5 @@ STABLE_TORCH_LIBRARY_IMPL(lwrn_fast, CPU, m) {
   m.impl("fusion", TORCH_BOX(&lwrn_fast::fusion));
   m.impl("fusion_backward", TORCH_BOX(&lwrn_fast::fusion_backward));
   m.impl("upsample_argmax", TORCH_BOX(&lwrn_fast::upsample_argmax));
+  m.impl("package_input", TORCH_BOX(&lwrn_fast::package_input));
 }

@@ -18,6 +18,7 @@ from . import models  # isort: skip  built from the blocks above
 from .accelerate import accelerate, restore  # isort: skip
 from .rewrite.report import Report  # isort: skip
 from .optimize import optimize  # isort: skip
+from . import export  # isort: skip  takes models
 
 __all__ = [
     "CRP",
@@ -28,6 +29,7 @@ __all__ = [
     "accelerate",
     "crp",
     "explain",
+    "export",
     "fusion",
     "info",
     "models",

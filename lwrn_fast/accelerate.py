@@ -4,6 +4,7 @@ A forward is traced with the small modules in it; larger ones, and those that ca
 looked at for themselves, so that what cannot be traced costs only itself.
 """
 
+import copy
 import functools
 from collections import Counter
 from collections.abc import Callable
@@ -144,6 +145,14 @@ class Accelerated:
         program, _ = write(self.module, "", self.wanted, self.closed)
         self.programs = [program, *self.programs[: MOST_PROGRAMS - 1]]
         return program
+
+    def __deepcopy__(self, memo: dict) -> "Accelerated":
+        copied = memo[id(self)] = Accelerated.__new__(Accelerated)
+        module, closed = copy.deepcopy(self.module, memo), copy.deepcopy(self.closed, memo)
+        # programs take the module as an argument; torch.compile cannot make them anew
+        programs = [p._replace(watched=[copy.deepcopy(inner, memo) for inner in p.watched]) for p in self.programs]
+        Accelerated.__init__(copied, module, dict(self.wanted), closed, programs)
+        return copied
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "programs": []}  # made again at the next call

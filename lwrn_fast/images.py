@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .files import permissions
 from .models import PALETTE
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -145,13 +146,6 @@ def output_paths(inputs: Sequence[Path], out: Path, endings: Sequence[str]) -> l
         taken |= keys
         results.append([out / name for name in names])
     return results
-
-
-def permissions() -> int:
-    """Those of a new file; temporary files are private, results are not."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 def reason(error: BaseException) -> str:

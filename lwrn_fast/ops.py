@@ -4,7 +4,8 @@ for every device and dtype without a kernel, fake kernels with the true strides,
 `torch.ops.lwrn_fast.crp`, `.fusion` and `.upsample_argmax` return fresh memory: maps channels-last, labels contiguous.
 `crp_training` also returns t_1, ... of all stages but the last, which `crp_backward` takes as `stages`; without them it
 computes them again. `fusion_backward` takes the result as `out`, where there is an activation. Both return the
-gradients that `needs` asks for, in the order of the tensors.
+gradients that `needs` asks for, in the order of the tensors. `package_input` copies to channels-last memory what goes
+into a package of AOTInductor, of any strides, and refuses another size (-1 for any) or dtype.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ SCHEMAS = (
     "bool[] needs) -> Tensor[]",
     "fusion_backward(Tensor grad, Tensor? out, Tensor[] inputs, Tensor[] weights, Tensor[] biases, str activation, "
     "bool align_corners, bool[] needs) -> Tensor[]",
+    "package_input(Tensor x, int[] size, ScalarType dtype) -> Tensor",
 )
 
 _library = torch.library.Library("lwrn_fast", "FRAGMENT")
@@ -193,6 +195,20 @@ def upsample_argmax_fake(logits: Tensor, height: int, width: int, align_corners:
     return torch.empty((logits.shape[0], height, width), dtype=torch.uint8, device=logits.device)
 
 
+def package_input(x: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+    fits = x.numel() and len(size) == x.dim() == 4
+    if not fits or any(want not in (-1, got) for want, got in zip(size, x.shape, strict=True)):
+        expected = ", ".join("any" if length == -1 else str(length) for length in size)
+        raise RuntimeError(f"the package's input must be ({expected}), got {tuple(x.shape)}")
+    if x.dtype != dtype:
+        raise RuntimeError("the package's input must be of the dtype it was exported with")
+    return x.clone(memory_format=torch.channels_last)
+
+
+def package_input_fake(x: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return _channels_last(x, x.shape)
+
+
 def _own_memory(found: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor]:
     """The gradients that are needed, with the strides that the fake kernel promises."""
     return [g.clone(memory_format=_format(g)) for g, need in zip(found, needs, strict=True) if need and g is not None]
@@ -248,6 +264,7 @@ _library.impl("crp_backward", crp_backward, "CompositeExplicitAutograd")
 _library.impl("fusion", fusion, "CompositeExplicitAutograd")
 _library.impl("fusion_backward", fusion_backward, "CompositeExplicitAutograd")
 _library.impl("upsample_argmax", upsample_argmax, "CompositeExplicitAutograd")
+_library.impl("package_input", package_input, "CompositeExplicitAutograd")
 
 torch.library.register_fake("lwrn_fast::crp", crp_fake, lib=_library)
 torch.library.register_fake("lwrn_fast::crp_training", crp_training_fake, lib=_library)
@@ -255,6 +272,7 @@ torch.library.register_fake("lwrn_fast::crp_backward", crp_backward_fake, lib=_l
 torch.library.register_fake("lwrn_fast::fusion", fusion_fake, lib=_library)
 torch.library.register_fake("lwrn_fast::fusion_backward", fusion_backward_fake, lib=_library)
 torch.library.register_fake("lwrn_fast::upsample_argmax", upsample_argmax_fake, lib=_library)
+torch.library.register_fake("lwrn_fast::package_input", package_input_fake, lib=_library)
 
 for _op, _setup in (("crp", save_crp), ("crp_training", save_crp_training)):
     torch.library.register_autograd(

@@ -102,6 +102,23 @@ class TestStyles:
             else:
                 assert difference(*results) < 1e-4  # a batch normalisation divides by small deviations
 
+    def test_copy_compiled_and_exported(self, style):
+        model, x = foreign.network(style), torch.rand(SIZES[0])
+        lwrn_fast.accelerate(model)
+        seen = []
+
+        def noting(graph, inputs):
+            seen.extend(str(node.target) for node in graph.graph.nodes)
+            return graph
+
+        torch._dynamo.reset()
+        compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend=noting)
+        exported = torch.export.export(copy.deepcopy(model), (x,)).module()
+        for network in (compiled, exported):
+            assert difference([o.float() for o in outputs(network, x)], [o.float() for o in outputs(model, x)]) < SAME
+        assert style is foreign.Wide or any("lwrn_fast.crp" in target for target in seen)
+        assert style is foreign.Wide or "lwrn_fast.crp" in exported.code
+
     @pytest.mark.parametrize("copied", COPIES)
     def test_copies(self, style, copied):
         model, x = foreign.network(style), torch.rand(SIZES[0])

@@ -26,6 +26,10 @@ OPCHECKS = {
         OPS.upsample_argmax,
         lambda **given: [leaves(torch.randn(2, 5, 3, 4), torch.float32, False), 7, 9, True],
     ),
+    "package_input": (
+        OPS.package_input,
+        lambda **given: [leaves(torch.randn(2, 5, 3, 4), torch.float32, False), [-1, 5, 3, -1], torch.float32],
+    ),
     "crp_backward": (
         OPS.crp_backward,
         lambda **given: crp_backward_arguments([], **given),

@@ -1,6 +1,5 @@
 """What a run leaves on disk, each file written beside its place and moved there, so that none is ever half there."""
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from .. import images
+from .. import files, images
 from ..models.networks import Network
 from ..segment import UserError
 
@@ -25,17 +24,10 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
     >>> path.read_text()
     'whole'
     """
-    beside = path.with_name(f".{path.name}.unfinished")  # one name, so that what a killed run leaves is overwritten
     try:
-        save(beside)
-        with open(beside, "rb+") as file:
-            os.fsync(file.fileno())
-        beside.chmod(images.permissions())  # safetensors makes private files
-        beside.replace(path)
+        files.write(path, save)
     except Exception as error:  # torch.save and safetensors have errors of their own
         raise UserError(f"{path}: cannot be written ({images.reason(error)})") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

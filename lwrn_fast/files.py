@@ -1,0 +1,41 @@
+"""Files that are whole or not there: written beside their place and moved to it."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write(path: Path, save: Callable[[Path], object]) -> None:
+    """Let `save` write a file and give it this name when it is complete and on the disk.
+
+    >>> path = Path(tempfile.mkdtemp()) / "note.txt"
+    >>> write(path, lambda beside: beside.write_text("whole"))
+    >>> path.read_text()
+    'whole'
+    """
+    beside = path.with_name(f".{path.name}.unfinished")  # one name, so that what a killed run leaves is overwritten
+    try:
+        save(beside)
+        with open(beside, "rb+") as file:
+            os.fsync(file.fileno())
+        beside.chmod(permissions())  # safetensors makes private files
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def check_place(path: Path) -> None:
+    """OSError where `write` could not leave a file of this name, to know it before long work."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
+def permissions() -> int:
+    """Those of a new file; temporary files are private, results are not."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
