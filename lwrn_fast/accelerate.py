@@ -6,6 +6,7 @@ looked at for themselves, so that what cannot be traced costs only itself.
 
 import copy
 import functools
+import inspect
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -145,6 +146,14 @@ class Accelerated:
         program, _ = write(self.module, "", self.wanted, self.closed)
         self.programs = [program, *self.programs[: MOST_PROGRAMS - 1]]
         return program
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(type(self.module).forward.__get__(self.module))
+
+    @property
+    def __code__(self) -> Any:  # torch.export tells where a graph comes from
+        return type(self.module).forward.__code__
 
     def __deepcopy__(self, memo: dict) -> "Accelerated":
         copied = memo[id(self)] = Accelerated.__new__(Accelerated)

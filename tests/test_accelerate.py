@@ -70,6 +70,7 @@ class TestStyles:
         assert report.count("fusion") == style.fusions, str(report)
         if style is foreign.Inline:
             assert report.count("labels") == 1
+            assert expected[0].unique().numel() > 2
             assert (outputs(model, x)[0] == expected[0]).float().mean() > 0.999
         else:
             assert difference(outputs(model, x), expected) < SAME
@@ -115,7 +116,7 @@ class TestStyles:
         compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend=noting)
         exported = torch.export.export(copy.deepcopy(model), (x,)).module()
         for network in (compiled, exported):
-            assert difference([o.float() for o in outputs(network, x)], [o.float() for o in outputs(model, x)]) < SAME
+            assert same(outputs(network, x), outputs(model, x))
         assert style is foreign.Wide or any("lwrn_fast.crp" in target for target in seen)
         assert style is foreign.Wide or "lwrn_fast.crp" in exported.code
 
