@@ -7,6 +7,7 @@ namespace {
 
 constexpr int kPoolRows = 8, kPoolColumns = 64;  // the largest tile
 constexpr int kPoolVectors = 64 / kWidth;        // channels pooled together, in vectors
+constexpr int kPoolAhead = 4;                    // columns fetched ahead
 constexpr int kPoolScratch = kPoolRows * (kPoolColumns + 4) * kPoolVectors * kWidth;  // floats
 
 // out[i] = maximum of in[i .. i + 4] for i < count, two at a time so that they share the maximum of four.
@@ -40,13 +41,21 @@ struct PoolTile {
   float* scratch;  // the tile pooled along its columns: [row][column][vector of channels]
   P* panel;        // the result: [row][column][channel]
 
+  // Where a column of the scratch memory is in a row of the map, in elements.
+  int64_t offset_of(int64_t column) const { return clamp(left + column - 2, 0, width - 1) * stride; }
+
   // kVectors vectors of channels from `channel` on; read(p) takes one from memory.
   template <int kVectors, class Read>
   void pool_channels(int64_t channel, const Read& read) const {
     constexpr int step = kVectors * kWidth;
     const int64_t row_step = (columns + 4) * step, panel_step = padded_planes<P>(planes);
     for (int64_t column = 0; column < columns + 4; ++column) {
-      const int64_t offset = clamp(left + column - 2, 0, width - 1) * stride + channel;
+      const int64_t offset = offset_of(column) + channel;
+      if constexpr (sizeof(T) == 4) {  // 16-bit maps, half the bytes, gain nothing
+        const int64_t ahead = offset_of(column + kPoolAhead) + channel;
+        for (int64_t row = 0; row < rows + 4; ++row)
+          for (int c = 0; c < step; c += 64 / 4) __builtin_prefetch(source[row] + ahead + c);  // by cache lines
+      }
       for (int v = 0; v < kVectors; ++v) {
         float* to = scratch + column * step + v * kWidth;
         slide_maximum(
