@@ -70,9 +70,8 @@ def set_up(case: ModelCase, dtype: torch.dtype) -> Contest:
         contestants[peers.OURS_EAGER] = lambda: _ours(network, photo, size, dtype)
         contestants[peers.EAGER] = lambda: _channels_last(plain_channels_last, photo, size, dtype)
         if peers.COMPILE in contestants:
-            options = {"freezing": True}
-            compiled = functools.cache(lambda: torch.compile(plain_channels_last, dynamic=False, options=options))
-            contestants[peers.COMPILE] = lambda: _channels_last(compiled(), photo, size, dtype)
+            compiled = peers.frozen(plain_channels_last)
+            contestants[peers.COMPILE] = lambda: _channels_last(compiled, photo, size, dtype)
     return Contest(
         contestants=contestants,
         error=lambda got: label_error(got, expected, size) if case.labels else overall_error(got, expected),
@@ -86,7 +85,7 @@ def _ours(network: Callable[[Tensor], Tensor], photo: Tensor, size: tuple[int, i
     return lambda: lwrn_fast.upsample_argmax(network(models.preprocess(photo).to(dtype)), size)
 
 
-def _channels_last(network: nn.Module, photo: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Any:
+def _channels_last(network: Callable[[Tensor], Tensor], photo: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Any:
     return lambda: _labels(network(models.preprocess(photo).to(dtype)), size)
 
 

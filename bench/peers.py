@@ -99,8 +99,19 @@ def field(
 
 def compiled(module: nn.Module, inputs: Sequence[Tensor]) -> Call:
     """torch.compile with frozen weights on channels-last inputs, the faster layout on a CPU."""
-    function = torch.compile(module, dynamic=False, options={"freezing": True})
+    function = frozen(module)
     return lambda: function(*inputs)
+
+
+def frozen(module: nn.Module) -> Call:
+    """torch.compile for these weights alone."""
+    function = torch.compile(module, dynamic=False)
+
+    def call(*inputs: Tensor) -> Any:
+        with torch._inductor.config.patch(freezing=True):  # Dynamo reads it too, when it compiles
+            return function(*inputs)
+
+    return call
 
 
 def onnx_runtime(network: bytes, inputs: Sequence[Tensor], like: Tensor) -> Call:

@@ -26,9 +26,8 @@ def backend(
     Chained residual poolings, fusions with the batch normalisations in them, 5x5 pools, and upsampling with argmax
     become our ops, for any sizes, in training too. options, all of them optional: backend, the compiler for the rest,
     a name or a function, default "inductor"; report, a `lwrn_fast.Report` that takes the findings; crp, fusion,
-    labels, fold, False to leave those alone; whatever else is there goes to inductor, and so does mode. With
-    freezing=True and without gradients, inductor also folds batch normalisations into convolutions and lays out their
-    weights for oneDNN. The logger "lwrn_fast" tells what was found at level INFO.
+    labels, fold, False to leave those alone; whatever else is there goes to inductor, and so does mode. The
+    logger "lwrn_fast" tells what was found at level INFO.
     Raises ValueError for options that inductor does not have, or that are given with another compiler.
 
     >>> import torch, lwrn_fast

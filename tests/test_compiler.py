@@ -127,8 +127,8 @@ def test_report_names_modules():
 
 def test_frozen():
     model, x = foreign.network(foreign.Mobile), torch.rand(SIZES[0])
-    function, _ = compiled(model, "inductor", freezing=True)
-    with torch.no_grad():
+    function, _ = compiled(model, "inductor")
+    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
         assert difference(outputs(function, x), outputs(model, x)) < SAME
 
 

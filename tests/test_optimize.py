@@ -44,6 +44,12 @@ def test_compiled_once_for_all_modes(fast):
     assert len(optimized.report.findings) == found
 
 
+def test_another_size_is_compiled_for(fast):
+    model, optimized = fast
+    x = torch.rand(SIZES[1])
+    assert difference(outputs(optimized, x), outputs(model, x)) < SAME
+
+
 def test_network_stays_as_it_was(fast):
     model, _ = fast
     assert not any("forward" in vars(module) for module in model.modules())
@@ -86,10 +92,10 @@ def test_dtype():
     assert optimized(x.bfloat16())[0].dtype == torch.bfloat16
 
 
-def test_without_compiler(monkeypatch, caplog):
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+def test_without_compiler(caplog):
     model, x = foreign.network(foreign.Heads), torch.rand(SIZES[0])
-    with caplog.at_level(logging.WARNING, "lwrn_fast"):
+    absent = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with caplog.at_level(logging.WARNING, "lwrn_fast"), absent:
         optimized = lwrn_fast.optimize(model, x)
     assert "without torch.compile" in caplog.text
     assert difference(outputs(optimized, x), outputs(model, x)) < SAME
