@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import lwrn_fast
 import peers
 from lwrn_fast import models
-from paired import Contest
+from paired import Call, Contest
 from shapes import CLASSES, MODEL_TARGET, MODELS, ModelCase
 from wrong import label_error, overall_error
 
@@ -81,15 +81,15 @@ def set_up(case: ModelCase, dtype: torch.dtype) -> Contest:
     )
 
 
-def _ours(network: Callable[[Tensor], Tensor], photo: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Any:
+def _ours(network: Call, photo: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Any:
     return lambda: lwrn_fast.upsample_argmax(network(models.preprocess(photo).to(dtype)), size)
 
 
-def _channels_last(network: Callable[[Tensor], Tensor], photo: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Any:
+def _channels_last(network: Call, photo: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Any:
     return lambda: _labels(network(models.preprocess(photo).to(dtype)), size)
 
 
-def _from_photo(make: Callable[[], Any], photo: Tensor, image: Tensor, size: tuple[int, int]) -> Callable[[], Any]:
+def _from_photo(make: Callable[[], Call], photo: Tensor, image: Tensor, size: tuple[int, int]) -> Callable[[], Any]:
     mean, std = (255 * torch.tensor(values)[:, None, None] for values in (models.MEAN, models.STD))
 
     def made() -> Callable[[], Tensor]:
