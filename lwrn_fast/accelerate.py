@@ -75,8 +75,8 @@ def accelerate(
             seen.update(program.watched)
             if program.run is not None:
                 module.forward = Accelerated(module, wanted, closed, [program])
-    places = list(named)
-    report.findings.sort(key=lambda finding: places.index(finding.where))
+    places = {where: i for i, where in enumerate(named)}
+    report.findings.sort(key=lambda finding: places.get(finding.where, len(places)))
     if report and channels_last:
         _to_channels_last(model)
     return report
@@ -102,7 +102,8 @@ def restore(model: nn.Module) -> None:
 def fold_norms(model: nn.Module) -> None:
     """Put every batch normalisation of running statistics into the convolution before it, for good, where nothing else
     sees the convolution's result; the network must be in eval mode, and its state dict is another afterwards."""
-    for module in model.modules():
+    places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
+    for module in places:
         if _why_closed(module) is not None or not _has_forward(module):
             continue
         try:
@@ -116,8 +117,8 @@ def fold_norms(model: nn.Module) -> None:
             if conv is None or conv.norm is None or any(inner.op != "call_module" for inner in conv.nodes):
                 continue
             first, last = (str(inner.target) for inner in conv.nodes)
-            if called[first] == called[last] == 1:
-                modules: Any = module.get_submodule(first), module.get_submodule(last)
+            modules: Any = module.get_submodule(first), module.get_submodule(last)
+            if called[first] == called[last] == 1 and max(places[inner] for inner in modules) == 1:
                 module.set_submodule(first, fuse_conv_bn_eval(*modules))
                 module.set_submodule(last, nn.Identity())
 

@@ -120,7 +120,8 @@ def test_wrong_how():
 
 
 def test_norms_that_stay():
-    """A convolution whose result is seen elsewhere, or that is called twice, keeps its weights."""
+    """A convolution whose result is seen elsewhere, or that is called twice, keeps its weights, and so does one that
+    belongs to two modules."""
 
     class Net(nn.Module):
         def __init__(self):
@@ -139,3 +140,10 @@ def test_norms_that_stay():
     fold_norms(model)
     assert same([model(x)], [expected])
     assert list(before) == list(model.state_dict())
+
+    conv = nn.Conv2d(3, 4, 1)
+    model = nn.ModuleList(nn.Sequential(conv, nn.BatchNorm2d(4)) for _ in range(2)).eval()
+    nn.init.uniform_(model[1][1].running_var)
+    expected = [branch(x) for branch in model]
+    fold_norms(model)
+    assert same([branch(x) for branch in model], expected)
