@@ -87,7 +87,7 @@ def optimize(
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if dtype is not None:
         network.to(dtype)
-        inputs = tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
+        inputs = tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)
     on_cpu = all(parameter.is_cpu for parameter in network.parameters())
     reason = _why_not_compiled() if how == "compile" and on_cpu else None
     if reason is not None:
