@@ -335,8 +335,9 @@ class TestProcess:
 
     @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
     def test_ctrl_c(self, tmp_path, checkpoint):
-        for number in range(200):
-            save(tmp_path / "in" / f"{number}.png", photograph(96, 128))
+        photo = save(tmp_path / "in" / "0.png", photograph(96, 128))
+        for number in range(1, 2000):  # more than are done while this process waits for its turn
+            os.link(photo, tmp_path / "in" / f"{number}.png")
         out = tmp_path / "out"
         command = [*COMMAND, "segment", str(tmp_path / "in"), "--checkpoint", str(checkpoint), "--out", str(out)]
         environment = os.environ | {"LWRN_FAST_BACKEND": "reference"}
