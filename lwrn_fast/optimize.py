@@ -97,7 +97,7 @@ def optimize(
         optimized = Optimized(network, network, accelerate(network), nullcontext())
     else:
         report = Report()
-        # with the calls in C++ too, rf_lw_mbv2 and rf_lw50 take 2 to 5 % less on a CPU
+        # with the calls in C++ too, networks measured faster on a CPU
         settings = {"cpp_wrapper": on_cpu, "guard_filter_fn": _of_inputs, **(options or {}), "report": report}
         run = torch.compile(network, backend="lwrn_fast", dynamic=dynamic, options=settings)
         optimized = Optimized(network, run, report, torch._inductor.config.patch(freezing=True))
