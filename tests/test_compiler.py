@@ -19,8 +19,10 @@ def fresh():
     torch._dynamo.reset()
 
 
-SLOW = (foreign.Published, foreign.Heads)
-"""What is compiled by inductor too."""
+EVERY = [pytest.param(style, "eager", id=f"{style.__name__}-eager") for style in foreign.STYLES]
+# inductor takes half a minute for each
+INDUCTOR = [pytest.param(s, "inductor", id=f"{s.__name__}-inductor") for s in (foreign.Published, foreign.Heads)]
+LEARNING = [case for case in EVERY if case.values[0] is not foreign.Inline]  # label maps have no gradient
 
 
 def compiled(model: nn.Module, inner: str = "eager", dynamic: bool | None = None, **options):
@@ -39,10 +41,8 @@ def style(request):
 
 
 class TestStyles:
-    @pytest.mark.parametrize("inner", ["eager", "inductor"])
+    @pytest.mark.parametrize(("style", "inner"), EVERY + INDUCTOR)
     def test_same_results(self, style, inner):
-        if inner == "inductor" and style not in SLOW:
-            pytest.skip("inductor takes half a minute for each, and two will do")
         model, x = foreign.network(style), torch.rand(SIZES[0])
         function, report = compiled(model, inner)
         with torch.no_grad():
@@ -54,13 +54,9 @@ class TestStyles:
         else:
             assert difference(got, expected) < SAME
 
-    @pytest.mark.parametrize("inner", ["eager", "inductor"])
+    @pytest.mark.parametrize(("style", "inner"), LEARNING + INDUCTOR)
     def test_gradients(self, style, inner):
         """Batch normalisations by running statistics, since those of a batch of two enlarge every rounding."""
-        if style is foreign.Inline:
-            pytest.skip("label maps have no gradient")
-        if inner == "inductor" and style not in SLOW:
-            pytest.skip("inductor takes half a minute for each, and two will do")
         model, x = foreign.network(style), torch.rand(2, 3, 37, 51)
         other = copy.deepcopy(model)
         function, report = compiled(model, inner)

@@ -58,6 +58,9 @@ class Join(NamedTuple):
     out: Node
     nodes: list[Node]
 
+    def __str__(self) -> str:
+        return f"{_inputs(len(self.terms))} to {self.terms[0].convs[-1].shape[0]} planes"
+
 
 class Labels(NamedTuple):
     """Upsampled logits, and the class of the largest."""
@@ -164,8 +167,8 @@ def _join(out: Node, inner: Node, activation: str, reader: Reader, feeds: bool) 
     resized = [reader.resize(summand) for summand in summands]
     if not feeds and (len(terms) < 2 or not any(term and term.resize for term in terms)):
         upsampled = len(terms) > 1 and any(r and r.mode == "bilinear" for r in resized)
-        return Refusal(out, "fusion", f"{len(terms)} inputs", _why_no_term(summands, reader)) if upsampled else None
-    what = f"{len(terms)} input{'s' * (len(terms) > 1)}"
+        return Refusal(out, "fusion", _inputs(len(terms)), _why_no_term(summands, reader)) if upsampled else None
+    what = _inputs(len(terms))
     complete = [term for term in terms if term is not None]
     if len(complete) < len(terms):
         return Refusal(out, "fusion", what, _why_no_term(summands, reader)) if len(terms) > 1 else None
@@ -184,6 +187,10 @@ def _join(out: Node, inner: Node, activation: str, reader: Reader, feeds: bool) 
     join = Join(ordered, activation, modes.pop() if modes else True, out, sorted(members, key=reader.place.__getitem__))
     reason = _disturbed(join.nodes, [term.x for term in ordered], out, reader)
     return join if reason is None else Refusal(out, "fusion", what, reason)
+
+
+def _inputs(count: int) -> str:
+    return f"{count} input{'s' * (count > 1)}"
 
 
 def _term(node: Node, reader: Reader) -> Term | None:

@@ -119,7 +119,8 @@ class Reader:
         """The tensor that the node writes into, None where it makes a new one."""
         first = node.args[0] if node.args else None
         if node.op == "call_module":
-            writes = bool(getattr(self.module(node), "inplace", False))
+            assert self.root is not None
+            writes = bool(getattr(self.root.get_submodule(str(node.target)), "inplace", False))  # with hooks too
         elif node.op == "call_method":
             writes = str(node.target).endswith("_") and not str(node.target).endswith("__")
         else:

@@ -51,8 +51,7 @@ class Rewriter:
                 self._replace(chain.out, chain.nodes, lambda chain=chain: self._crp(chain))
         for join in joins:
             self._replace(join.out, join.nodes, lambda join=join: self._fusion(join))
-            count, planes = len(join.terms), join.terms[0].convs[-1].shape[0]
-            self._found("fusion", f"{count} input{'s' * (count > 1)} to {planes} planes", join.out)
+            self._found("fusion", str(join), join.out)
         for tail in labels:
             self._replace(tail.out, tail.nodes, lambda tail=tail: self._labels(tail))
             self._found("labels", "upsampling and argmax", tail.out)
