@@ -2,9 +2,11 @@
 
 import dataclasses
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads leave the cores to other work on the machine
 
@@ -40,27 +42,68 @@ class Backend:
     device: str = "cpu"
 
 
+TRITON = Backend("triton", "triton", device="cuda" if GPU else "cpu")
+
+
 def backends() -> list[Backend]:
     extension = _native.extension()
     isas = extension.cpu_isas() if extension is not None else ["missing"]
     return [
         Backend("reference", "reference"),
         *(Backend(f"cpu-{isa}", "cpu", {"LWRN_FAST_CPU_ISA": isa}) for isa in isas),
-        *(Backend(name, name, device="cuda" if GPU else "cpu") for name in ("triton", "cuda")),
+        TRITON,
+        Backend("cuda", "cuda", device=TRITON.device),
     ]
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kernels_only: leaves the reference out of the backends under test")
     config.addinivalue_line("markers", "not_interpreted: skips Triton where only its interpreter could run it")
+    config.addinivalue_line("markers", "in_turn(parameter): the interpreter gets one of its values per case, in turn")
 
 
-# These take minutes. Begun first, none of them is left to one process at the end.
-LONG = ("test_triton_compile", "test_sanitizers", "test_native", "test_emulator", "test_build")
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--everything", action="store_true", help="also the cases that others make unlikely to fail")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.stem not in LONG)
+# These take longest, the first most. Begun in this order, none of them is left to one process at the end.
+LONG = (
+    *("test_crp", "test_emulator", "test_fusion", "test_triton_backward", "test_sanitizers", "test_triton_compile"),
+    *("test_build", "test_training", "test_export", "test_compiler", "test_models", "test_upsample_argmax"),
+    *("test_cli", "test_native", "test_gradients", "test_accelerate", "test_triton", "test_ops"),
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+    if not config.getoption("everything"):
+        left_out = set() if GPU else _left_to_others(items)
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _left_to_others(items: list[pytest.Item]) -> set[pytest.Item]:
+    """The cases of tests marked in_turn that are spared Triton's interpreter, which takes a hundred times as long.
+
+    A case has that value of the parameter whose turn it is by the places of its other values among theirs: each value
+    of one parameter is tried, and meets several of the others.
+    """
+    tests: dict[object, list[Any]] = defaultdict(list)
+    for item in items:
+        mark, parameters = item.get_closest_marker("in_turn"), getattr(getattr(item, "callspec", None), "params", {})
+        if mark and mark.args[0] in parameters and parameters.get("backend", TRITON).name == "triton":
+            tests[item.parent, item.originalname].append(item)
+    left_out = set()
+    for cases in tests.values():
+        (named,) = cases[0].get_closest_marker("in_turn").args
+        given = [{name: str(value) for name, value in case.callspec.params.items()} for case in cases]
+        values = {name: list(dict.fromkeys(one[name] for one in given)) for name in given[0]}
+        others = [name for name in values if name != named and len(values[name]) > 1]
+        for case, one in zip(cases, given, strict=True):
+            turn = sum(values[name].index(one[name]) for name in others) % len(values[named])
+            if others and one[named] != values[named][turn]:
+                left_out.add(case)
+    return left_out
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -90,6 +133,11 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         surroundings = emulated.in_place_of_a_gpu(monkeypatch)
     with surroundings, lwrn_fast.use_backend(request.param.name), torch.device(request.param.device):
         yield request.param
+
+
+@pytest.fixture
+def everything(request: pytest.FixtureRequest) -> bool:
+    return request.config.getoption("everything")
 
 
 @pytest.fixture

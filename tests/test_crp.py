@@ -25,7 +25,7 @@ from comparing import (
 )
 from lwrn_fast import reference
 
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.in_turn("dtype")]
 
 # around the kernels' tiles (8 rows, 64 columns, 128 pixels) and register tiles (6 or 12 pixels)
 SIZES = [(1, 1), (1, 2), (2, 1), (3, 3), (5, 5), (1, 33), (33, 1), (7, 9), (8, 16), (9, 17), (15, 15), (16, 33)]
@@ -71,7 +71,7 @@ def test_sizes(backend, size, dtype):
 def test_channels(backend, planes, depthwise, dtype):
     groups = planes if depthwise else 1
     x = torch.randn(enough_images(planes * 90), planes, 9, 10).to(dtype)
-    check(LAYOUTS["channels_last"](x), *parameters(planes, 4, dtype, groups), groups)
+    check(LAYOUTS["channels_last"](x), *parameters(planes, 2, dtype, groups), groups)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
@@ -86,7 +86,7 @@ def test_stages_with_biases(backend, stages, depthwise, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(backend, layout, dtype):
-    check(LAYOUTS[layout](torch.randn(3, 19, 12, 13).to(dtype)), *parameters(19, 4, dtype))
+    check(LAYOUTS[layout](torch.randn(3, 19, 12, 13).to(dtype)), *parameters(19, 2, dtype))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -74,7 +74,10 @@ def test_with_threads(threaded):
 
 
 class Fault(NamedTuple):
-    """A text in a file of csrc/cuda, what takes its place, and what the self-check of a kernel then says."""
+    """A text in a file of csrc/cuda, what takes its place, and what the self-check of a kernel then says.
+
+    All faults are in one program, each where `planted` is its number: PLANTED stands for that.
+    """
 
     file: str
     text: str
@@ -86,78 +89,143 @@ class Fault(NamedTuple):
 RACE, WRONG, UNFENCED = "ThreadSanitizer: data race", "are wrong", "not fenced"
 FAULTS = {
     "halo off by one": Fault(
-        "crp.cuh", "smaller(kHaloH, task_.height - y0_ + 2)", "smaller(kHaloH, task_.height - y0_ + 1)", "small", WRONG
+        "crp.cuh",
+        "smaller(kHaloH, task_.height - y0_ + 2)",
+        "smaller(kHaloH, task_.height - y0_ + (PLANTED ? 1 : 2))",
+        "small",
+        WRONG,
     ),
     "window off by one": Fault(
-        "crp.cuh", "load_shared(row + columns[5])", "load_shared(row + columns[4])", "small", WRONG
+        "crp.cuh", "load_shared(row + columns[5])", "load_shared(row + columns[PLANTED ? 4 : 5])", "small", WRONG
     ),
     "no barrier before the pool": Fault(
-        "crp.cuh", "        sync();\n        pool(first, count);", "        pool(first, count);", "small", RACE
+        "crp.cuh",
+        "        sync();\n        pool(first, count);",
+        "        if (!PLANTED) sync();\n        pool(first, count);",
+        "small",
+        RACE,
     ),
     "no barrier after the pool": Fault(
-        "crp.cuh", "pool(first, count);\n        sync();", "pool(first, count);", "depthwise", RACE
+        "crp.cuh",
+        "pool(first, count);\n        sync();",
+        "pool(first, count);\n        if (!PLANTED) sync();",
+        "depthwise",
+        RACE,
     ),
     "no barrier in the product": Fault(
-        "crp.cuh", "      sync();  // this step's", "      // this step's", "small", RACE
+        "crp.cuh", "      sync();  // this step's", "      if (!PLANTED) sync();  // this step's", "small", RACE
     ),
     "no barrier before a result is stored": Fault(
-        "crp.cuh", "        sync();\n        store_pass", "        store_pass", "small", RACE
+        "crp.cuh",
+        "        sync();\n        store_pass",
+        "        if (!PLANTED) sync();\n        store_pass",
+        "small",
+        RACE,
     ),
     "no barrier after a ticket": Fault(
-        "crp.cuh", "    value = *word_;\n    sync();", "    value = *word_;", "small", RACE
+        "crp.cuh", "    value = *word_;\n    sync();", "    value = *word_;\n    if (!PLANTED) sync();", "small", RACE
     ),
     "no barrier after the wait": Fault(
-        "schedule.cuh", "      }\n    }\n  }\n  sync();", "      }\n    }\n  }", "small", RACE
+        "schedule.cuh", "      }\n    }\n  }\n  sync();", "      }\n    }\n  }\n  if (!PLANTED) sync();", "small", RACE
     ),
     "flag set before the data": Fault(
         "crp.cuh",
         "        store_pass(pass);\n      }\n      arrive(s, item_);",
-        "        if (pass == 0) arrive(s, item_);\n        store_pass(pass);\n      }",
+        "        if (PLANTED && pass == 0) arrive(s, item_);\n        store_pass(pass);\n      }\n"
+        "      if (!PLANTED) arrive(s, item_);",
         "small",
         RACE,
     ),
     "flag set when the first thread is done": Fault(
         "schedule.cuh",
         "arrive(const Schedule& s, const Item& item) {\n  sync();",
-        "arrive(const Schedule& s, const Item& item) {",
+        "arrive(const Schedule& s, const Item& item) {\n  if (!PLANTED) sync();",
         "small_resident",
         RACE,
     ),
-    "flag without release": Fault("schedule.cuh", "    add_release(", "    add_relaxed(", "large_resident", RACE),
-    "neighbour not waited for": Fault("schedule.cuh", "neighbour < 9", "neighbour < 8", "large_resident", RACE),
+    "flag without release": Fault(
+        "schedule.cuh",
+        "    add_release(",
+        "    [](int* flag, int n) { PLANTED ? void(add_relaxed(flag, n)) : add_release(flag, n); }(",
+        "large_resident",
+        RACE,
+    ),
+    "neighbour not waited for": Fault(
+        "schedule.cuh", "neighbour < 9", "neighbour < (PLANTED ? 8 : 9)", "large_resident", RACE
+    ),
     "running sum not reset": Fault(
-        "crp.cuh", "      for (float& sum : sums[i]) sum = 0;\n", "", "small_resident", WRONG
+        "crp.cuh",
+        "for (float& sum : sums[i]) sum = 0;\n",
+        "for (float& sum : sums[i]) sum = PLANTED ? sum : 0;\n",
+        "small_resident",
+        WRONG,
     ),
     "sum of products not reset": Fault(
         "crp.cuh",
         "float sums[Product::kCount] = {};",
-        "static thread_local float sums[Product::kCount] = {};",
+        "static thread_local float stale[Product::kCount];\n"
+        "float fresh[Product::kCount] = {}, (&sums)[Product::kCount] = PLANTED ? stale : fresh;",
         "small",
         WRONG,
     ),
-    "counters not reset": Fault("schedule.cuh", "store_relaxed(s.counters + i, 0)", "continue", "small", "is left at"),
+    "counters not reset": Fault(
+        "schedule.cuh",
+        "store_relaxed(s.counters + i, 0)",
+        "if (!PLANTED) store_relaxed(s.counters + i, 0)",
+        "small",
+        "is left at",
+    ),
     "copies not waited for": Fault(
-        "crp.cuh", "wait_copies<kAhead - 1>()", "wait_copies<kAhead>()", "small", f"{WRONG}|{RACE}"
+        "crp.cuh",
+        "wait_copies<kAhead - 1>()",
+        "PLANTED ? wait_copies<kAhead>() : wait_copies<kAhead - 1>()",
+        "small",
+        f"{WRONG}|{RACE}",
     ),
     "product not waited for": Fault(
-        "crp.cuh", "    Product::template wait<0>(sums);\n", "", "large_sm90", f"{WRONG}|{UNFENCED}"
+        "crp.cuh",
+        "    Product::template wait<0>(sums);\n",
+        "    if (!PLANTED) Product::template wait<0>(sums);\n",
+        "large_sm90",
+        f"{WRONG}|{UNFENCED}",
     ),
-    "product of unfenced memory": Fault("product.cuh", "{ fence_for_wgmma(); }", "{}", "large_sm90", UNFENCED),
+    "product of unfenced memory": Fault(
+        "product.cuh", "{ fence_for_wgmma(); }", "{ if (!PLANTED) fence_for_wgmma(); }", "large_sm90", UNFENCED
+    ),
 }
+PLANTED_H = """#pragma once
+#include <cstdlib>
+inline const int planted = std::atoi(std::getenv("PLANTED"));
+"""
 
 
-@needs_tsan
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_faults_are_found(threaded, tmp_path, fault):
-    folder = tmp_path / "build"
+@pytest.fixture(scope="module")
+def faulty(threaded, tmp_path_factory):
+    """A build with all faults, of which none shows as long as none is asked for."""
+    folder = tmp_path_factory.mktemp("faulty") / "build"
     shutil.copytree(threaded, folder, symlinks=True)
     (folder / "csrc").unlink()
     shutil.copytree(TESTS.parent / "csrc", folder / "csrc")
-    file = folder / "csrc" / "cuda" / fault.file
-    text = file.read_text()
-    assert text.count(fault.text) == 1
-    file.write_text(text.replace(fault.text, fault.instead))
-    command = [build(folder, "selfcheck", THREAD, "Bf16"), "20", "bf16", f"crp {fault.kernel}"]
-    done = subprocess.run(command, env={**os.environ, "TSAN_OPTIONS": THREAD_OPTIONS}, capture_output=True, text=True)
+    cuda = folder / "csrc" / "cuda"
+    (cuda / "planted.h").write_text(PLANTED_H)
+    for name in {fault.file for fault in FAULTS.values()}:
+        text = (cuda / name).read_text().replace("#pragma once", '#pragma once\n#include "planted.h"')
+        for number, fault in enumerate(FAULTS.values()):
+            if fault.file == name:
+                assert text.count(fault.text) == 1, fault
+                text = text.replace(fault.text, fault.instead.replace("PLANTED", f"(planted == {number})"))
+        (cuda / name).write_text(text)
+    program = build(folder, "selfcheck", THREAD, "Bf16")
+    problems(run(program, 3, "bf16", "crp", PLANTED="-1", TSAN_OPTIONS=THREAD_OPTIONS))
+    return program
+
+
+@needs_tsan
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_are_found(faulty, name):
+    fault, number = FAULTS[name], list(FAULTS).index(name)
+    command = [faulty, "20", "bf16", f"crp {fault.kernel}"]
+    variables = {**os.environ, "TSAN_OPTIONS": THREAD_OPTIONS, "PLANTED": str(number)}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
     assert done.returncode != 0
     assert re.search(fault.found, done.stdout + done.stderr)

@@ -25,7 +25,7 @@ from comparing import (
 )
 from lwrn_fast import reference
 
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.in_turn("dtype")]
 
 # of the result and of a second input: equal, enlarged by whole and odd factors, from and to one pixel, shrunk
 SIZES = [

@@ -33,6 +33,7 @@ GRADIENTS = {
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
+@pytest.mark.in_turn("loss")
 @pytest.mark.parametrize("loss", GRADIENTS)
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
 def test_are_those_of_eager(backend, op, loss):
@@ -46,6 +47,7 @@ def test_are_those_of_eager(backend, op, loss):
         torch.testing.assert_close(ours, eager)
 
 
+@pytest.mark.in_turn("dtype")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name)
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
 def test_in_sixteen_bits(backend, op, dtype):
@@ -60,6 +62,7 @@ def test_in_sixteen_bits(backend, op, dtype):
         assert_as_exact(ours, true, float((eagers.double() - true).abs().max()))
 
 
+@pytest.mark.in_turn("layout")
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
 @pytest.mark.parametrize("layout", ["sliced_channels", "expanded_rows", "transposed_image"])
 def test_of_inputs_in_any_layout(backend, op, layout):

@@ -81,6 +81,7 @@ class TestPublished:
         assert list(state) == list(published)
         assert {key: list(value.shape) for key, value in state.items()} == published
 
+    @pytest.mark.in_turn("plain")
     @pytest.mark.parametrize("plain", [False, True], ids=["ours", "plain"])
     @pytest.mark.parametrize("name", ["rf_lw50", "rf_lw_mbv2"])
     def test_golden_output(self, name, plain, backend):

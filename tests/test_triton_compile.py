@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of every row of kernels/configs.json, by bench/aot.py, which says what the kernels take."""
+"""Ahead-of-time compilation of rows of kernels/configs.json, by bench/aot.py, which says what the kernels take."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from lwrn_fast.kernels import configs
 pytest.importorskip("triton", reason="Triton is not installed")
 
 BENCH = Path(__file__).parents[1] / "bench"
-KEYS = ["80", "86", "90", "100"]
+KEYS = ["90", "80", "86", "100"]
 
 
 def aot(folder, *options):
@@ -26,12 +26,18 @@ def aot(folder, *options):
     return done.returncode, done.stdout, json.loads(report.read_text())["results"]
 
 
-def test_every_row_compiles_within_the_rules(tmp_path):
+def test_rows_compile_within_the_rules(tmp_path, everything):
+    """All rows of the first architecture; of the others, which take as long, the first row of each op."""
+    table = {key: configs.table()[key] for key in KEYS}
+    assert {key for key in configs.table() if key.isdigit()} == set(KEYS)
+    if not everything:
+        for key in KEYS[1:]:
+            table[key] = {op: {"half": kinds["half"][:1]} for op, kinds in table[key].items()}
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(table))
     # --brief leaves float16 out, but for one row of each op: it compiles as bfloat16 does.
-    status, printed, results = aot(tmp_path, "--brief", "--arch", *KEYS)
+    status, printed, results = aot(tmp_path, "--brief", "--arch", *KEYS, "--table", str(path))
     assert status == 0, printed
-    table = configs.table()
-    assert {key for key in table if key.isdigit()} == set(KEYS)
     rows = {
         (op, key, kind, row["pixels"])
         for key in KEYS

@@ -12,7 +12,7 @@ import lwrn_fast
 from comparing import COPIES, DTYPES, LAYOUTS, eager_error, far_apart, name, rounding
 from lwrn_fast import reference
 
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.in_turn("dtype")]
 
 SIZES = [
     ((1, 1), (1, 1)),
