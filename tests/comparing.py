@@ -112,7 +112,7 @@ def fingerprint(arguments: list[Any]) -> bytes:
                 see(i)
         elif isinstance(item, Tensor):
             seen.update(f"{item.dtype} {item.shape} {item.stride()} {item.device}".encode())
-            seen.update(item.cpu().contiguous().view(torch.uint8).numpy())
+            seen.update(item.cpu().clone(memory_format=torch.contiguous_format).view(torch.uint8).numpy())
         else:
             seen.update(repr(item).encode())
         seen.update(b";")
