@@ -90,16 +90,13 @@ def eager_error(function: Callable[..., Tensor], variants: Iterable[tuple[float,
     with torch.random.fork_rng():
         problems = iter(variants)
         first = next(problems)
-        key = None if function.__closure__ else (function, fingerprint(first[1]))
-        if key not in _errors:
-            found = _largest_error(function, itertools.chain([first], problems))
-            if key is None:
-                return found
-            _errors[key] = found
+        key = None if function.__closure__ else (function, torch.get_num_threads(), fingerprint(first[1]))
+        if key is None or key not in _errors:
+            _errors[key] = _largest_error(function, itertools.chain([first], problems))
     return _errors[key]
 
 
-_errors: dict[tuple[Callable[..., Tensor], bytes] | None, float] = {}
+_errors: dict[object, float] = {}
 
 
 def fingerprint(arguments: list[Any]) -> bytes:

@@ -20,5 +20,5 @@ def test_every_instruction_set_of_this_machine(tmp_path, everything):
 
 @pytest.mark.skipif(bool(missing(CROSS_COMPILER, EMULATOR)), reason=f"{missing(CROSS_COMPILER, EMULATOR)}")
 def test_on_aarch64(tmp_path, everything):
-    program, cases = build(tmp_path, "selfcheck", "-O1 -static", cxx=CROSS_COMPILER), 60 if everything else 20
+    program, cases = build(tmp_path, "selfcheck", "-O1 -static", cxx=CROSS_COMPILER), 60 if everything else 15
     assert run(EMULATOR, program, cases) == f"portable: {cases} problems of each op, 0 wrong\n"
