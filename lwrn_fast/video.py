@@ -156,7 +156,7 @@ def run(
         try:
             files.write(out, save, ending=out.suffix)
         except video_files.WRITING_ERRORS as error:
-            raise UserError(f"{out}: cannot be written ({images.reason(error)})") from error
+            raise UserError(f"{out}: cannot be written ({video_files.reason(error)})") from error
         return reports[0]
     finally:
         reader.close()

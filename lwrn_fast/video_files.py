@@ -12,7 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
-from .images import reason
+from . import images
 from .segment import UserError
 
 WRITING_ERRORS = (av.error.FFmpegError, OSError)
@@ -108,7 +108,7 @@ class Reader:
         self.rate: Fraction = self.stream.average_rate or self.stream.guessed_rate or Fraction(25)
         # as FFmpeg does: cameras and transport streams have clocks that began before
         self.start = max(0, self.container.start_time or 0) / Fraction(av.time_base)
-        self._last = -1
+        self._last: int | None = None
         self._damaged = 0
 
     def close(self) -> None:
@@ -164,8 +164,11 @@ class Reader:
         if self.first is None:
             self.first = frame
         step = max(1, round(1 / (self.rate * self.time_base)))
-        pts = self._last + step if frame.pts is None else frame.pts - round(self.start / self.time_base)
-        self._last = max(pts, self._last + 1)  # encoders want them to rise
+        if frame.pts is None:
+            pts = 0 if self._last is None else self._last + step
+        else:
+            pts = frame.pts - round(self.start / self.time_base)
+        self._last = pts if self._last is None else max(pts, self._last + 1)  # encoders want them to rise
         image, self.transposed = upright(frame.to_ndarray(format="rgb24"), _display_matrix(frame))
         return Picture(image, self._last, frame.duration or step)
 
@@ -211,6 +214,12 @@ def check(path: Path, codec: str | None, quality: int | None) -> tuple[Container
     return container, chosen
 
 
+def reason(error: BaseException) -> str:
+    """Why a file could not be used, in one line; FFmpeg has errors that are no OSError."""
+    said = getattr(error, "strerror", None)
+    return images.reason(error) if isinstance(error, OSError) or not said else said.lower()
+
+
 class Writer:
     """A video file of pictures, which are all made as large as the first, and of the reader's sound.
 
@@ -220,7 +229,9 @@ class Writer:
     def __init__(self, path: Path, container: Container, codec: Codec, quality: int | None, reader: Reader) -> None:
         self.reader = reader
         self.codec = codec
-        self.container = av.open(str(path), "w", format=container.format, options=container.options)
+        # in MP4, what begins later than 0 does so by this clock
+        clock = {"movie_timescale": str(reader.time_base.denominator)} if container.options is _MP4 else {}
+        self.container = av.open(str(path), "w", format=container.format, options={**container.options, **clock})
         options = dict(codec.options)
         if codec.quality is not None:
             options["crf"] = str(codec.quality if quality is None else quality)
