@@ -14,6 +14,7 @@ import numpy as np
 
 from . import files, images, video_files
 from .segment import UserError
+from .segmenter import Segmenter
 from .video_files import Picture, Reader, Writer
 
 WAITING = 4
@@ -117,7 +118,7 @@ class Report:
 def run(
     source: str,
     out: Path | None,
-    segmenter: Callable[[np.ndarray], np.ndarray],
+    segmenter: Segmenter,
     options: Options,
     stop: threading.Event | None = None,
     progress: Callable[[Iterable, int | None], Iterable] = lambda items, length: items,
@@ -125,10 +126,14 @@ def run(
 ) -> Report:
     """Segment the frames of a video, or of the camera of a number, and write them as a video with the same times.
 
-    segmenter: uint8 (H, W, 3) to uint8 (H, W); called in this thread alone. A `Segmenter`'s timings are reported.
-    stop: once it is set, the file is finished with the frames done until then.
+    segmenter: called in this thread alone. stop: once it is set, the file is finished with the frames done until then.
     progress: wraps the frames, of about which number, as tqdm does. show: is given pictures as they are drawn, in this
     thread, and says whether to go on. Raises UserError where nothing can be done; then `out` is as it was.
+
+    >>> from lwrn_fast import models
+    >>> run("street.mp4", Path("labels.mp4"), Segmenter(models.rf_lw_mbv2(21).eval(), size=(256, 448)), Options())
+    Traceback (most recent call last):
+    lwrn_fast.segment.UserError: street.mp4: cannot be read (no such file or folder)
     """
     stop = stop or threading.Event()
     plan = None
@@ -169,7 +174,7 @@ class _Work:
         self,
         reader: Reader,
         writer: Writer | None,
-        segmenter: Callable[[np.ndarray], np.ndarray],
+        segmenter: Segmenter,
         options: Options,
         stop: threading.Event,
         show: Callable[[np.ndarray], bool] | None,
@@ -200,8 +205,7 @@ class _Work:
         if self.writer is not None:
             self.writer.finish(whole and self.reader.complete)
         self.report.seconds = time.perf_counter() - start
-        timings = getattr(self.segmenter, "timings", None)
-        self.report.medians = timings() if timings else {}
+        self.report.medians = {stage: value for stage, value in self.segmenter.timings().items() if value}
         return self.report
 
     def _read(self) -> None:
@@ -221,17 +225,28 @@ class _Work:
 
     def _segment(self, progress: Callable[[Iterable, int | None], Iterable]) -> bool:
         """Returns whether that were all frames that were read."""
-        length = self.reader.length()
-        if self.options.frames is not None:
-            length = min(length or self.options.frames, self.options.frames)
-        for number, picture in enumerate(progress(self.read, length), 1):
-            if self.stop.is_set() or not self.segmented.put((picture, self.segmenter(picture.image))):
+        pending: deque[Picture] = deque()
+        whole = False
+
+        def frames() -> Iterator[np.ndarray]:
+            nonlocal whole
+            most = self.options.frames
+            lengths = [length for length in (self.reader.length(), most) if length is not None]
+            for number, picture in enumerate(progress(self.read, min(lengths, default=None)), 1):
+                if self.stop.is_set():
+                    return
+                pending.append(picture)
+                yield picture.image
+                if number == most:
+                    return
+            whole = True
+
+        for labels in self.segmenter.map(frames()):
+            if not self.segmented.put((pending.popleft(), labels)):
                 return False
             if self.show is not None and self.drawn and not self.show(self.drawn.pop()):
                 self.stop.set()
-            if number == self.options.frames:
-                return False
-        return True
+        return whole
 
     def _write(self) -> None:
         try:

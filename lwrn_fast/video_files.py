@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.bitstream import BitStreamFilterContext
 
 from . import images
 from .segment import UserError
@@ -238,6 +239,8 @@ class Writer:
         self.stream = self.container.add_stream(codec.encoder, rate=reader.rate, options=options)
         self.stream.pix_fmt = codec.pixels
         self.stream.codec_context.time_base = reader.time_base
+        self.filters: dict[int, Any] = {}
+        """For AAC out of transport streams, which has a head on every packet."""
         self.audio = {stream.index: self._audio_stream(stream, container) for stream in reader.audio_streams}
         self.conversion: dict[str, int] = {}
         self.size: tuple[int, int] | None = None
@@ -291,7 +294,10 @@ class Writer:
     def _audio_stream(self, stream: Any, container: Container) -> tuple[Any, bool]:
         """The stream for this one's sound, and whether it has to be encoded anew."""
         try:
-            return self.container.add_stream_from_template(stream), False
+            kept = self.container.add_stream_from_template(stream)
+            if stream.codec_context.name == "aac" and not stream.codec_context.extradata:
+                self.filters[stream.index] = BitStreamFilterContext("aac_adtstoasc", stream)
+            return kept, False
         except ValueError:
             self.reader.notes.append(f"sound in {stream.codec_context.name} is encoded anew, as {container.audio}")
             layout = "mono" if stream.codec_context.channels == 1 else "stereo"
@@ -303,8 +309,10 @@ class Writer:
             packet = waiting.popleft()
             stream, encoded = self.audio[packet.stream_index]
             if not encoded:
-                packet.stream = stream
-                self.container.mux(packet)
+                bare = self.filters.get(packet.stream_index)
+                for kept in [packet] if bare is None else bare.filter(packet):
+                    kept.stream = stream
+                    self.container.mux(kept)
                 continue
             with suppress(av.error.InvalidDataError):  # damaged: silence
                 for frame in packet.decode():

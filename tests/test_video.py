@@ -202,7 +202,8 @@ class TestWhole:
         assert outcome.returncode == -signal.SIGKILL
         assert paths["out"].read_bytes() == b"from before"
         found = []
-        with av.open(str(paths["unfinished"])) as container, suppress(av.error.InvalidDataError):  # the last packet is cut
+        # the last packet is cut
+        with av.open(str(paths["unfinished"])) as container, suppress(av.error.InvalidDataError):
             found.extend(frame.to_ndarray(format="rgb24") for frame in container.decode(video=0))
         assert len(found) >= 25
         np.testing.assert_array_equal(found, right[: len(found)])
@@ -390,11 +391,16 @@ class TestCamera:
         assert times[0] == 0
 
     def test_does_not_fall_behind(self, tmp_path):
-        def slow(image: np.ndarray) -> np.ndarray:
-            time.sleep(0.1)
-            return image[:, :, 0]
+        class Slow:
+            def map(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+                for frame in frames:
+                    time.sleep(0.1)
+                    yield frame[:, :, 0]
 
-        video.run("0", tmp_path / "out.mp4", slow, video.Options(frames=4))
+            def timings(self) -> dict[str, float]:
+                return {}
+
+        video.run("0", tmp_path / "out.mp4", Slow(), video.Options(frames=4))
         assert times_of(tmp_path / "out.mp4")[3] > 0.2  # the fourth frame of the file is not the camera's
 
 
@@ -448,7 +454,7 @@ class TestEnds:
             return np.zeros((64, 96) if where == "network" else (64, 96, 3), np.uint8)
 
         if where == "network":
-            monkeypatch.setattr("lwrn_fast.segmenter.Segmenter.__call__", lambda self, image: breaks())
+            monkeypatch.setattr("lwrn_fast.segmenter.Segmenter.map", lambda self, frames: map(breaks, frames))
         elif where == "drawing":
             monkeypatch.setitem(video.VIEWS, "overlay", breaks)
         else:
