@@ -14,6 +14,10 @@ from .models import PALETTE
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
+COVERED = np.full((256, 3), 255, np.uint8)
+"""Which classes' colours an overlay shows."""
+COVERED[0] = 0
+
 
 class ImageError(Exception):
     """A file that cannot be read or written; the message is one line."""
@@ -104,9 +108,8 @@ def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     >>> overlay(np.full((1, 2, 3), 101, np.uint8), np.array([[0, 1]], np.uint8)).tolist()
     [[[101, 101, 101], [115, 51, 51]]]
     """
-    colours = coloured(labels)
-    np.copyto(colours, image, where=(labels == 0)[:, :, None])
-    return (image | colours) - ((image ^ colours) >> 1)  # the mean, halves rounded up, within 8 bits
+    other = (image ^ coloured(labels)) & COVERED.take(labels, axis=0)  # the bits that differ from the colour
+    return (image | other) - (other >> 1)  # the mean, halves rounded up, within 8 bits
 
 
 def coloured(labels: np.ndarray) -> np.ndarray:

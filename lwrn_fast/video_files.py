@@ -47,7 +47,8 @@ class Codec:
 
 
 # fragments of a second, joined at the end: also what a killed run leaves can be played
-_MP4 = {"movflags": "hybrid_fragmented+delay_moov", "frag_duration": "1000000", "flush_packets": "1"}
+_FRAGMENTS = {"movflags": "hybrid_fragmented+delay_moov", "frag_duration": "1000000", "flush_packets": "1"}
+_MP4 = _FRAGMENTS if av.library_versions["libavformat"] >= (62, 12) else {}  # before, nothing plays what they become
 CONTAINERS = {
     ".mp4": Container("mp4", "h264", "aac", _MP4),
     ".m4v": Container("mp4", "h264", "aac", _MP4),
@@ -231,7 +232,7 @@ class Writer:
         self.reader = reader
         self.codec = codec
         # in MP4, what begins later than 0 does so by this clock
-        clock = {"movie_timescale": str(reader.time_base.denominator)} if container.options is _MP4 else {}
+        clock = {"movie_timescale": str(reader.time_base.denominator)} if container.options == _MP4 else {}
         self.container = av.open(str(path), "w", format=container.format, options={**container.options, **clock})
         options = dict(codec.options)
         if codec.quality is not None:
@@ -289,7 +290,8 @@ class Writer:
             matrix = BT709 if first.colorspace == RGB else first.colorspace
             self.conversion = {"dst_colorspace": matrix, "dst_color_range": STUDIO_RANGE}
             context.colorspace, context.color_range = matrix, STUDIO_RANGE
-            context.color_primaries, context.color_trc = first.color_primaries, first.color_trc
+            source = self.reader.stream.codec_context
+            context.color_primaries, context.color_trc = source.color_primaries, source.color_trc
 
     def _audio_stream(self, stream: Any, container: Container) -> tuple[Any, bool]:
         """The stream for this one's sound, and whether it has to be encoded anew."""

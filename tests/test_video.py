@@ -201,6 +201,8 @@ class TestWhole:
         outcome = self.run_until(signal.SIGKILL, paths, checkpoint)
         assert outcome.returncode == -signal.SIGKILL
         assert paths["out"].read_bytes() == b"from before"
+        if not video_files._MP4:
+            pytest.skip("this FFmpeg cannot join the fragments of an MP4")
         found = []
         # the last packet is cut
         with av.open(str(paths["unfinished"])) as container, suppress(av.error.InvalidDataError):
