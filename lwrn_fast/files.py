@@ -17,8 +17,7 @@ def write(path: Path, save: Callable[[Path], object], ending: str = "") -> None:
     >>> path.read_text()
     'whole'
     """
-    # one name, so that what a killed run leaves is overwritten
-    beside = path.with_name(f".{path.name}.unfinished{ending}")
+    beside = unfinished(path, ending)
     try:
         save(beside)
         with open(beside, "rb+") as file:
@@ -27,6 +26,11 @@ def write(path: Path, save: Callable[[Path], object], ending: str = "") -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def unfinished(path: Path, ending: str = "") -> Path:
+    """What the file is called until it is complete: one name, so that what a killed run leaves is overwritten."""
+    return path.with_name(f".{path.name}.unfinished{ending}")
 
 
 def check_place(path: Path) -> None:

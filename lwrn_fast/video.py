@@ -147,8 +147,9 @@ def run(
     try:
         if out is None or plan is None:
             return _Work(reader, None, segmenter, options, stop, show).run(progress)
-        if not reader.is_camera and out.exists() and out.samefile(source):
-            raise UserError(f"{out}: is the video itself, OUT must be another file")
+        for path in (out, files.unfinished(out, out.suffix)):
+            if not reader.is_camera and path.exists() and path.samefile(source):
+                raise UserError(f"{path}: is the video itself, OUT must be another file")
         reports = []
 
         def save(beside: Path) -> None:

@@ -111,7 +111,6 @@ class Reader:
         # as FFmpeg does: cameras and transport streams have clocks that began before
         self.start = max(0, self.container.start_time or 0) / Fraction(av.time_base)
         self._last: int | None = None
-        self._damaged = 0
 
     def close(self) -> None:
         self.container.close()
@@ -124,20 +123,23 @@ class Reader:
 
     def pictures(self) -> Iterator[Picture]:
         """Every frame that can be decoded; what cannot is skipped, and said in `notes` at the end."""
-        for packet in self._packets():
-            if packet.stream is not self.stream:
-                self._keep(packet)
-                continue
-            try:
-                frames = packet.decode()
-            except av.error.FFmpegError:
-                self._damaged += 1
-                continue
-            for frame in frames:
-                yield self._picture(frame)
-        if self._damaged:
-            self.notes.append(f"{self.place}: skipped {self._damaged} damaged packet{'s' * (self._damaged != 1)}")
-        self.complete = True
+        damaged = 0
+        try:
+            for packet in self._packets():
+                if packet.stream is not self.stream:
+                    self._keep(packet)
+                    continue
+                try:
+                    frames = packet.decode()
+                except av.error.FFmpegError:
+                    damaged += 1
+                    continue
+                for frame in frames:
+                    yield self._picture(frame)
+            self.complete = True
+        finally:
+            if damaged:
+                self.notes.append(f"{self.place}: skipped {damaged} damaged packet{'s' * (damaged != 1)}")
 
     def read_audio(self, last: Picture) -> None:
         """Read on for the sound of this picture alone, which may lie a second behind it in the file."""

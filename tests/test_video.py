@@ -1,6 +1,7 @@
 """Videos: frames equal to `segment`'s, times and sound kept, and a file that is whole however the work ends."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -357,9 +358,7 @@ class TestOptions:
         assert call(clip, tmp_path / "out.mp4", "--view", view, "--frames", "2", *LOSSLESS) == 0
         frame, got = frames_of(clip)[1], frames_of(tmp_path / "out.mp4")
         assert len(got) == 2
-        with torch.no_grad():
-            logits = models.load(checkpoint)(models.preprocess(images.resize(frame, 32, 48)))
-        colours = models.PALETTE[lwrn_fast.upsample_argmax(logits, frame.shape[:2])[0].numpy()]
+        colours = models.PALETTE[lwrn_fast.Segmenter(models.load(checkpoint), size=(32, 48))(frame)]
         np.testing.assert_array_equal(got[1], colours if view == "labels" else np.hstack([frame, colours]))
 
     def test_frames_and_their_sound(self, clip, call, tmp_path):
@@ -377,6 +376,45 @@ class TestOptions:
         assert list(cli_video._bar([1, 2], 2)) == [1, 2]
         monkeypatch.setitem(sys.modules, "tqdm", None)
         assert list(cli_video._bar([1, 2], 2)) == [1, 2]
+
+
+class TestWindow:
+    def test_closing_it_ends_the_work(self, clip, call, tmp_path, monkeypatch):
+        class Window:
+            shown: list[np.ndarray] = []
+
+            def __init__(self, title: str) -> None:
+                assert str(clip) in title
+
+            def __enter__(self) -> "Window":
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                self.shown.append(None)
+
+            def show(self, image: np.ndarray) -> bool:
+                self.shown.append(image)
+                return len(self.shown) < 3
+
+        monkeypatch.setattr("lwrn_fast.window.Window", Window)
+        assert call(clip, tmp_path / "out.mp4", "--live", *LOSSLESS) == 0
+        frames = frames_of(tmp_path / "out.mp4")
+        assert 3 <= len(frames) < 12
+        assert Window.shown.pop() is None
+        assert len(Window.shown) == 3
+        assert all((image == frames).all(axis=(1, 2, 3)).any() for image in Window.shown)
+
+    def test_on_a_screen(self, clip, call, monkeypatch, capsys):
+        pytest.importorskip("tkinter")
+        if shutil.which("Xvfb") is None:
+            pytest.skip("needs Xvfb")
+        with subprocess.Popen(["Xvfb", "-displayfd", "1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as screen:
+            try:
+                monkeypatch.setenv("DISPLAY", f":{int(screen.stdout.readline())}")
+                assert call(clip, "--live", "--frames", "4") == 0
+            finally:
+                screen.terminate()
+        assert "4 frames in " in capsys.readouterr().out
 
 
 class TestCamera:
@@ -488,6 +526,14 @@ class TestEnds:
         source.write_bytes(source.read_bytes()[: source.stat().st_size * 2 // 3])
         assert call(source, out) == 0
         assert 10 < len(frames_of(out)) < 60
+
+    def test_what_a_killed_run_left_is_not_overwritten_by_itself(self, clip, call, out, capsys):
+        left = out.with_name(".out.mp4.unfinished.mp4")
+        left.write_bytes(clip.read_bytes())
+        assert call(left, out) == 2
+        assert capsys.readouterr().err == f"{MARK}{left}: is the video itself, OUT must be another file\n"
+        assert left.read_bytes() == clip.read_bytes()
+        left.unlink()
 
 
 BAD = {
