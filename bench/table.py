@@ -122,7 +122,8 @@ def short(results: Iterable[dict[str, Any]]) -> str:
             if rows:
                 line = max(_lines(rows), key=lambda line: line[OURS]["threads"])
                 cells = [title, str(line[OURS]["threads"]), f"{line[OURS]['median_ms']:.3g}"]
-                cells += [_number(line[name]["times_ours"], "{:.2f}") if name in line else "-" for name in SHORT_COLUMNS]
+                ratios = (line[name]["times_ours"] if name in line else None for name in SHORT_COLUMNS)
+                cells += [_number(ratio, "{:.2f}") for ratio in ratios]
                 body.append(cells)
                 machine = result["machine"]
                 where = f"{machine['cpu']}, {machine['cores']} cores, {machine['isa']}, torch {machine['torch']}"
@@ -130,8 +131,8 @@ def short(results: Iterable[dict[str, Any]]) -> str:
                 break
     head = ["float32", "threads", "ours, ms", *SHORT_COLUMNS]
     rule = ["---"] + ["---:"] * (len(head) - 1)
-    rows = "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *body))
-    return f"{'; '.join(machines)}. The other columns say how many times as long as ours each takes.\n\n{rows}"
+    lines = "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *body))
+    return f"{'; '.join(machines)}. The other columns say how many times as long as ours each takes.\n\n{lines}"
 
 
 def put_into(text: str, tables: str) -> str:

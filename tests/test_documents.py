@@ -90,7 +90,7 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 def make_photos(folder: Path) -> None:
     (folder / "photos").mkdir()
     for i in range(2):
-        images.write(folder / "photos" / f"{i}.jpg", generate.picture(0, "photos", i, (96, 128))[0])
+        images.write(folder / "photos" / f"{i}.jpg", generate.picture(0, "test", i, (96, 128))[0])
     shutil.copy(folder / "photos" / "0.jpg", folder / "photo.jpg")
 
 
