@@ -4,6 +4,7 @@ own, as a reader with that page alone would run them.
 What a block needs stands before it in a comment that the page does not show:
 <!-- test: setup photos -->       makes something that readers have: photos, a checkpoint, data (see SETUPS)
 <!-- test: needs g++ onnx -->     the block is skipped where a command or a package is absent
+<!-- test: output -->             before a ```text block: what the block before it prints
 <!-- test: skip, REASON -->       the block does not run here; the reason says why and which test runs it, if one does
 """
 
@@ -13,7 +14,9 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -142,20 +145,30 @@ def test_page_runs_as_written(page, environment, as_before, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", environment["HOME"])
     names: dict[str, object] = {"__name__": "__main__"}
+    printed = ""
     for block in blocks(page):
+        if "output" in block.marks:
+            assert lines(printed) == lines(block.text), f"{block}: prints\n{printed}"
         if block.language not in RUN or block.why_skipped() is not None:
             continue
         for setup in block.setups():
             SETUPS[setup](tmp_path)
         if block.language == "python":
             # with empty lines before it, so that a traceback names the line of the page
-            exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), names)
+            with redirect_stdout(StringIO()) as out:
+                exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), names)
+            printed = out.getvalue()
         else:
             command = ["bash", "-eu", "-o", "pipefail", "-c", block.text]
             done = subprocess.run(
                 command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LONGEST
             )
             assert done.returncode == 0, f"{block}:\n{block.text}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+            printed = done.stdout
+
+
+def lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.splitlines()]
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.why_skipped() is not None], ids=str)
@@ -180,7 +193,7 @@ def test_blocks_have_a_language_and_known_marks(page):
     for block in blocks(page):
         assert block.language in RUN + SHOWN, f"{block}: {block.language!r}"
         for mark in block.marks:
-            assert re.match(r"skip, |needs |setup ", mark), f"{block}: {mark!r}"
+            assert re.match(r"skip, |needs |setup |output$", mark), f"{block}: {mark!r}"
         assert set(block.setups()) <= set(SETUPS), str(block)
 
 
