@@ -149,7 +149,7 @@ def _input(images: int | Sequence[Any], number: int, size: tuple[int, int], seed
     if isinstance(images, int):
         generator = torch.Generator().manual_seed(1_000_003 * seed + number)
         return torch.randn(1, 3, *size, generator=generator)
-    return F.interpolate(models.preprocess(images[number]), size, mode="bilinear", antialias=True)
+    return models.preprocess(images[number], size)
 
 
 @contextmanager
