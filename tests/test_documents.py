@@ -232,7 +232,7 @@ def test_every_page_is_linked_from_the_readme():
 
 
 def test_pictures_can_be_read():
-    for path in (ROOT / "docs").rglob("*.png"):
+    for path in [*(ROOT / "docs").rglob("*.png"), *(ROOT / "docs").rglob("*.jpg")]:
         with Image.open(path) as picture:
             assert np.asarray(picture.convert("RGB")).std() > 5, path
 
