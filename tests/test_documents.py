@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 import lwrn_fast
-from lwrn_fast import images, models
+from lwrn_fast import cli, images, models
 from lwrn_fast.training import generate
 
 ROOT = Path(__file__).parents[1]
@@ -224,6 +224,27 @@ def test_files_named_in_the_text_are_there(page):
     """In `...`, what looks like a path of the source tree."""
     for path in re.findall(r"`(?:python )?((?:bench|csrc|docs|kernels|lwrn_fast|tests)/[\w./*-]+)", page.read_text()):
         assert list(ROOT.glob(path.rstrip("/"))), f"{page.name}: {path}"
+
+
+def commands(page: Path) -> list[str]:
+    """Commands of ours that nothing here runs: in the text, and in blocks that are skipped."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    found = re.findall(r"`lwrn-fast ([^`]+)`", text)
+    for block in blocks(page):
+        if block.language == "sh" and block.why_skipped() is not None and "being merged" not in block.why_skipped():
+            found += re.findall(r"(?:lwrn-fast|-m lwrn_fast) ([^#\n]+)", block.text)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_that_do_not_run_here_exist(page):
+    parser = cli._parser()
+    known = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
+    for command in commands(page):
+        name, *words = command.split()
+        assert name in known, f"{page.name}: lwrn-fast {command}"
+        options = {option for action in known[name]._actions for option in action.option_strings}
+        assert {word for word in words if word.startswith("--")} <= options, f"{page.name}: lwrn-fast {command}"
 
 
 def test_every_page_is_linked_from_the_readme():
