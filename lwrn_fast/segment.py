@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +39,10 @@ class Options:
     scale: float = 1.0
     overlay: bool = False
     verify: bool = False
+    recursive: bool = False
+    """Also images in folders below."""
+    resume: bool = False
+    """Skip what is done, as `folders.run` does."""
 
 
 @dataclass
@@ -53,6 +57,8 @@ class Report:
     renamed: list[str] = field(default_factory=list)
     """Which result has another name than its picture, because that one was in use."""
     errors: list[str] = field(default_factory=list)
+    folder: str | None = None
+    """What all processes have done, where there is a manifest."""
 
     @property
     def done(self) -> int:
@@ -129,24 +135,43 @@ def run(
         report.errors.append(line)
         error(line)
 
-    found, wrong = images.find(paths)
+    found, wrong = images.find(paths, options.recursive, leave_out=options.out)
     for line in wrong:
         fail(line)
     try:
         images.make_folder(options.out)
     except images.ImageError as reason:
         raise UserError(str(reason)) from reason
-    endings = [".png", "_overlay.png"][: 1 + options.overlay]
     work = _Work(model, options, report)
-    with nullcontext() if options.backend is None else backends.use_backend(options.backend):
-        for path, outputs in progress(list(zip(found, images.output_paths(found, options.out, endings), strict=True))):
-            try:
-                work.one(path, outputs)
-            except images.ImageError as reason:
-                fail(str(reason))
-            except (RuntimeError, MemoryError) as reason:  # too large for this machine, or not for this backend
-                fail(f"{path}: {(str(reason).strip() or 'not enough memory').splitlines()[0]}")
+    names = images.output_names(found, options.out, endings(options))
+    jobs = [(Path(f.path), [options.out / name for name in outputs]) for f, outputs in zip(found, names, strict=True)]
+    with using(options.backend):
+        for path, outputs in progress(jobs):
+            trouble = attempt(work, path, outputs)
+            if trouble is not None:
+                fail(trouble)
     return report
+
+
+def endings(options: Options) -> list[str]:
+    """Of what is written for a photograph."""
+    return [".png", "_overlay.png"][: 1 + options.overlay]
+
+
+def using(backend: str | None) -> AbstractContextManager[object]:
+    """This backend within, or None for what is in use anyway."""
+    return nullcontext() if backend is None else backends.use_backend(backend)
+
+
+def attempt(work: "_Work", path: Path, outputs: list[Path]) -> str | None:
+    """Segment one picture; what went wrong, in one line."""
+    try:
+        work.one(path, outputs)
+        return None
+    except images.ImageError as reason:
+        return str(reason)
+    except (RuntimeError, MemoryError) as reason:  # too large for this machine, or not for this backend
+        return f"{path}: {(str(reason).strip() or 'not enough memory').splitlines()[0]}"
 
 
 class _Work:
