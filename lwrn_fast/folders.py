@@ -22,7 +22,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -69,26 +69,24 @@ def run(
         error(line)
 
     try:
+        run = _Run(paths, options, settings(model, options))
         images.make_folder(options.out)
         hidden = options.out / manifest.HIDDEN
         hidden.mkdir(exist_ok=True)
-        run = _Run(list(paths), options, settings(model, options))
         _share_cores()
         work = segment._Work(model, options, report)
         with _ended_tidily(), segment.using(options.backend), claims.joined(hidden, run.begin) as plan:
             run.check(plan)
-            journal = manifest.Journal(options.out)
-            for job in chain(progress(plan), plan.rest()):
-                if job is not None:
-                    trouble = run.one(job, plan, work, journal)
+            with closing(manifest.Journal(options.out)) as journal:
+                for job in chain(progress(plan), plan.rest()):
+                    trouble = None if job is None else run.one(job, plan, work, journal)
                     report.renamed.clear()  # the manifest tells
                     if trouble is not None:
                         fail(trouble)
-            journal.close()
             failed, wrong = plan.count(claims.FAILED), plan.about["errors"]
         if rank() == 0:
             with claims.alone(hidden):
-                manifest.write(options.out, manifest.read(options.out))
+                manifest.fold(options.out)
             for line in wrong:
                 fail(line)
             where = options.out / manifest.NAME
@@ -119,7 +117,7 @@ def settings(model: Network, options: Options) -> dict[str, Any]:
 class _Run:
     """What one process does in a folder of results."""
 
-    def __init__(self, paths: list[str], options: Options, settings: dict[str, Any]) -> None:
+    def __init__(self, paths: Sequence[str], options: Options, settings: dict[str, Any]) -> None:
         self.out = options.out
         self.options = options
         self.paths = [os.path.abspath(path) for path in paths]
@@ -132,11 +130,7 @@ class _Run:
         """As the only process: fold what killed ones have left, and plan what is to be done."""
         self._check_settings()
         place = self.out / manifest.HIDDEN / claims.PLAN
-        begun = {}
-        for entry, times in claims.unfinished(place):
-            begun[entry["input"]] = str(times).encode()
-            for output in entry["outputs"]:
-                images.remove_unfinished(self.out / output)
+        begun = {entry["input"]: b"%d" % times for entry, times in claims.unfinished(place)}
         place.unlink(missing_ok=True)
         found, errors = images.find(self.paths, self.options.recursive, leave_out=self.out)
         inputs = {file.path: file for file in found}
@@ -177,40 +171,46 @@ class _Run:
         if manifest.holds(job.entry, self.out):
             plan.finish(job, done=True)
             return None
-        path, names = Path(job.entry["input"]), job.entry["outputs"]
-        outputs = [self.out / name for name in names]
-        height = width = trouble = None
-        stamps: list[list[int]] = []
+        path = Path(job.entry["input"])
+        outputs = [self.out / name for name in job.entry["outputs"]]
+        trouble, stamps, size = None, [], (None, None)
         start = time.perf_counter()
-        if job.begun >= MOST_DEATHS:
-            trouble = f"{path}: {job.begun} processes ended while they worked on it"
-        else:
-            try:
-                stamps = [manifest.stamp(path)]  # before it is read: who changes it meanwhile has it done again
-            except (OSError, ValueError) as reason:
-                trouble = f"{path}: cannot be read ({images.reason(reason)})"
-        if trouble is None:
-            trouble = segment.attempt(work, path, outputs)
-        milliseconds = round((time.perf_counter() - start) * 1000, 1)
-        if trouble is None:
-            height, width = images.size(outputs[0])
-            stamps += [manifest.stamp(output) for output in outputs]
-        journal.append(
-            {
-                "input": job.entry["input"],
-                "outputs": names,
-                "state": "done" if trouble is None else "failed",
-                "reason": trouble and trouble.removeprefix(f"{path}: "),
-                "height": height,
-                "width": width,
-                "milliseconds": milliseconds,
-                "rank": rank(),
-                "fingerprint": self.fingerprint,
-                "stamps": stamps,
-            }
-        )
+        try:
+            stamps, size = self._made(job, path, outputs, work)
+        except images.ImageError as error:
+            trouble = str(error)
+        record = {
+            "input": job.entry["input"],
+            "outputs": job.entry["outputs"],
+            "state": "done" if trouble is None else "failed",
+            "reason": trouble and trouble.removeprefix(f"{path}: "),
+            "height": size[0],
+            "width": size[1],
+            "milliseconds": round((time.perf_counter() - start) * 1000, 1),
+            "rank": rank(),
+            "fingerprint": self.fingerprint,
+            "stamps": stamps,
+        }
+        journal.append(record)
         plan.finish(job, done=trouble is None)
         return trouble
+
+    def _made(self, job: claims.Job, path: Path, outputs: list[Path], work: Any) -> tuple[list, tuple[int, int]]:
+        """Segment one image; its stamps and its size. Raises ImageError."""
+        try:
+            if job.begun:
+                for output in outputs:
+                    images.remove_unfinished(output)
+            if job.begun >= MOST_DEATHS:
+                raise images.ImageError(f"{path}: {job.begun} processes ended while they worked on it")
+            stamps = [manifest.stamp(path)]  # before it is read: if it changes meanwhile, it is done again
+            trouble = segment.attempt(work, path, outputs)
+            if trouble is not None:
+                raise images.ImageError(trouble)
+            return stamps + [manifest.stamp(output) for output in outputs], images.size(outputs[0])
+        except (OSError, ValueError) as error:
+            place = getattr(error, "filename", None) or path
+            raise images.ImageError(f"{place}: cannot be read ({images.reason(error)})") from error
 
     def _check_settings(self) -> None:
         path = self.out / manifest.HIDDEN / OPTIONS

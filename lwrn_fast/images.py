@@ -4,6 +4,7 @@ import glob
 import os
 import tempfile
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -157,11 +158,11 @@ def _save(path: Path, image: Image.Image) -> None:
 
 
 def _beside(path: Path) -> str:
-    return f".{path.stem[:40]}."
+    return f".{path.stem[:40]}.{zlib.crc32(os.fsencode(path.name)):08x}."
 
 
 def remove_unfinished(path: Path) -> None:
-    """What a process that was killed while it wrote this image has left; nobody may be writing it."""
+    """What a process that was killed while it wrote this image has left."""
     for file in path.parent.glob(glob.escape(_beside(path)) + "?" * 8):
         file.unlink(missing_ok=True)
 

@@ -76,6 +76,14 @@ def write(out: Path, records: Mapping[str, str]) -> None:
     (out / HIDDEN / JOURNAL).unlink(missing_ok=True)
 
 
+def fold(out: Path) -> None:
+    """Make the journal part of the manifest; nobody may be appending."""
+    journal = out / HIDDEN / JOURNAL
+    if journal.exists() and journal.stat().st_size:
+        write(out, read(out))
+    journal.unlink(missing_ok=True)
+
+
 def parse(line: str) -> dict[str, Any] | None:
     """A line's record; None where it is none, such as half a line.
 
