@@ -11,6 +11,7 @@ from .backends import explain, use_backend
 from .crp import CRP, crp
 from .fusion import Fusion, fusion
 from .info import info
+from .normalise import normalise
 from .upsample_argmax import UpsampleArgmax, upsample_argmax
 from .warmup import warmup
 
@@ -33,6 +34,7 @@ __all__ = [
     "fusion",
     "info",
     "models",
+    "normalise",
     "ops",
     "optimize",
     "reference",
