@@ -5,7 +5,7 @@
 The processes share out the images as `claims` tells, through the folder of the results and nothing else: they may run
 on several machines, at the same paths, may be killed, and more may come. What became of every image is in the folder's
 `manifest.jsonl` (`manifest`). An image that is done is skipped, unless it or its results have changed since. One that
-failed is tried again, but not when torchrun restarts its processes. An image over which MOST_DEATHS processes have
+failed is tried again, but not when torchrun restarts its own processes. An image over which MOST_DEATHS processes have
 ended is taken for failed. A folder has the results of one set of weights and options; others are refused.
 
 Of several processes, that of rank 0 ends last, with exit code 2 where images failed; the others end with 0, for
@@ -139,8 +139,7 @@ class _Run:
         new = [file for key, file in inputs.items() if key not in names]
         made = images.output_names(new, self.out, segment.endings(self.options), chain.from_iterable(names.values()))
         names.update(zip([file.path for file in new], made, strict=True))
-        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
-            begun |= dict.fromkeys(failed, claims.FAILED)
+        begun |= dict.fromkeys(failed, claims.FAILED)
         entries = (
             (records.get(key) or json.dumps({"input": key, "outputs": names[key]}), begun.get(key, claims.NEW))
             for key in inputs
@@ -148,15 +147,15 @@ class _Run:
         claims.write(place, {"images": len(inputs), "paths": self.paths, "errors": errors}, entries)
 
     def _records(self, inputs: Container[str]) -> tuple[dict[str, str], dict[str, list[str]], list[str]]:
-        """Of earlier runs: lines of the manifest by input, the names of outputs by input, and which inputs failed."""
+        """Lines of the manifest by input, names of outputs by input, and which inputs failed before a restart."""
         records, names, failed = {}, {}, []
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         for key, line in manifest.read(self.out).items():
             record = json.loads(line)
-            if record["state"] == "failed" and key not in inputs:
-                continue  # it has been taken away
-            if record["fingerprint"] == self.fingerprint:
+            good = record["state"] == "done"
+            if record["fingerprint"] == self.fingerprint and (good or key in inputs):
                 records[key], names[key] = line, record["outputs"]
-                if record["state"] == "failed":
+                if restarted and not good and record.get("run") == _run_id():
                     failed.append(key)
         return records, names, failed
 
@@ -173,7 +172,9 @@ class _Run:
             return None
         path = Path(job.entry["input"])
         outputs = [self.out / name for name in job.entry["outputs"]]
-        trouble, stamps, size = None, [], (None, None)
+        trouble: str | None = None
+        stamps: list[list[int]] = []
+        size: tuple[int | None, int | None] = (None, None)
         start = time.perf_counter()
         try:
             stamps, size = self._made(job, path, outputs, work)
@@ -188,6 +189,7 @@ class _Run:
             "width": size[1],
             "milliseconds": round((time.perf_counter() - start) * 1000, 1),
             "rank": rank(),
+            "run": _run_id(),
             "fingerprint": self.fingerprint,
             "stamps": stamps,
         }
@@ -225,6 +227,10 @@ class _Run:
             if before.get(name) != self.settings.get(name):
                 then, now = before.get(name), self.settings.get(name)
                 raise UserError(f"{self.out}: has results with {name} {then}, here it is {now}; choose another --out")
+
+
+def _run_id() -> str | None:
+    return os.environ.get("TORCHELASTIC_RUN_ID")
 
 
 def _share_cores() -> None:

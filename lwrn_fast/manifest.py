@@ -6,7 +6,7 @@
     reason        why it failed, in one line; else null
     height width  of the image, in pixels; null where it failed
     milliseconds  from opening the image to having written its outputs
-    rank          of the process (RANK)
+    rank, run     of the process: RANK; torchrun's id for one start of it, TORCHELASTIC_RUN_ID, else null
     fingerprint   of the weights and options
     stamps        bytes and time of change (ns) of the image, then of each output, by which later changes are noticed
 
