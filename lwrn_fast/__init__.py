@@ -19,12 +19,14 @@ from . import models  # isort: skip  built from the blocks above
 from .accelerate import accelerate, restore  # isort: skip
 from .rewrite.report import Report  # isort: skip
 from .optimize import optimize  # isort: skip
+from .segmenter import Segmenter  # isort: skip
 from . import export  # isort: skip  takes models
 
 __all__ = [
     "CRP",
     "Fusion",
     "Report",
+    "Segmenter",
     "UpsampleArgmax",
     "__version__",
     "accelerate",
