@@ -2,17 +2,18 @@
 
 import glob
 import os
+import secrets
 import tempfile
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .files import permissions
 from .models import PALETTE
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -141,20 +142,18 @@ def write_overlay(path: Path, image: np.ndarray, labels: np.ndarray) -> None:
 
 def _save(path: Path, image: Image.Image) -> None:
     """Written beside and moved into place, so that nobody ever sees half a file."""
-    temporary = None
+    # named before it is there, so that it goes whenever a signal ends this
+    temporary = path.with_name(_beside(path) + secrets.token_hex(4))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=_beside(path), delete=False) as file:
-            temporary = file.name
+        with open(temporary, "xb") as file:
             image.save(file, format="PNG", compress_level=4)
-        os.chmod(temporary, permissions())
         os.replace(temporary, path)
-        temporary = None
     except (OSError, ValueError) as error:
         raise ImageError(f"{path}: cannot be written ({reason(error)})") from error
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _beside(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Photographs to label maps: what `lwrn-fast segment` and the demonstration do."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -45,6 +46,8 @@ class Options:
     """Also images in folders below."""
     resume: bool = False
     """Skip what is done, as `folders.run` does."""
+    device: str | None = None
+    """"cpu" or "cuda"; None is the model's."""
 
 
 @dataclass
@@ -114,7 +117,17 @@ def check_backend(name: str | None) -> None:
 
 def segmenter(model: Network, options: Options) -> Segmenter:
     """The network with what goes before and after it, as the options say."""
-    return Segmenter(model, dtype=DTYPES[options.dtype], size=options.size, scale=options.scale)
+    place = device(options.device)
+    return Segmenter(model, device=place, dtype=DTYPES[options.dtype], size=options.size, scale=options.scale)
+
+
+def device(kind: str | None) -> str | None:
+    """Of "cuda" the GPU for this process: torchrun's processes on one machine take them in turn. Raises UserError."""
+    if kind != "cuda":
+        return kind
+    if not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no GPU here")
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
 def run(
@@ -189,8 +202,10 @@ class _Work:
         x = self.segmenter.input(image)
         read = time.perf_counter()
         logits = self.segmenter.logits(x)
+        if logits.is_cuda:
+            torch.cuda.synchronize(logits.device)  # or the time would count for what follows
         inferred = time.perf_counter()
-        labels = self.segmenter.labels(logits, image.shape[:2])[0].numpy()
+        labels = self.segmenter.labels(logits, image.shape[:2])[0].cpu().numpy()
         images.write_labels(outputs[0], labels)
         if self.options.overlay:
             images.write_overlay(outputs[1], image, labels)
@@ -208,7 +223,7 @@ class _Work:
         with backends.use_backend("reference"), torch.inference_mode():
             true_logits = reference(normalise(torch.from_numpy(image), size))
             true_labels = upsample_argmax(true_logits, image.shape[:2])[0].numpy()
-        difference = (logits.float() - true_logits).abs().max() / true_logits.abs().max().clamp_min(1e-30)
+        difference = (logits.float().cpu() - true_logits).abs().max() / true_logits.abs().max().clamp_min(1e-30)
         # a NaN must not hide behind a comparison that it makes false
         worst = float(difference) if difference == difference else float("inf")
         self.report.largest_difference = max(self.report.largest_difference, worst)

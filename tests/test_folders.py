@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from lwrn_fast import claims, cli, images, manifest
+from lwrn_fast import segment as lwrn_segment
 
 COMMAND = [sys.executable, "-m", "lwrn_fast"]
 OPTIONS = ["--num-classes", "3", "--size", "16", "16"]
@@ -362,6 +363,21 @@ class TestProcesses:
         assert segment(tmp_path / "in", "--out", tmp_path / "out") == 2
         assert capsys.readouterr().err == f"lwrn-fast: error: {bad}: is not an image\n"
 
+    def test_each_has_a_gpu(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        assert lwrn_segment.device("cuda") == "cuda:0"
+        monkeypatch.setenv("LOCAL_RANK", "3")
+        assert lwrn_segment.device("cuda") == "cuda:1"
+        assert lwrn_segment.device("cpu") == "cpu"
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+    @pytest.mark.parametrize("resume", [[], ["--resume"]], ids=["plain", "resume"])
+    def test_no_gpu(self, resume, tmp_path, capsys):
+        make(tmp_path / "in", 1)
+        assert segment(tmp_path / "in", "--out", tmp_path / "out", "--device", "cuda", *resume) == 2
+        assert capsys.readouterr().err == "lwrn-fast: error: --device cuda: PyTorch finds no GPU here\n"
+
     def test_results_are_not_taken_for_images(self, tmp_path, capsys):
         make(tmp_path / "in", 1)
         assert segment(tmp_path / "in", "--out", tmp_path / "in", "--resume") == 2
@@ -388,6 +404,16 @@ def test_folders_below(resume, tmp_path):
         assert segment(tmp_path / "in", "--out", out, "--recursive", *resume) == 0
     names = sorted(str(path.relative_to(out)) for path in out.rglob("*.png"))
     assert names == ["0000.png", "0001.png", "a/b/0000.png"]
+
+
+def test_a_folder_where_a_result_should_go(tmp_path, capsys):
+    """Such as that for the images of a folder that is called a.png; what can be done is."""
+    make(tmp_path / "in" / "a.png", 1)
+    Image.new("RGB", (20, 16)).save(tmp_path / "in" / "a.jpg")
+    assert segment(tmp_path / "in", "--out", tmp_path / "out", "--recursive") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a.png/0000.png: cannot be written (" in line
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
 
 
 def test_many_of_one_name_are_named_in_a_moment():
