@@ -406,6 +406,19 @@ def test_folders_below(resume, tmp_path):
     assert names == ["0000.png", "0001.png", "a/b/0000.png"]
 
 
+def test_a_signal_as_a_file_is_made_leaves_nothing(tmp_path, monkeypatch):
+    """Python tells a signal behind any instruction, also behind the one that has made a file."""
+
+    def interrupted(*arguments: Any) -> None:
+        open(*arguments).close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(images, "open", interrupted, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        images.write_labels(tmp_path / "a.png", np.zeros((2, 2), np.uint8))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_where_a_result_should_go(tmp_path, capsys):
     """Such as that for the images of a folder that is called a.png; what can be done is."""
     make(tmp_path / "in" / "a.png", 1)
