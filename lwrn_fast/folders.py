@@ -132,7 +132,7 @@ class _Run:
         place = self.out / manifest.HIDDEN / claims.PLAN
         begun = {entry["input"]: b"%d" % times for entry, times in claims.unfinished(place)}
         place.unlink(missing_ok=True)
-        found, errors = images.find(self.paths, self.options.recursive, leave_out=self.out)
+        found, errors = images.search(self.paths, self.options.recursive, leave_out=self.out)
         inputs = {file.path: file for file in found}
         records, names, failed = self._records(inputs)
         manifest.write(self.out, records)

@@ -148,7 +148,7 @@ def run(
         report.errors.append(line)
         error(line)
 
-    found, wrong = images.find(paths, options.recursive, leave_out=options.out)
+    found, wrong = images.search(paths, options.recursive, leave_out=options.out)
     for line in wrong:
         fail(line)
     try:

@@ -1,5 +1,10 @@
 """normalise on every backend against float64, which is what PyTorch's own antialiased resizing comes to."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -157,3 +162,30 @@ def test_the_op_itself(native):
         torch.ops.lwrn_fast.normalise(torch.zeros(1, 4, 4, 3), 4, 4, [0.0] * 3, [1.0] * 3, torch.float32)
     with pytest.raises(RuntimeError, match="mean and std must be 3 numbers, got 2 and 3"):
         torch.ops.lwrn_fast.normalise(images(1, 4, 4, 3), 4, 4, [0.0] * 2, [1.0] * 3, torch.float32)
+
+
+COMPILE = """
+import aot, torch
+from triton.backends.compiler import GPUTarget
+from lwrn_fast.kernels.normalise import prepare
+for size in ((512, 512), (70000, 70000)):
+    images = torch.empty(2, 1080, 1921, 3, dtype=torch.uint8, device="meta")
+    for dtype in (torch.float32, torch.float16):
+        launch = prepare(images, *size, [0.5, 0.25, 0.125], [1.0, 2.0, 1 / 255], dtype)
+        for capability in (80, 90):
+            found = aot.measure(aot.compile_launch(launch, GPUTarget("cuda", capability, 32)), disassemble=True)
+            assert found.registers > 0 and found.spills == found.stack == 0, found
+        assert aot.measure_amd(aot.compile_launch(launch, GPUTarget("hip", aot.AMD, 64))).spills == 0
+print("compiled")
+"""
+
+
+def test_compiles_for_gpus(tmp_path):
+    """The interpreter takes what the compiler may refuse."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", COMPILE]
+    folder = Path(__file__).parents[1] / "bench"
+    environment["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, [environment.get("PYTHONPATH")])])
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == "compiled\n", done.stderr[-3000:]
