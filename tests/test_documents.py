@@ -114,7 +114,25 @@ def make_sources(folder: Path) -> None:
         (folder / name).symlink_to(ROOT / name)
 
 
-SETUPS = {"photos": make_photos, "checkpoint": make_checkpoint, "data": make_data, "sources": make_sources}
+def make_clip(folder: Path) -> None:
+    """A second of drawn shapes."""
+    av = pytest.importorskip("av")
+    with av.open(str(folder / "in.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=12)
+        stream.height, stream.width, stream.pix_fmt = 96, 128, "yuv420p"
+        for i in range(12):
+            picture = generate.picture(0, "test", i // 6, (96, 128))[0]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(picture, i, 1))))
+        container.mux(stream.encode(None))
+
+
+SETUPS = {
+    "photos": make_photos,
+    "clip": make_clip,
+    "checkpoint": make_checkpoint,
+    "data": make_data,
+    "sources": make_sources,
+}
 
 
 @pytest.fixture(scope="module")
