@@ -1,9 +1,10 @@
 """Photographs to label maps: what `lwrn-fast segment` and the demonstration do."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,12 @@ class Options:
     scale: float = 1.0
     overlay: bool = False
     verify: bool = False
+    recursive: bool = False
+    """Also images in folders below."""
+    resume: bool = False
+    """Skip what is done, as `folders.run` does."""
+    device: str | None = None
+    """"cpu" or "cuda"; None is the model's."""
 
 
 @dataclass
@@ -55,6 +62,8 @@ class Report:
     renamed: list[str] = field(default_factory=list)
     """Which result has another name than its picture, because that one was in use."""
     errors: list[str] = field(default_factory=list)
+    folder: str | None = None
+    """What all processes have done, where there is a manifest."""
 
     @property
     def done(self) -> int:
@@ -108,7 +117,17 @@ def check_backend(name: str | None) -> None:
 
 def segmenter(model: Network, options: Options) -> Segmenter:
     """The network with what goes before and after it, as the options say."""
-    return Segmenter(model, dtype=DTYPES[options.dtype], size=options.size, scale=options.scale)
+    place = device(options.device)
+    return Segmenter(model, device=place, dtype=DTYPES[options.dtype], size=options.size, scale=options.scale)
+
+
+def device(kind: str | None) -> str | None:
+    """Of "cuda" the GPU for this process: torchrun's processes on one machine take them in turn. Raises UserError."""
+    if kind != "cuda":
+        return kind
+    if not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no GPU here")
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
 def run(
@@ -129,24 +148,43 @@ def run(
         report.errors.append(line)
         error(line)
 
-    found, wrong = images.find(paths)
+    found, wrong = images.search(paths, options.recursive, leave_out=options.out)
     for line in wrong:
         fail(line)
     try:
         images.make_folder(options.out)
     except images.ImageError as reason:
         raise UserError(str(reason)) from reason
-    endings = [".png", "_overlay.png"][: 1 + options.overlay]
     work = _Work(model, options, report)
-    with nullcontext() if options.backend is None else backends.use_backend(options.backend):
-        for path, outputs in progress(list(zip(found, images.output_paths(found, options.out, endings), strict=True))):
-            try:
-                work.one(path, outputs)
-            except images.ImageError as reason:
-                fail(str(reason))
-            except (RuntimeError, MemoryError) as reason:  # too large for this machine, or not for this backend
-                fail(f"{path}: {(str(reason).strip() or 'not enough memory').splitlines()[0]}")
+    names = images.output_names(found, options.out, endings(options))
+    jobs = [(Path(f.path), [options.out / name for name in outputs]) for f, outputs in zip(found, names, strict=True)]
+    with using(options.backend):
+        for path, outputs in progress(jobs):
+            trouble = attempt(work, path, outputs)
+            if trouble is not None:
+                fail(trouble)
     return report
+
+
+def endings(options: Options) -> list[str]:
+    """Of what is written for a photograph."""
+    return [".png", "_overlay.png"][: 1 + options.overlay]
+
+
+def using(backend: str | None) -> AbstractContextManager[object]:
+    """This backend within, or None for what is in use anyway."""
+    return nullcontext() if backend is None else backends.use_backend(backend)
+
+
+def attempt(work: "_Work", path: Path, outputs: list[Path]) -> str | None:
+    """Segment one picture; what went wrong, in one line."""
+    try:
+        work.one(path, outputs)
+        return None
+    except images.ImageError as reason:
+        return str(reason)
+    except (RuntimeError, MemoryError) as reason:  # too large for this machine, or not for this backend
+        return f"{path}: {(str(reason).strip() or 'not enough memory').splitlines()[0]}"
 
 
 class _Work:
@@ -164,8 +202,10 @@ class _Work:
         x = self.segmenter.input(image)
         read = time.perf_counter()
         logits = self.segmenter.logits(x)
+        if logits.is_cuda:
+            torch.cuda.synchronize(logits.device)  # or the time would count for what follows
         inferred = time.perf_counter()
-        labels = self.segmenter.labels(logits, image.shape[:2])[0].numpy()
+        labels = self.segmenter.labels(logits, image.shape[:2])[0].cpu().numpy()
         images.write_labels(outputs[0], labels)
         if self.options.overlay:
             images.write_overlay(outputs[1], image, labels)
@@ -183,7 +223,7 @@ class _Work:
         with backends.use_backend("reference"), torch.inference_mode():
             true_logits = reference(normalise(torch.from_numpy(image), size))
             true_labels = upsample_argmax(true_logits, image.shape[:2])[0].numpy()
-        difference = (logits.float() - true_logits).abs().max() / true_logits.abs().max().clamp_min(1e-30)
+        difference = (logits.float().cpu() - true_logits).abs().max() / true_logits.abs().max().clamp_min(1e-30)
         # a NaN must not hide behind a comparison that it makes false
         worst = float(difference) if difference == difference else float("inf")
         self.report.largest_difference = max(self.report.largest_difference, worst)
