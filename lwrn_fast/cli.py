@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import __version__, backends, cli_export, cli_training, models
+from . import __version__, backends, cli_erf, cli_export, cli_training, cli_video, models
 from .info import info
 from .terminal import Parser, exit_code, positive, progress_bar, say_error, whole
 
@@ -33,13 +33,18 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--num-classes", type=whole, metavar="N", help="default: the checkpoint's, or 21")
     segment.add_argument("--backend", choices=backends.BACKENDS, help="default: LWRN_FAST_BACKEND, or auto")
     segment.add_argument("--dtype", choices=("f32", "bf16", "f16"), default="f32")
+    segment.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     size = segment.add_mutually_exclusive_group()
     size.add_argument("--size", nargs=2, type=whole, metavar=("H", "W"), help="of the network's input")
     size.add_argument("--scale", type=positive, default=1.0, metavar="S", help="of the network's input to the image")
     segment.add_argument("--overlay", action="store_true", help="also the photograph with the labels' colours over it")
     segment.add_argument("--verify", action="store_true", help="compare with the reference backend in float32")
+    segment.add_argument("--recursive", action="store_true", help="also folders below, which DIR then has too")
+    segment.add_argument("--resume", action="store_true", help="keep DIR/manifest.jsonl, and skip what it has as done")
     cli_training.add_commands(commands)
     cli_export.add_commands(commands)
+    cli_video.add_commands(commands)
+    cli_erf.add_commands(commands)
     return parser
 
 
@@ -53,7 +58,7 @@ def _info(_: argparse.Namespace) -> int:
 
 def _segment(arguments: argparse.Namespace) -> int:
     try:
-        from . import segment
+        from . import folders, segment
     except ImportError as error:
         return say_error(f"{error}; the command line needs Pillow: pip install pillow")
     options = segment.Options(
@@ -63,21 +68,32 @@ def _segment(arguments: argparse.Namespace) -> int:
         num_classes=arguments.num_classes,
         backend=arguments.backend,
         dtype=arguments.dtype,
+        device=arguments.device,
         size=arguments.size and tuple(arguments.size),
         scale=arguments.scale,
         overlay=arguments.overlay,
         verify=arguments.verify,
+        recursive=arguments.recursive,
+        resume=arguments.resume or folders.processes() > 1,
     )
+    speaks = folders.rank() == 0  # of several processes, one
     try:
         segment.check_backend(options.backend)
         model, trained = segment.build(options)
-        print(f"{model.name}, {model.num_classes} classes, {'trained' if trained else 'UNTRAINED'} weights", flush=True)
-        report = segment.run(arguments.paths, options, model, error=say_error, progress=progress_bar())
+        if speaks:
+            weights = "trained" if trained else "UNTRAINED"
+            print(f"{model.name}, {model.num_classes} classes, {weights} weights", flush=True)
+        run = folders.run if options.resume else segment.run
+        report = run(arguments.paths, options, model, say_error, progress_bar() if speaks else iter)
     except segment.UserError as error:
         return say_error(str(error))
+    if not speaks:
+        return 0  # torchrun would end the others; the first one tells that images failed, and is the last to end
     if not trained:
         print("the weights are untrained: the labels mean nothing; give --checkpoint for real ones")
     for line in report.renamed:
         print(line)
     print(report.table(verified=options.verify))
+    if report.folder is not None:
+        print(report.folder)
     return 2 if report.errors else 0

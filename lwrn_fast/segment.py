@@ -1,9 +1,10 @@
 """Photographs to label maps: what `lwrn-fast segment` and the demonstration do."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from . import backends, images, models
 from .models.networks import Network
+from .normalise import normalise
+from .segmenter import Segmenter
 from .upsample_argmax import upsample_argmax
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -39,6 +42,12 @@ class Options:
     scale: float = 1.0
     overlay: bool = False
     verify: bool = False
+    recursive: bool = False
+    """Also images in folders below."""
+    resume: bool = False
+    """Skip what is done, as `folders.run` does."""
+    device: str | None = None
+    """"cpu" or "cuda"; None is the model's."""
 
 
 @dataclass
@@ -53,6 +62,8 @@ class Report:
     renamed: list[str] = field(default_factory=list)
     """Which result has another name than its picture, because that one was in use."""
     errors: list[str] = field(default_factory=list)
+    folder: str | None = None
+    """What all processes have done, where there is a manifest."""
 
     @property
     def done(self) -> int:
@@ -104,11 +115,19 @@ def check_backend(name: str | None) -> None:
         raise UserError(f"the backend {name!r} cannot run here: {reason}")
 
 
-def segment(model: Network, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """A network input (1, 3, h, w) to logits (1, classes, h / 4, w / 4) and labels (1, *size) uint8."""
-    with torch.inference_mode():
-        logits = model(x)
-        return logits, upsample_argmax(logits, size)
+def segmenter(model: Network, options: Options) -> Segmenter:
+    """The network with what goes before and after it, as the options say."""
+    place = device(options.device)
+    return Segmenter(model, device=place, dtype=DTYPES[options.dtype], size=options.size, scale=options.scale)
+
+
+def device(kind: str | None) -> str | None:
+    """Of "cuda" the GPU for this process: torchrun's processes on one machine take them in turn. Raises UserError."""
+    if kind != "cuda":
+        return kind
+    if not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no GPU here")
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
 def run(
@@ -129,65 +148,84 @@ def run(
         report.errors.append(line)
         error(line)
 
-    found, wrong = images.find(paths)
+    found, wrong = images.search(paths, options.recursive, leave_out=options.out)
     for line in wrong:
         fail(line)
     try:
         images.make_folder(options.out)
     except images.ImageError as reason:
         raise UserError(str(reason)) from reason
-    endings = [".png", "_overlay.png"][: 1 + options.overlay]
     work = _Work(model, options, report)
-    with nullcontext() if options.backend is None else backends.use_backend(options.backend):
-        for path, outputs in progress(list(zip(found, images.output_paths(found, options.out, endings), strict=True))):
-            try:
-                work.one(path, outputs)
-            except images.ImageError as reason:
-                fail(str(reason))
-            except (RuntimeError, MemoryError) as reason:  # too large for this machine, or not for this backend
-                fail(f"{path}: {(str(reason).strip() or 'not enough memory').splitlines()[0]}")
+    names = images.output_names(found, options.out, endings(options))
+    jobs = [(Path(f.path), [options.out / name for name in outputs]) for f, outputs in zip(found, names, strict=True)]
+    with using(options.backend):
+        for path, outputs in progress(jobs):
+            trouble = attempt(work, path, outputs)
+            if trouble is not None:
+                fail(trouble)
     return report
+
+
+def endings(options: Options) -> list[str]:
+    """Of what is written for a photograph."""
+    return [".png", "_overlay.png"][: 1 + options.overlay]
+
+
+def using(backend: str | None) -> AbstractContextManager[object]:
+    """This backend within, or None for what is in use anyway."""
+    return nullcontext() if backend is None else backends.use_backend(backend)
+
+
+def attempt(work: "_Work", path: Path, outputs: list[Path]) -> str | None:
+    """Segment one picture; what went wrong, in one line."""
+    try:
+        work.one(path, outputs)
+        return None
+    except images.ImageError as reason:
+        return str(reason)
+    except (RuntimeError, MemoryError) as reason:  # too large for this machine, or not for this backend
+        return f"{path}: {(str(reason).strip() or 'not enough memory').splitlines()[0]}"
 
 
 class _Work:
     """One picture after the other through one network."""
 
     def __init__(self, model: Network, options: Options, report: Report) -> None:
+        self.segmenter = segmenter(model, options)
         self.reference = deepcopy(model) if options.verify else None
-        self.model = deepcopy(model).to(DTYPES[options.dtype])
         self.options = options
         self.report = report
 
     def one(self, path: Path, outputs: list[Path]) -> None:
         start = time.perf_counter()
         image = images.read(path)
-        x = models.preprocess(images.resize(image, *self._size(image)))
+        x = self.segmenter.input(image)
         read = time.perf_counter()
-        logits, labels = segment(self.model, x.to(DTYPES[self.options.dtype]), image.shape[:2])
+        logits = self.segmenter.logits(x)
+        if logits.is_cuda:
+            torch.cuda.synchronize(logits.device)  # or the time would count for what follows
         inferred = time.perf_counter()
-        images.write_labels(outputs[0], labels[0].numpy())
+        labels = self.segmenter.labels(logits, image.shape[:2])[0].cpu().numpy()
+        images.write_labels(outputs[0], labels)
         if self.options.overlay:
-            images.write_overlay(outputs[1], image, labels[0].numpy())
+            images.write_overlay(outputs[1], image, labels)
         steps = (read - start, inferred - read, time.perf_counter() - inferred)
         for values, seconds in zip(self.report.milliseconds.values(), steps, strict=True):
             values.append(seconds * 1000)
         if outputs[0].stem != path.stem:
             self.report.renamed.append(f"{path} is in {outputs[0]}")
         if self.reference is not None:
-            self._verify(self.reference, x, logits, labels)
+            self._verify(self.reference, image, logits, labels)
 
-    def _size(self, image: np.ndarray) -> tuple[int, int]:
-        if self.options.size is not None:
-            return self.options.size
-        height, width = (max(1, round(length * self.options.scale)) for length in image.shape[:2])
-        return height, width
-
-    def _verify(self, reference: Network, x: Tensor, logits: Tensor, labels: Tensor) -> None:
-        with backends.use_backend("reference"):
-            true_logits, true_labels = segment(reference, x, (labels.shape[1], labels.shape[2]))
-        difference = (logits.float() - true_logits).abs().max() / true_logits.abs().max().clamp_min(1e-30)
+    def _verify(self, reference: Network, image: np.ndarray, logits: Tensor, labels: np.ndarray) -> None:
+        """Against plain PyTorch in float32, from the picture on."""
+        size = self.segmenter.input_size(*image.shape[:2])
+        with backends.use_backend("reference"), torch.inference_mode():
+            true_logits = reference(normalise(torch.from_numpy(image), size))
+            true_labels = upsample_argmax(true_logits, image.shape[:2])[0].numpy()
+        difference = (logits.float().cpu() - true_logits).abs().max() / true_logits.abs().max().clamp_min(1e-30)
         # a NaN must not hide behind a comparison that it makes false
         worst = float(difference) if difference == difference else float("inf")
         self.report.largest_difference = max(self.report.largest_difference, worst)
         self.report.other_labels += int((labels != true_labels).sum())
-        self.report.pixels += labels.numel()
+        self.report.pixels += labels.size

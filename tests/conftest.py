@@ -68,9 +68,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 # These take longest, the first most. Begun in this order, none of them is left to one process at the end.
 LONG = (
-    *("test_crp", "test_emulator", "test_fusion", "test_triton_backward", "test_sanitizers", "test_triton_compile"),
-    *("test_build", "test_training", "test_export", "test_compiler", "test_models", "test_upsample_argmax"),
-    *("test_cli", "test_native", "test_gradients", "test_accelerate", "test_triton", "test_ops"),
+    *("test_sanitizers", "test_crp", "test_emulator", "test_triton_compile", "test_documents", "test_build"),
+    *("test_video", "test_training", "test_triton_backward", "test_cli", "test_models", "test_folders", "test_compiler"),
+    *("test_export", "test_native", "test_upsample_argmax", "test_gradients", "test_accelerate", "test_fusion"),
 )
 
 

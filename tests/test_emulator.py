@@ -16,7 +16,7 @@ from compiling import TESTS, missing, run
 from test_sanitizers import OPTIONS, without
 
 KERNELS = TESTS.parent / "build" / "emulator"  # where the library of the op tests is built, too
-ADDRESS = "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
+ADDRESS = "-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
 THREAD = "-O1 -g1 -fsanitize=thread"
 # To this sanitizer each thread of a block is a thread of its own, of which there may be some thousands.
 THREAD_OPTIONS = "halt_on_error=1 history_size=0"

@@ -13,7 +13,7 @@ import lwrn_fast
 from compiling import build, missing, run
 from lwrn_fast import _native
 
-ADDRESS = "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
+ADDRESS = "-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
 THREAD = "-O1 -g1 -fsanitize=thread"
 OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
 # The op tests, with the C++ part as backend, that reach every op, dtype, tail and layout and all of the registration;
