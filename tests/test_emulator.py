@@ -48,8 +48,8 @@ def test_the_machine():
 def test_every_kernel(everything):
     cases = 40 if everything else 15
     tried = problems(run(build(KERNELS, "selfcheck", ""), cases))
-    assert {"crp", "fusion", "upsample_argmax"} == {kernel.split()[0] for kernel in tried}
-    assert len(tried) == 16
+    assert {"crp", "fusion", "upsample_argmax", "normalise"} == {kernel.split()[0] for kernel in tried}
+    assert len(tried) == 17
     assert min(tried.values()) >= cases
 
 
