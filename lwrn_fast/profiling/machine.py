@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import torch
 
-import lwrn_fast
-import peers
-from lwrn_fast import _native
+from .. import _native
+from .._version import __version__
+from . import peers
 
 
 def thread_counts() -> list[int]:
@@ -44,7 +44,7 @@ def describe() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "lwrn_fast": lwrn_fast.__version__,
+        "lwrn_fast": __version__,
         **peers.versions(),
     }
 
