@@ -46,29 +46,30 @@ def describe() -> dict[str, str]:
         "torch": torch.__version__,
         "lwrn_fast": __version__,
         **peers.versions(),
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_initialized() else {}),
     }
 
 
 @functools.cache
-def gemm_rate(dtype: torch.dtype, threads: int) -> float:
+def gemm_rate(dtype: torch.dtype, threads: int, device: str = "cpu") -> float:
     """Operations per second of torch.mm at its best; a type the machine is slow in may be widened to float32."""
     rate = 0.0
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     for kind in {dtype, torch.float32}:
         for rows, inner, columns in ((16384, 256, 256), (2048, 2048, 2048)):
-            a, b = torch.randn(rows, inner).to(kind), torch.randn(inner, columns).to(kind)
+            a, b = (torch.randn(shape).to(device, kind) for shape in ((rows, inner), (inner, columns)))
             rate = max(rate, 2 * rows * inner * columns / _best(functools.partial(torch.mm, a, b)))
     torch.set_num_threads(before)
     return rate
 
 
 @functools.cache
-def copy_rate(threads: int) -> float:
+def copy_rate(threads: int, device: str = "cpu") -> float:
     """Bytes per second, read plus written, of a copy far larger than the caches."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    source = torch.ones(64 << 20)
+    source = torch.ones(64 << 20, device=device)
     target = torch.empty_like(source)
     rate = 2 * source.nbytes / _best(lambda: target.copy_(source))
     torch.set_num_threads(before)
@@ -86,11 +87,18 @@ def _best(call: Callable[[], object], seconds: float = 0.3) -> float:
     while calls < 2 or spent < seconds:
         start = time.perf_counter()
         call()
+        synchronize()
         took = time.perf_counter() - start
         best, spent, calls = min(best, took), spent + took, calls + 1
         if took > seconds:
             break
     return best
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where this process uses one."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def _cpu_name() -> str:
