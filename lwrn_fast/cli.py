@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import __version__, backends, cli_export, cli_training, models
+from . import __version__, backends, cli_export, cli_profiling, cli_training, models
 from .info import info
 from .terminal import Parser, exit_code, positive, progress_bar, say_error, whole
 
@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--verify", action="store_true", help="compare with the reference backend in float32")
     cli_training.add_commands(commands)
     cli_export.add_commands(commands)
+    cli_profiling.add_commands(commands)
     return parser
 
 

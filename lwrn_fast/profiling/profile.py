@@ -155,6 +155,7 @@ def _measure(options: Options, trace: Path | None, say: Say) -> dict[str, Any]:
     }
     return {
         "kind": "profile",
+        "title": f"{options.network}, layer by layer",
         "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine.describe() | {"device": device.type},
         "options": {
