@@ -76,6 +76,11 @@ def copy_rate(threads: int, device: str = "cpu") -> float:
     return rate
 
 
+def rates(dtype: torch.dtype, threads: int, device: str = "cpu") -> tuple[float, float]:
+    """Both of these, measured anew."""
+    return gemm_rate.__wrapped__(dtype, threads, device), copy_rate.__wrapped__(threads, device)
+
+
 def limit(operations: int, nbytes: int, dtype: torch.dtype, threads: int) -> float:
     """Seconds below which this machine cannot do it: its multiplications or its traffic, whichever takes longer."""
     return max(operations / gemm_rate(dtype, threads), nbytes / copy_rate(threads))

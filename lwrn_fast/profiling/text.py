@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 LONGEST_LAYERS = 12
+CASES_BESIDE = 4
 VERSIONS = ("lwrn_fast", "torch", "onnxruntime", "openvino")
 
 
@@ -46,10 +47,13 @@ def of_bench(data: dict[str, Any]) -> str:
     lines = [_head(data)]
     for kind in dict.fromkeys(case["kind"] for case in data["cases"]):
         cases = [case for case in data["cases"] if case["kind"] == kind]
-        rows = [["", *(case["name"] for case in cases)]]
-        for name in dict.fromkeys(name for case in cases for name in case["ms"]):
-            rows.append([name, *(_against(case, name) for case in cases)])
-        lines += ["", f"{kind}, ms (and how many times as long as ours)", table(rows)]
+        lines += ["", f"{kind}, ms (and how many times as long as ours)"]
+        for i in range(0, len(cases), CASES_BESIDE):
+            beside = cases[i : i + CASES_BESIDE]
+            rows = [["", *(case["name"] for case in beside)]]
+            for name in dict.fromkeys(name for case in beside for name in case["ms"]):
+                rows.append([name, *(_against(case, name) for case in beside)])
+            lines.append(table(rows))
         for case in cases:
             lines += [f"{case['name']}: {name} failed: {reason}" for name, reason in case["failed"].items()]
     return "\n".join(lines + _absent(data))

@@ -17,11 +17,11 @@ main.append(make("header", {},
   make("h1", {}, data.title),
   make("p", {}, `${shape(given.size)}, ${given.dtype}, ${given.threads} thread${given.threads === 1 ? "" : "s"} on ${data.machine.cpu}`)));
 
-const whole = data.cases.filter(row => row.kind === "network" && "ours" in row.ms);
+const whole = data.cases.filter(row => ["network", "image to labels"].includes(row.kind) && "ours" in row.ms);
 main.append(make("div", { class: "tiles" }, ...whole.map(row => {
   const others = Object.keys(row.ratio).filter(name => !name.startsWith("ours")).sort((a, b) => row.ratio[a] - row.ratio[b]);
   return make("div", { class: "tile", style: `--colour: ${colour("ours")}` },
-    make("span", {}, row.where),
+    make("span", {}, `${row.where}, ${row.kind}, ours`),
     make("b", { "data-value": row.ms.ours }, ms(row.ms.ours)),
     make("span", {}, others.length ? `${others[0]}, the fastest other, takes ${digits(row.ratio[others[0]])} × as long` : "nobody to compare with"));
 })));
@@ -35,23 +35,25 @@ for (const [kind, [title, text]] of Object.entries(KINDS)) {
     let y = 0;
     for (const row of cases) {
       const longest = Math.max(...Object.values(row.ms)), scale = Math.max(30, width - left - right) / longest;
-      svg.append(make("text", { x: 0, y: y + 14, class: "name" }, row.where === row.name ? row.name : `${row.name}  (${row.where})`));
+      const own = kind === "network" || kind === "image to labels", names = Object.entries(row.ms);
+      svg.append(make("text", { x: 0, y: y + 14, class: "name" }, own ? row.where : `${row.name} (${row.where})`));
       y += 22;
-      for (const [name, value] of Object.entries(row.ms)) {
-        const length = Math.max(1, value * scale), ratio = row.ratio[name];
+      const top = y, figures = [];
+      for (const [name, value] of names) {
+        const length = Math.max(1, value * scale), ratio = row.ratio[name], middle = y + each / 2;
         svg.append(
-          make("text", { x: left - 8, y: y + each / 2, "text-anchor": "end", "dominant-baseline": "central" }, name),
+          make("text", { x: left - 8, y: middle, "text-anchor": "end", "dominant-baseline": "central" }, name),
           make("rect", {
             class: "bar", x: left, y: y + 1, width: length, height: each - 4, rx: 2, fill: colour(name),
             "data-case": row.name, "data-name": name, "data-value": value,
             ...hint(`${row.name}\n${name}: ${ms(value)}, median of ${row.rounds[name]}\nlimit of the machine: ${ms(row.limit_ms)}`),
-          }),
-          make("text", { x: left + length + 6, y: y + each / 2, "dominant-baseline": "central" },
-            ms(value) + (ratio === undefined || name === "ours" ? "" : `, × ${digits(ratio)}`)));
+          }));
+        figures.push(make("text", { class: "over", x: left + length + 6, y: middle, "dominant-baseline": "central" },
+          ms(value) + (ratio === undefined || name === "ours" ? "" : `, × ${digits(ratio)}`)));
         y += each;
       }
       const limit = left + row.limit_ms * scale;
-      svg.append(make("line", { class: "limit", x1: limit, x2: limit, y1: y - each * Object.keys(row.ms).length, y2: y - 2 }));
+      svg.append(make("line", { class: "limit", x1: limit, x2: limit, y1: top, y2: y - 2 }), ...figures);
       y += 12;
     }
     return y;

@@ -22,7 +22,7 @@ function digits(value) {
 }
 const ms = value => digits(value) + " ms";
 const bytes = value => (value === null ? "–" : digits(value / 1e6) + " MB");
-const shape = sizes => sizes.join(" × ");
+const shape = sizes => sizes.join("×");
 
 function section(title, text, ...children) {
   const node = make("section", {}, make("h2", {}, title), make("p", {}, text), ...children);
@@ -35,7 +35,7 @@ function facts(pairs) {
 }
 
 function machineFacts() {
-  const names = { isa: "instruction set of ours", "oneDNN isa": "instruction set of oneDNN" };
+  const names = { cpu: "processor", isa: "instruction set of ours", "oneDNN isa": "instruction set of oneDNN" };
   return Object.entries(data.machine).filter(([, value]) => value).map(([name, value]) => [names[name] || name, value]);
 }
 
@@ -77,7 +77,7 @@ function hint(text) {
 // columns: {name, value(row), show(value), text}; numbers to the right, and sorted from the largest
 function table(id, columns, rows) {
   const body = make("tbody"), heads = columns.map(column => make("th", { class: column.text && "text", scope: "col" }));
-  const fill = sorted => body.replaceChildren(...sorted.map(row => make("tr", {}, ...columns.map(column => {
+  const fill = sorted => body.replaceChildren(...sorted.map(row => make("tr", { class: row.rank }, ...columns.map(column => {
     const value = column.value(row);
     return make("td", { class: column.text && "text", "data-value": value }, column.show ? column.show(value) : String(value));
   }))));
@@ -96,5 +96,5 @@ function table(id, columns, rows) {
     },
   }, column.name)));
   fill(rows);
-  return make("div", { class: "rows", tabindex: 0 }, make("table", { id }, make("thead", {}, make("tr", {}, ...heads)), body));
+  return make("div", { class: "rows", id: `${id}-rows`, tabindex: 0 }, make("table", { id }, make("thead", {}, make("tr", {}, ...heads)), body));
 }

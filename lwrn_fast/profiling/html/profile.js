@@ -1,13 +1,13 @@
 const colour = name => `var(--${name})`;
 const given = data.options, hidden = new Set();
-const KIND = { encoder: "encoder", level: "decoder", classifier: "classifier", labels: "labels" };
+const SHADES = [1, 0.6, 0.35];  // of the parts of a level
 const speed = (row, name) => (row.ms[name] ? (row.flops + row.others) / row.ms[name] / 1e6 : 0);
 const intensity = row => (row.bytes ? (row.flops + row.others) / row.bytes : 0);
 const first = data.backends[0];
 
 main.append(make("header", {},
   make("h1", {}, data.title),
-  make("p", {}, `${given.batch} × 3 × ${shape(given.size)}, ${given.dtype}, ${given.threads} thread${given.threads === 1 ? "" : "s"}`
+  make("p", {}, `${given.batch}×3×${shape(given.size)}, ${given.dtype}, ${given.threads} thread${given.threads === 1 ? "" : "s"}`
     + ` on ${data.machine.gpu || data.machine.cpu} (${data.machine.device}); ${given.checkpoint ? given.checkpoint : "random weights"}`)));
 
 main.append(make("div", { class: "tiles" }, ...data.backends.map(name => {
@@ -44,7 +44,7 @@ const bars = drawn("bars", "milliseconds of each stage", (svg, width) => {
         const length = Math.max(0.5, part.ms[name] * scale), what = part === group ? "" : ` ${part.name}`;
         svg.append(make("rect", {
           class: "bar", x, y: y + i * each, width: length, height: each - 2, rx: 2, fill: colour(name),
-          "fill-opacity": [1, 0.6, 0.35][number], "data-group": group.name + what, "data-backend": name, "data-value": part.ms[name],
+          "fill-opacity": SHADES[number], "data-group": group.name + what, "data-backend": name, "data-value": part.ms[name],
           ...hint(`${group.name}${what}, ${name}\n${ms(part.ms[name])}, ${digits(part.percent[name])} % of the limit\n`
             + `${digits(part.flops / 1e9)} GFLOP in convolutions, ${bytes(part.bytes)}`),
         }));
@@ -58,7 +58,7 @@ const bars = drawn("bars", "milliseconds of each stage", (svg, width) => {
 });
 const parts = [...new Set(data.groups.flatMap(group => group.parts.map(part => part.name)))];
 const legend = data.backends.map(name => make("span", { style: `--colour: ${colour(name)}` }, make("i"), name));
-if (parts.length) legend.push(make("span", {}, `levels, from dark to light: ${parts.join(", ")}`));
+legend.push(...parts.map((part, i) => make("span", { style: "--colour: var(--ink)" }, make("i", { style: `opacity: ${SHADES[i]}` }), part)));
 section("Where the time goes", "Stages of the encoder, levels of the decoder from the deepest to the finest, the classifier, and the label map.",
   make("div", { class: "keys" }, ...legend), bars);
 
@@ -100,14 +100,12 @@ const roofline = drawn("roofline", "operations per second over operations per by
       ...hint(`${layer.name}, ${name}\n${layer.group}: ${layer.what}, ${shape(layer.shape)}\n${ms(layer.ms[name])}, `
         + `${digits(100 * share)} % of all layers\n${digits(y)} GFLOP/s at ${digits(x)} operations per byte\n${digits(layer.percent[name])} % of the limit`),
     }));
-  svg.append(make("text", { class: "roofed", x: width - right, y: py(roof.flat) - 8, "text-anchor": "end" }, `matrix products: ${digits(roof.flat)} GFLOP/s`));
-  const [ax, ay, bx, by] = [px(low), py(low * roof.slope), px(knee), py(roof.flat)];
-  const angle = Math.atan2(by - ay, bx - ax) * 180 / Math.PI, [mx, my] = [ax + (bx - ax) * 0.3, ay + (by - ay) * 0.3];
-  svg.append(make("text", { class: "roofed", transform: `translate(${mx},${my}) rotate(${angle})`, dy: -7, "text-anchor": "middle" }, `copy: ${digits(roof.slope)} GB/s`));
+  svg.append(make("text", { class: "roofed", x: width - right, y: 13, "text-anchor": "end" },
+    `copy ${digits(roof.slope)} GB/s, matrix products ${digits(roof.flat)} GFLOP/s`));
   return height;
 });
 section("Roofline", "A dot per layer, the larger the longer it takes. The nearer to the line, the less there is to gain; "
-  + "above the slope, the layer's data were still in the caches.", keys, roofline);
+  + "above the slope, the layer's data were in the caches.", keys, roofline);
 
 // tables
 const timed = data.backends.flatMap(name => [
@@ -120,7 +118,8 @@ const costs = [
   { name: "MB", value: row => row.bytes, show: value => digits(value / 1e6) },
 ];
 const summary = table("stages", [{ name: "stage", text: true, value: row => row.title || row.name }, ...costs, ...timed],
-  data.groups.flatMap(group => [group, ...group.parts.map(part => ({ ...part, title: `${group.name}: ${part.name}` }))]).concat(data.total));
+  data.groups.flatMap(group => [group, ...group.parts.map(part => ({ ...part, rank: "part", title: `${group.name}: ${part.name}` }))])
+    .concat({ ...data.total, rank: "sum" }));
 section("Stages", "Each level with its fusion and its chained residual pooling (crp).", summary);
 
 const find = make("input", {
@@ -151,7 +150,7 @@ section("How it was measured", "Medians of runs in which the backends took turns
   facts([
     ["measured", data.when],
     ["limits", `${digits(roof.flat)} GFLOP/s in matrix products, ${digits(roof.slope)} GB/s in copies`],
-    ...data.backends.map(name => [name, `${ms(data.totals[name].ms)} without hooks, ${ms(data.totals[name].hooked_ms)} with them `
+    ...data.backends.map(name => [`backend ${name}`, `${ms(data.totals[name].ms)} without hooks, ${ms(data.totals[name].hooked_ms)} with them `
       + `(layers ${ms(data.totals[name].layers_ms)}, between them ${ms(data.totals[name].between_ms)}), ${data.totals[name].runs} runs`]),
     ...Object.entries(data.absent).map(([name, reason]) => [`without ${name}`, reason]),
     ...machineFacts(),
