@@ -53,7 +53,8 @@ for (const [kind, [title, text]] of Object.entries(KINDS)) {
         y += each;
       }
       const limit = left + row.limit_ms * scale;
-      svg.append(make("line", { class: "limit", x1: limit, x2: limit, y1: top, y2: y - 2 }), ...figures);
+      if (row.limit_ms <= longest) svg.append(make("line", { class: "limit", x1: limit, x2: limit, y1: top, y2: y - 2 }));
+      svg.append(...figures);
       y += 12;
     }
     return y;
