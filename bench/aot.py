@@ -155,8 +155,8 @@ def compile_launch(launch: Launch, target: GPUTarget) -> CompiledKernel:
             signature[name] = "constexpr"
             constants[name] = value
         else:
-            signature[name] = "i32" if value < 2**31 else "i64"
-            if value % 16 == 0:
+            signature[name] = "fp32" if isinstance(value, float) else "i32" if value < 2**31 else "i64"
+            if value % 16 == 0 and not isinstance(value, float):
                 attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
     options = {name: launch.arguments[name] for name in COMPILER_OPTIONS}

@@ -131,6 +131,19 @@ Tensor upsample_argmax(const Tensor& logits, int64_t height, int64_t width, bool
   return call.labels;
 }
 
+Tensor normalise(const Tensor& images, int64_t height, int64_t width, const std::vector<double>& mean,
+                 const std::vector<double>& deviation, ScalarType dtype) {
+  const NormaliseCall call = normalise_call(images, height, width, mean, deviation, dtype);
+  if (call.out.numel() == 0) return call.out;
+
+  const Isa isa = current_isa();
+  const Threads threads = torch_threads();
+  const NormaliseArgs args = call.args();
+  const Workspace workspace = workspace_of(engine(isa).normalise_workspace_bytes(args, threads.count), images);
+  engine(isa).normalise(args, workspace.get(), threads);
+  return call.out;
+}
+
 // What a package of AOTInductor begins with: its own code takes every input for one of the example's size, strides and
 // dtype, and reads whatever lies there. size: -1 for any.
 Tensor package_input(const Tensor& x, const std::vector<int64_t>& size, ScalarType dtype) {
@@ -161,6 +174,7 @@ STABLE_TORCH_LIBRARY(lwrn_fast, m) {
       "fusion_backward(Tensor grad, Tensor? out, Tensor[] inputs, Tensor[] weights, Tensor[] biases, str activation, "
       "bool align_corners, bool[] needs) -> Tensor[]");
   m.def("upsample_argmax(Tensor logits, SymInt height, SymInt width, bool align_corners) -> Tensor");
+  m.def("normalise(Tensor images, SymInt height, SymInt width, float[] mean, float[] std, ScalarType dtype) -> Tensor");
   m.def("package_input(Tensor x, int[] size, ScalarType dtype) -> Tensor");
 }
 
@@ -171,5 +185,6 @@ STABLE_TORCH_LIBRARY_IMPL(lwrn_fast, CPU, m) {
   m.impl("fusion", TORCH_BOX(&lwrn_fast::fusion));
   m.impl("fusion_backward", TORCH_BOX(&lwrn_fast::fusion_backward));
   m.impl("upsample_argmax", TORCH_BOX(&lwrn_fast::upsample_argmax));
+  m.impl("normalise", TORCH_BOX(&lwrn_fast::normalise));
   m.impl("package_input", TORCH_BOX(&lwrn_fast::package_input));
 }

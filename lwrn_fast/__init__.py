@@ -11,6 +11,7 @@ from .backends import explain, use_backend
 from .crp import CRP, crp
 from .fusion import Fusion, fusion
 from .info import info
+from .normalise import normalise
 from .upsample_argmax import UpsampleArgmax, upsample_argmax
 from .warmup import warmup
 
@@ -18,12 +19,14 @@ from . import models  # isort: skip  built from the blocks above
 from .accelerate import accelerate, restore  # isort: skip
 from .rewrite.report import Report  # isort: skip
 from .optimize import optimize  # isort: skip
+from .segmenter import Segmenter  # isort: skip
 from . import export  # isort: skip  takes models
 
 __all__ = [
     "CRP",
     "Fusion",
     "Report",
+    "Segmenter",
     "UpsampleArgmax",
     "__version__",
     "accelerate",
@@ -33,6 +36,7 @@ __all__ = [
     "fusion",
     "info",
     "models",
+    "normalise",
     "ops",
     "optimize",
     "reference",

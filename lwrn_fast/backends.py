@@ -23,6 +23,7 @@ CHECKS: dict[str, Callable[..., list[Tensor]]] = {
     "crp": checks.crp,
     "fusion": checks.fusion,
     "upsample_argmax": checks.upsample_argmax,
+    "normalise": checks.normalise,
 }
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -112,7 +113,7 @@ def select(op: str, tensors: Sequence[Tensor], hindrance: str | None = None) -> 
 
 
 def explain(op: str, *args: object, **kwargs: object) -> dict[str, str]:
-    """For a call of `op` ("crp", "fusion", "upsample_argmax") with these arguments: "ready" or why not, per backend.
+    """For a call of `op`, by its name, with these arguments: "ready" or why not, per backend.
 
     Raises what the call itself would raise for wrong arguments.
 
@@ -121,7 +122,7 @@ def explain(op: str, *args: object, **kwargs: object) -> dict[str, str]:
     'ready'
     """
     if op not in CHECKS:
-        raise ValueError(f'explain: op must be "crp", "fusion" or "upsample_argmax", got {op!r}')
+        raise ValueError(f"explain: op must be one of {', '.join(CHECKS)}, got {op!r}")
     tensors = CHECKS[op](*args, **kwargs)
     return {name: why_not(name, op, tensors) or "ready" for name in BACKENDS if name != "auto"}
 

@@ -7,7 +7,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from .reference import ACTIVATIONS
+from .reference import ACTIVATIONS, MEAN, STD
 
 MOST_CLASSES = 256  # labels are uint8
 
@@ -53,6 +53,32 @@ def upsample_argmax(logits: Tensor, size: int | Sequence[int], align_corners: bo
         _fail("upsample_argmax", "logits", f"of at most {MOST_CLASSES} classes, for labels are uint8", logits.shape[1])
     height_and_width("upsample_argmax", size)
     return [logits]
+
+
+def normalise(
+    images: Tensor,
+    size: int | Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+) -> list[Tensor]:
+    _tensor("normalise", "images", images)
+    if images.dtype != torch.uint8:
+        raise TypeError(f"normalise: images must be uint8, got {str(images.dtype).removeprefix('torch.')}")
+    if images.dim() not in (3, 4) or images.shape[-1] != 3:
+        _fail("normalise", "images", "(N, H, W, 3) or (H, W, 3)", tuple(images.shape))
+    if images.shape[-3] < 1 or images.shape[-2] < 1:
+        _fail("normalise", "images", "of height and width >= 1", tuple(images.shape))
+    if size is not None:
+        height_and_width("normalise", size)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        _fail("normalise", "dtype", "a floating-point torch.dtype", dtype)
+    for name, numbers in (("mean", mean), ("std", std)):
+        if not isinstance(numbers, Sequence) or len(numbers) != 3:
+            _fail("normalise", name, "3 numbers, one for each colour", repr(numbers))
+    if not all(number > 0 for number in std):
+        _fail("normalise", "std", "above 0", repr(std))
+    return [torch.empty(0, dtype=dtype, device=images.device), images]  # backends go by the dtype of the result
 
 
 def height_and_width(op: str, size: int | Sequence[int]) -> tuple[int, int]:

@@ -4,6 +4,7 @@ Segments drawn pictures, of which the truth is known, or photographs; compares w
 plain PyTorch network.
 """
 
+import functools
 import statistics
 import sys
 import time
@@ -16,7 +17,9 @@ import torch
 
 from . import cli, images, models, segment
 from .models.networks import Network
+from .segmenter import Segmenter
 from .training import data, generate
+from .upsample_argmax import upsample_argmax
 
 RUNS = 5
 INPUT = (512, 512)
@@ -84,26 +87,31 @@ def compare(drawn: Mapping[str, tuple[np.ndarray, np.ndarray]], labels: Path, to
 
 def speed(model: Network) -> str:
     """The medians of the network and of the plain PyTorch one, run in turn, and their ratio."""
-    image = models.preprocess(np.random.RandomState(0).randint(0, 256, (*INPUT, 3)).astype(np.uint8))
+    image = np.random.RandomState(0).randint(0, 256, (*INPUT, 3)).astype(np.uint8)
     plain = deepcopy(model)
     plain.memory_format = torch.contiguous_format
 
     def plain_labels() -> None:
-        with segment.backends.use_backend("reference"):
-            segment.segment(plain, image.contiguous(), INPUT)
+        with segment.backends.use_backend("reference"), torch.inference_mode():
+            logits = plain(models.preprocess(image).contiguous())
+            upsample_argmax(logits, INPUT)
 
-    contestants = {"plain PyTorch, NCHW": plain_labels, "lwrn_fast": lambda: segment.segment(model, image, INPUT)}
+    fast = Segmenter(model)
+    contestants: dict[str, Callable[[], object]] = {
+        "plain PyTorch, NCHW": plain_labels,
+        "lwrn_fast": functools.partial(fast, image),
+    }
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for run in range(RUNS + 1):
         for name, call in contestants.items():
             seconds = _seconds(call)
             if run:  # the first one warms up
                 times[name].append(seconds)
-    slow, fast = (statistics.median(values) for values in times.values())
+    medians = [statistics.median(values) for values in times.values()]
     threads = torch.get_num_threads()
     rows = [f"image to labels at {INPUT[0]} x {INPUT[1]}, median of {RUNS}, {threads} thread{'s' * (threads != 1)}"]
     rows += [f"{name:22}{1000 * statistics.median(values):10.1f} ms" for name, values in times.items()]
-    return "\n".join([*rows, f"{'speed-up':22}{slow / fast:10.2f} x"])
+    return "\n".join([*rows, f"{'speed-up':22}{medians[0] / medians[1]:10.2f} x"])
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -4,8 +4,9 @@ for every device and dtype without a kernel, fake kernels with the true strides,
 `torch.ops.lwrn_fast.crp`, `.fusion` and `.upsample_argmax` return fresh memory: maps channels-last, labels contiguous.
 `crp_training` also returns t_1, ... of all stages but the last, which `crp_backward` takes as `stages`; without them it
 computes them again. `fusion_backward` takes the result as `out`, where there is an activation. Both return the
-gradients that `needs` asks for, in the order of the tensors. `package_input` copies to channels-last memory what goes
-into a package of AOTInductor, of any strides, and refuses another size (-1 for any) or dtype.
+gradients that `needs` asks for, in the order of the tensors. `normalise` makes the
+input of a network from uint8 (N, H, W, 3). `package_input` copies to channels-last memory what goes into a package of
+AOTInductor, of any strides, and refuses another size (-1 for any) or dtype.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ SCHEMAS = (
     "bool[] needs) -> Tensor[]",
     "fusion_backward(Tensor grad, Tensor? out, Tensor[] inputs, Tensor[] weights, Tensor[] biases, str activation, "
     "bool align_corners, bool[] needs) -> Tensor[]",
+    "normalise(Tensor images, SymInt height, SymInt width, float[] mean, float[] std, ScalarType dtype) -> Tensor",
     "package_input(Tensor x, int[] size, ScalarType dtype) -> Tensor",
 )
 
@@ -195,6 +197,20 @@ def upsample_argmax_fake(logits: Tensor, height: int, width: int, align_corners:
     return torch.empty((logits.shape[0], height, width), dtype=torch.uint8, device=logits.device)
 
 
+def normalise(
+    images: Tensor, height: int, width: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+) -> Tensor:
+    made = reference.normalise(images, (height, width), dtype, mean, std)
+    return made.clone(memory_format=torch.channels_last)
+
+
+def normalise_fake(
+    images: Tensor, height: int, width: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+) -> Tensor:
+    shape = (images.shape[0], 3, height, width)
+    return torch.empty(shape, dtype=dtype, device=images.device, memory_format=torch.channels_last)
+
+
 def package_input(x: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:
     fits = x.numel() and len(size) == x.dim() == 4
     if not fits or any(want not in (-1, got) for want, got in zip(size, x.shape, strict=True)):
@@ -264,6 +280,7 @@ _library.impl("crp_backward", crp_backward, "CompositeExplicitAutograd")
 _library.impl("fusion", fusion, "CompositeExplicitAutograd")
 _library.impl("fusion_backward", fusion_backward, "CompositeExplicitAutograd")
 _library.impl("upsample_argmax", upsample_argmax, "CompositeExplicitAutograd")
+_library.impl("normalise", normalise, "CompositeExplicitAutograd")
 _library.impl("package_input", package_input, "CompositeExplicitAutograd")
 
 torch.library.register_fake("lwrn_fast::crp", crp_fake, lib=_library)
@@ -272,6 +289,7 @@ torch.library.register_fake("lwrn_fast::crp_backward", crp_backward_fake, lib=_l
 torch.library.register_fake("lwrn_fast::fusion", fusion_fake, lib=_library)
 torch.library.register_fake("lwrn_fast::fusion_backward", fusion_backward_fake, lib=_library)
 torch.library.register_fake("lwrn_fast::upsample_argmax", upsample_argmax_fake, lib=_library)
+torch.library.register_fake("lwrn_fast::normalise", normalise_fake, lib=_library)
 torch.library.register_fake("lwrn_fast::package_input", package_input_fake, lib=_library)
 
 for _op, _setup in (("crp", save_crp), ("crp_training", save_crp_training)):
@@ -283,7 +301,8 @@ torch.library.register_autograd(
 )
 torch.library.register_autograd("lwrn_fast::crp_backward", no_second_derivative("crp"), lib=_library)
 torch.library.register_autograd("lwrn_fast::fusion_backward", no_second_derivative("fusion"), lib=_library)
-_library.impl("upsample_argmax", torch.library.fallthrough_kernel, "Autograd")  # labels have no gradient
+for _op in ("upsample_argmax", "normalise"):  # labels have no gradient, and bytes neither
+    _library.impl(_op, torch.library.fallthrough_kernel, "Autograd")
 
 for _key in ("AutocastCPU", "AutocastCUDA"):
     for _op in ("crp", "crp_training"):

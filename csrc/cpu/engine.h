@@ -3,6 +3,7 @@
 #include "../channels_last.h"
 #include "../crp.h"
 #include "../fusion.h"
+#include "../normalise.h"
 #include "../pack.h"
 #include "../upsample_argmax.h"
 #include "isa.h"
@@ -24,6 +25,8 @@ struct Engine {
   void (*fusion_backward)(const FusionBackwardArgs&, void* workspace, const Threads&);
   int64_t (*upsample_argmax_workspace_bytes)(const UpsampleArgmaxArgs&, int64_t threads);
   void (*upsample_argmax)(const UpsampleArgmaxArgs&, void* workspace, const Threads&);
+  int64_t (*normalise_workspace_bytes)(const NormaliseArgs&, int64_t threads);
+  void (*normalise)(const NormaliseArgs&, void* workspace, const Threads&);
 };
 
 // The table of an instruction set that this machine runs; one that was not built is never asked for.

@@ -22,6 +22,8 @@ const Engine LWRN_JOIN(engine_, LWRN_ISA) = {
     LWRN_ISA::fusion_backward,
     LWRN_ISA::upsample_argmax_workspace_bytes,
     LWRN_ISA::upsample_argmax,
+    LWRN_ISA::normalise_workspace_bytes,
+    LWRN_ISA::normalise,
 };
 
 }  // namespace lwrn_fast

@@ -3,6 +3,7 @@
 #pragma once
 #include "../crp.h"
 #include "../fusion.h"
+#include "../normalise.h"
 #include "../upsample_argmax.h"
 
 namespace lwrn_fast::cuda {
@@ -49,5 +50,7 @@ int64_t crp_most_planes(Dtype dtype, const Device& device);
 const char* fusion(const FusionArgs& args, Multiply multiply, const Device& device);
 
 const char* upsample_argmax(const UpsampleArgmaxArgs& args, const Device& device);
+
+const char* normalise(const NormaliseArgs& args, const Device& device);
 
 }  // namespace lwrn_fast::cuda

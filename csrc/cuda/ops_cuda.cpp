@@ -106,6 +106,15 @@ Tensor upsample_argmax(const Tensor& logits, int64_t height, int64_t width, bool
   return call.labels;
 }
 
+Tensor normalise(const Tensor& images, int64_t height, int64_t width, const std::vector<double>& mean,
+                 const std::vector<double>& deviation, ScalarType dtype) {
+  const Place place("normalise", images);
+  const NormaliseCall call = normalise_call(images, height, width, mean, deviation, dtype);
+  if (call.out.numel() == 0) return call.out;
+  place.succeed(cuda::normalise(call.args(), place.device()));
+  return call.out;
+}
+
 }  // namespace
 }  // namespace lwrn_fast
 
@@ -144,4 +153,5 @@ STABLE_TORCH_LIBRARY_IMPL(LWRN_LIBRARY, LWRN_KEY, m) {
   m.impl("crp", TORCH_BOX(&lwrn_fast::crp));
   m.impl("fusion", TORCH_BOX(&lwrn_fast::fusion));
   m.impl("upsample_argmax", TORCH_BOX(&lwrn_fast::upsample_argmax));
+  m.impl("normalise", TORCH_BOX(&lwrn_fast::normalise));
 }

@@ -70,6 +70,16 @@ LWRN_DEVICE float load_number(const char* from) {
   return values[0];
 }
 
+// One number, rounded.
+template <class Kind>
+LWRN_DEVICE void store_number(char* to, float value) {
+  float values[kPerWord<Kind>] = {value};
+  if constexpr (Kind::kBytes == 4)
+    *reinterpret_cast<uint32_t*>(to) = pack<Kind>(values);
+  else
+    *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(pack<Kind>(values));
+}
+
 // Two neighbouring numbers, rounded, to shared memory.
 template <class Kind>
 LWRN_DEVICE void store_pair(char* to, float a, float b) {

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import backends, images, models
 from ..models.networks import Network
+from ..normalise import normalise
 from ..segment import DTYPES, UserError, check_backend
+from ..segmenter import averaged_labels
 from ..upsample_argmax import upsample_argmax
 from . import data, preparing, processes, saving
 from .scores import Counter, Scores
@@ -114,22 +115,11 @@ def evaluate(
 def predict(model: Network, image: np.ndarray, options: Options = Options()) -> Tensor:  # noqa: B008  # frozen
     """The labels, uint8 (H, W), of an image, uint8 (H, W, 3), on the model's device and in its dtype."""
     height, width = image.shape[:2]
+    like = next(model.parameters())
+    picture = torch.from_numpy(image).to(like.device)
     with torch.inference_mode():
-        inputs = [_input(model, image, scale) for scale in options.scales]
+        sizes = [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in options.scales]
+        inputs = [normalise(picture, size, like.dtype) for size in sizes]
         if len(inputs) == 1 and not options.flip:
             return upsample_argmax(model(inputs[0]), (height, width))[0]
-        total = torch.zeros(1, model.num_classes, height, width, device=inputs[0].device)
-        for x in inputs:
-            total += _probabilities(model(x), (height, width))
-            if options.flip:
-                total += _probabilities(model(x.flip(3)).flip(3), (height, width))
-        return total.argmax(1)[0].to(torch.uint8)
-
-
-def _input(model: Network, image: np.ndarray, scale: float) -> Tensor:
-    height, width = (max(1, round(length * scale)) for length in image.shape[:2])
-    return models.preprocess(images.resize(image, height, width)).to(next(model.parameters()))
-
-
-def _probabilities(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=True).softmax(1)
+        return averaged_labels(model, inputs, options.flip, (height, width))[0]

@@ -49,5 +49,6 @@ LWRN_ABSENT(Tf32)
 LWRN_ABSENT(F32)
 
 __attribute__((weak)) const char* upsample_argmax(const UpsampleArgmaxArgs&, const Device&) { return kAbsent; }
+__attribute__((weak)) const char* normalise(const NormaliseArgs&, const Device&) { return kAbsent; }
 
 }  // namespace lwrn_fast::cuda

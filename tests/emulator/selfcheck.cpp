@@ -94,6 +94,19 @@ class Check : public Checks {
     compare_labels(*problem.labels, problem.exact(), problem.values);
   }
 
+  void normalise(uint64_t seed, const char* only) {
+    Random random(seed);
+    const Kind kind = choose(&random);
+    const Device device = machine(only, &random);
+    const NormaliseProblem problem(&random, kind.dtype);
+    ++problems;
+    const Map exact = problem.exact();
+    describe("normalise", seed, kind, exact, device);
+    succeed(cuda::normalise(problem.args, device));
+    expect(problem.out->intact(), "memory beside the result is overwritten");
+    compare(kind.dtype, *problem.out, exact, Values::uniform);
+  }
+
  private:
   Kind choose(Random* random) const { return kinds_[random->below(static_cast<int64_t>(kinds_.size()))]; }
 
@@ -140,7 +153,8 @@ constexpr Trial kTrials[] = {{"crp", nullptr, true, &Check::crp, 2},
                              {"fusion", "large", true, &Check::fusion, 1},
                              {"fusion", "medium_sm90", false, &Check::fusion, 1},
                              {"fusion", "large_sm90", false, &Check::fusion, 1},
-                             {"upsample_argmax", nullptr, true, &Check::upsample_argmax, 2}};
+                             {"upsample_argmax", nullptr, true, &Check::upsample_argmax, 2},
+                             {"normalise", nullptr, true, &Check::normalise, 1}};
 
 bool passes(const Trial& trial, std::vector<Kind> kinds, uint64_t cases) {
   const auto is_wide = [](const Kind& kind) { return kind.dtype == Dtype::f32; };

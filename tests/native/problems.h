@@ -1,10 +1,11 @@
-// Random small problems of the three ops, and the comparison of a result with reference.h.
+// Random small problems of the ops, and the comparison of a result with reference.h.
 #pragma once
 #include <memory>
 #include <string>
 
 #include "../../csrc/crp.h"
 #include "../../csrc/fusion.h"
+#include "../../csrc/normalise.h"
 #include "../../csrc/upsample_argmax.h"
 #include "reference.h"
 
@@ -219,6 +220,69 @@ struct UpsampleArgmaxProblem {
   }
 
   Map exact() const { return resized(logits->map, size[2], size[3], align_corners); }
+};
+
+struct NormaliseProblem {
+  int64_t batch;
+  std::vector<uint8_t> pixels;
+  std::unique_ptr<Buffer> images, out;
+  NormaliseArgs args;
+
+  NormaliseProblem(Random* random, Dtype dtype) : batch(1 + random->below(2)) {
+    constexpr int64_t sizes[] = {1, 2, 5, 8, 17, 33, 70};
+    const int64_t source_height = random->pick(sizes), source_width = random->pick(sizes);
+    const int64_t height = random->below(3) ? random->pick(sizes) : source_height;
+    const int64_t width = random->below(3) ? random->pick(sizes) : source_width;
+    const int64_t stride_h = kColours * source_width + 5 * random->below(2);
+    const int64_t stride_n = source_height * stride_h + 7 * random->below(2);
+    const int64_t last = (batch - 1) * stride_n + (source_height - 1) * stride_h + kColours * source_width;
+    images = std::make_unique<Buffer>(last);
+    pixels.resize(last);
+    for (uint8_t& pixel : pixels) pixel = static_cast<uint8_t>(random->below(256));
+    std::memcpy(images->get(), pixels.data(), pixels.size());
+    out = std::make_unique<Buffer>(batch * height * width * kColours * bytes_of(dtype));
+    args = {static_cast<const uint8_t*>(images->get()),
+            batch,
+            source_height,
+            source_width,
+            stride_n,
+            stride_h,
+            height,
+            width,
+            {124, 116, 104},
+            {58, 57, 57.5},
+            dtype,
+            out->get()};
+  }
+
+  // A triangle around the centre of each output pixel, two of the larger pixels wide.
+  static std::vector<double> covered(int64_t i, int64_t source_size, int64_t size) {
+    const double scale = static_cast<double>(source_size) / static_cast<double>(size), reach = std::max(scale, 1.0);
+    std::vector<double> weights(source_size);
+    double sum = 0;
+    for (int64_t j = 0; j < source_size; ++j)
+      sum += weights[j] = std::max(0.0, 1 - std::fabs(j + 0.5 - scale * (i + 0.5)) / reach);
+    for (double& weight : weights) weight /= sum;
+    return weights;
+  }
+
+  Map exact() const {
+    Map map(batch, kColours, args.height, args.width);
+    for (int64_t n = 0; n < batch; ++n)
+      for (int64_t y = 0; y < args.height; ++y)
+        for (int64_t x = 0; x < args.width; ++x)
+          for (int64_t c = 0; c < kColours; ++c) {
+            const auto rows = covered(y, args.source_height, args.height);
+            const auto columns = covered(x, args.source_width, args.width);
+            double sum = 0;
+            for (int64_t v = 0; v < args.source_height; ++v)
+              for (int64_t u = 0; u < args.source_width && rows[v] > 0; ++u)
+                sum += rows[v] * columns[u] * pixels[n * args.stride_n + v * args.stride_h + kColours * u + c];
+            map.value[map.at(n, y, x, c)] = (sum - args.mean[c]) / args.deviation[c];
+            map.error[map.at(n, y, x, c)] = 4e-6;
+          }
+    return map;
+  }
 };
 
 // Counts what is wrong, and says what.

@@ -114,6 +114,20 @@ class Check : public Checks {
     compare_labels(*problem.labels, problem.exact(), problem.values);
   }
 
+  void normalise(uint64_t seed) {
+    Random random(seed);
+    const Dtype dtype = random.pick(kDtypes);
+    const NormaliseProblem problem(&random, dtype);
+    const Threads threads = workers(1 + random.below(3), random.below(2));
+    const Buffer workspace(engine_.normalise_workspace_bytes(problem.args, threads.count), 64);
+    engine_.normalise(problem.args, workspace.get(), threads);
+
+    const Map exact = problem.exact();
+    describe("normalise", seed, dtype, exact);
+    expect(problem.out->intact() && workspace.intact(), "memory beside the result or the workspace is overwritten");
+    compare(dtype, *problem.out, exact, Values::uniform);
+  }
+
  private:
   void compare_wanted(Dtype dtype, const Wanted& got, const std::vector<Map>& exact, Values values) {
     for (size_t i = 0; i < exact.size(); ++i) {
@@ -142,6 +156,7 @@ bool passes(Isa isa, int64_t cases) {
     check.fusion(i);
     check.fusion_backward(i);
     check.upsample_argmax(i);
+    check.normalise(i);
   }
   std::printf("%s: %lld problems of each op, %lld wrong\n", isa_name(isa), static_cast<long long>(cases),
               static_cast<long long>(check.failures));

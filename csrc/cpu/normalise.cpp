@@ -1,0 +1,143 @@
+#include "../normalise.h"
+
+#include <atomic>
+
+#include "simd.h"
+
+// A row of the result at a time: the rows of the picture that it covers are added up into one row of floats, whose
+// pixels are then added up along the row, all three colours at once, and normalised.
+namespace lwrn_fast::LWRN_ISA {
+namespace {
+
+// Three colours, and one number beside them that nobody reads.
+typedef float Pixel __attribute__((vector_size(16)));
+
+inline Pixel pixel(const float* p) {
+  Pixel x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
+
+// What `covered_by` says of every output pixel along one side.
+class Cover {
+ public:
+  Cover(int64_t source_size, int64_t size) : source_size_(source_size), size_(size) {}
+
+  bool same() const { return source_size_ == size_; }
+  int64_t bytes() const { return round_up(size_ * (kHead + most()) * 4, 64); }
+
+  void place(char* memory) {
+    memory_ = memory;
+    for (int64_t i = 0; i < size_; ++i) {
+      const Covered covered = covered_by(i, source_size_, size_);
+      int32_t* head = this->head(i);
+      head[0] = static_cast<int32_t>(covered.first);
+      head[1] = static_cast<int32_t>(covered.end - covered.first);
+      float* weights = reinterpret_cast<float*>(head + kHead);
+      for (int64_t j = covered.first; j < covered.end; ++j) weights[j - covered.first] = weight_of(covered, j);
+    }
+  }
+
+  int64_t first(int64_t i) const { return head(i)[0]; }
+  int64_t count(int64_t i) const { return head(i)[1]; }
+  const float* weights(int64_t i) const { return reinterpret_cast<const float*>(head(i) + kHead); }
+
+ private:
+  static constexpr int64_t kHead = 2;
+
+  int64_t most() const { return smaller(2 * ceil_div(source_size_, size_) + 1, source_size_); }
+  int32_t* head(int64_t i) const { return reinterpret_cast<int32_t*>(memory_) + i * (kHead + most()); }
+
+  int64_t source_size_, size_;
+  char* memory_ = nullptr;
+};
+
+template <class T>
+class Normalise {
+ public:
+  Normalise(const NormaliseArgs& args, int64_t threads, char* workspace)
+      : args_(args),
+        threads_(threads),
+        workspace_(workspace),
+        rows_(args.source_height, args.height),
+        columns_(args.source_width, args.width) {}
+
+  int64_t workspace_bytes() const { return rows_.bytes() + columns_.bytes() + threads_ * worker_bytes(); }
+
+  void run(const Threads& threads) {
+    rows_.place(workspace_);
+    columns_.place(workspace_ + rows_.bytes());
+    const int64_t rows = args_.batch * args_.height;
+    const int64_t run = clamp(rows / (8 * threads.count), 1, 16), runs = ceil_div(rows, run);
+    std::atomic<int64_t> next{0};
+    threads.each_worker([&](int64_t worker) {
+      float* source = reinterpret_cast<float*>(workspace_ + rows_.bytes() + columns_.bytes() + worker * worker_bytes());
+      float* result = source + row_floats(args_.source_width);
+      float *mean = result + row_floats(args_.width), *deviation = mean + row_floats(args_.width);
+      for (int64_t i = 0; i < kColours * args_.width; ++i) {
+        mean[i] = args_.mean[i % kColours];
+        deviation[i] = args_.deviation[i % kColours];
+      }
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < runs;)
+        for (int64_t row = i * run; row < smaller(rows, (i + 1) * run); ++row) {
+          const uint8_t* image = args_.images + row / args_.height * args_.stride_n;
+          const float* resized = resize(image, row % args_.height, source, result);
+          T* out = static_cast<T*>(args_.out) + row * kColours * args_.width;
+          for (int64_t j = 0; j < kColours * args_.width; ++j)
+            from_float((resized[j] - mean[j]) / deviation[j], out + j);
+        }
+    });
+  }
+
+ private:
+  // With room for the fourth number of the last pixel.
+  static int64_t row_floats(int64_t width) { return round_up(kColours * width + 1, 16); }
+  int64_t worker_bytes() const {
+    return (row_floats(args_.source_width) + 3 * row_floats(args_.width)) * static_cast<int64_t>(sizeof(float));
+  }
+
+  // Row y of the resized image.
+  const float* resize(const uint8_t* image, int64_t y, float* source, float* result) const {
+    const int64_t count = kColours * args_.source_width;
+    if (rows_.same()) {
+      const uint8_t* from = image + y * args_.stride_h;
+      for (int64_t i = 0; i < count; ++i) source[i] = from[i];
+    } else {
+      for (int64_t k = 0; k < rows_.count(y); ++k) {
+        const uint8_t* from = image + (rows_.first(y) + k) * args_.stride_h;
+        const float weight = rows_.weights(y)[k];
+        if (k == 0)
+          for (int64_t i = 0; i < count; ++i) source[i] = weight * from[i];
+        else
+          for (int64_t i = 0; i < count; ++i) source[i] += weight * from[i];
+      }
+    }
+    if (columns_.same()) return source;
+    for (int64_t x = 0; x < args_.width; ++x) {
+      const float *from = source + kColours * columns_.first(x), *weights = columns_.weights(x);
+      Pixel sum = pixel(from) * weights[0];
+      for (int64_t k = 1; k < columns_.count(x); ++k) sum += pixel(from + kColours * k) * weights[k];
+      std::memcpy(result + kColours * x, &sum, sizeof sum);  // the next pixel overwrites the fourth number
+    }
+    return result;
+  }
+
+  const NormaliseArgs& args_;
+  int64_t threads_;
+  char* workspace_;
+  Cover rows_, columns_;
+};
+
+}  // namespace
+
+int64_t normalise_workspace_bytes(const NormaliseArgs& args, int64_t threads) {
+  return Normalise<float>(args, threads, nullptr).workspace_bytes();
+}
+
+void normalise(const NormaliseArgs& args, void* workspace, const Threads& threads) {
+  with_type(args.dtype, [&](auto type) {
+    Normalise<decltype(type)>(args, threads.count, static_cast<char*>(workspace)).run(threads);
+  });
+}
+
+}  // namespace lwrn_fast::LWRN_ISA
