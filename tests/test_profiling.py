@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import shapes
-from lwrn_fast import _native, backends, cli
+from lwrn_fast import _native, backends, cli, normalise
 from lwrn_fast.profiling import bench, cases, contests, layers, machine, memory, page, paired, peers, profile
 from lwrn_fast.profiling.contests.model import random_network
 
@@ -71,9 +71,9 @@ def here() -> list[str]:
     return [name for name in ("reference", "cpu") if backends.missing(name) is None]
 
 
-def network_and_image(name, batch=1):
+def network_and_photos(name, batch=1):
     torch.manual_seed(0)
-    return random_network(name), torch.randn(batch, 3, 33, 40).contiguous(memory_format=torch.channels_last)
+    return random_network(name), torch.randint(0, 256, (batch, 33, 40, 3), dtype=torch.uint8)
 
 
 class TestFigures:
@@ -101,7 +101,7 @@ class TestFigures:
     def test_groups(self, profiled):
         names = [group["name"] for group in profiled.data["groups"]]
         stages = [f"layer{number}" for number in range(1, 9)]
-        assert names == [*stages, "level 4", "level 3", "level 2", "level 1", "classifier", "labels"]
+        assert names == ["input", *stages, "level 4", "level 3", "level 2", "level 1", "classifier", "labels"]
         for group in profiled.data["groups"]:
             parts = [part["name"] for part in group["parts"]]
             assert parts == (["fusion", "crp"] if group["kind"] == "level" else [])
@@ -117,7 +117,7 @@ class TestFigures:
 
     def test_hooks_leave_our_ops_running(self, profiled):
         calls = {name: {op["name"]: op["calls"] for op in ops} for name, ops in profiled.data["ops"].items()}
-        ours = {"lwrn_fast::crp": 4, "lwrn_fast::fusion": 4, "lwrn_fast::upsample_argmax": 1}
+        ours = {"lwrn_fast::crp": 4, "lwrn_fast::fusion": 4, "lwrn_fast::upsample_argmax": 1, "lwrn_fast::normalise": 1}
         assert not set(calls["reference"]) & set(ours)
         if "cpu" in calls:
             assert {op: calls["cpu"].get(op) for op in ours} == ours
@@ -145,10 +145,11 @@ class TestFigures:
 
     @pytest.mark.parametrize("name", ["rf_lw_mbv2", "rf_lw50", "rf_lw_nasnet_mobile", "rf50"])
     def test_flops_are_torchs(self, name):
-        network, image = network_and_image(name, batch=1 if name == "rf50" else 2)
-        found = layers.layers(network, image, (33, 40))
+        batch = 1 if name == "rf50" else 2
+        network, photos = network_and_photos(name, batch)
+        found = layers.layers(network, photos)
         with torch.no_grad(), backends.use_backend("reference"), FlopCounterMode(display=False) as counter:
-            network(image)
+            network(normalise(photos))
         assert sum(layer.cost.flops for layer in found) == counter.get_total_flops()
         levels = {layer.group for layer in found if layer.part in ("fusion", "crp")}
         assert levels == {f"level {number}" for number in (1, 2, 3, 4)}
@@ -169,26 +170,26 @@ class TestFigures:
 class TestWatching:
     @pytest.mark.parametrize("name", ["rf_lw50", "rf_lw_mbv2"])
     def test_every_moment_belongs_to_one_layer(self, name, monkeypatch):
-        network, image = network_and_image(name)
+        network, photos = network_and_photos(name)
         clock = iter(range(10**6))
         monkeypatch.setattr(layers.time, "perf_counter", lambda: next(clock))
-        watch = layers.Stopwatch(image.device)
+        watch = layers.Stopwatch(photos.device)
         with torch.no_grad(), backends.use_backend("reference"), layers.watched(network, watch.switch):
-            layers.run(network, image, (33, 40), watch.switch)
+            layers.run(network, photos, watch.switch)
         seconds = watch.seconds()
         assert sum(seconds.values()) == next(clock) - 1
         assert seconds[network.head] == seconds[f"{network.levels[-1].crp}.0"] == 1  # never divided
-        assert {layer.name for layer in layers.layers(network, image, (33, 40))} <= set(seconds)
+        assert {layer.name for layer in layers.layers(network, photos)} <= set(seconds)
 
     def test_nothing_is_left_behind(self):
-        network, image = network_and_image("rf_lw_mbv2")
+        network, photos = network_and_photos("rf_lw_mbv2")
         before = dict(network.__dict__)
         with torch.no_grad():
-            expected = layers.run(network, image, (33, 40))
+            expected = layers.run(network, photos)
             with pytest.raises(RuntimeError, match="not today"), layers.watched(network, failing):
-                network(image)
+                network(normalise(photos))
             with layers.watched(network, lambda _: None):
-                assert torch.equal(layers.run(network, image, (33, 40)), expected)
+                assert torch.equal(layers.run(network, photos), expected)
         assert network.__dict__.keys() == before.keys()
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 

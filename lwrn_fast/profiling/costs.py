@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -47,7 +48,6 @@ class Cost(NamedTuple):
 def crp(x: Tensor, weights: Sequence[Tensor]) -> Cost:
     """Of chained residual pooling of x (N, C, H, W): per stage a pool, a convolution and a sum.
 
-    >>> import torch
     >>> crp(torch.zeros(1, 8, 6, 7), [torch.zeros(8, 8, 1, 1)] * 4)
     Cost(flops=21504, others=12096, bytes=3712)
     """
@@ -67,10 +67,19 @@ def fusion(inputs: Sequence[Tensor], weights: Sequence[Tensor], activation: str)
     return Cost(flops, each * values, _bytes(inputs) + _bytes(weights) + values * inputs[0].element_size())
 
 
-def upsample_argmax(logits: Tensor, size: tuple[int, int]) -> Cost:
-    """One multiply-add and one comparison per class and label; the vertical interpolation is shared."""
-    labels = logits.shape[0] * size[0] * size[1]
-    return Cost(0, 3 * logits.shape[1] * labels, logits.nbytes + labels)
+def upsample_argmax(logits: Sequence[int], size: Sequence[int], dtype: torch.dtype) -> Cost:
+    """One multiply-add and one comparison per class and label; the vertical interpolation is shared.
+
+    logits: the shape (N, classes, h, w).
+    """
+    labels = logits[0] * math.prod(size)
+    return Cost(0, 3 * logits[1] * labels, math.prod(logits) * dtype.itemsize + labels)
+
+
+def normalise(photos: Sequence[int], dtype: torch.dtype) -> Cost:
+    """A subtraction and a multiplication for each value. photos: the shape (N, H, W, 3) of uint8."""
+    values = math.prod(photos)
+    return Cost(0, 2 * values, values + values * dtype.itemsize)
 
 
 def call(function: Any, arguments: Sequence[Any], result: Any) -> Cost:

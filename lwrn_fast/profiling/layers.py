@@ -20,12 +20,13 @@ from .. import backends
 from ..crp import CRP
 from ..models.decoder import Level
 from ..models.networks import Network
+from ..normalise import normalise
 from ..upsample_argmax import upsample_argmax
 from . import costs
 from .costs import Cost
 
 BETWEEN = "between layers"
-LABELS = "upsample_argmax"
+INPUT, LABELS = "normalise", "upsample_argmax"
 Switch = Callable[[str], None]
 Note = Callable[[str, str, Cost], None]
 NAMES = {
@@ -53,12 +54,14 @@ class Layer:
     operations: list[str] = field(default_factory=list)
 
 
-def run(network: Network, image: Tensor, size: tuple[int, int], switch: Switch = lambda _: None) -> Tensor:
-    """An image (N, 3, h, w), normalised, to labels (N, *size) uint8."""
+def run(network: Network, photos: Tensor, switch: Switch = lambda _: None) -> Tensor:
+    """Photographs (N, H, W, 3) uint8 to labels (N, H, W) uint8."""
+    switch(INPUT)
+    image = normalise(photos, dtype=next(network.parameters()).dtype)
     switch(BETWEEN)
     logits = network(image)
     switch(LABELS)
-    labels = upsample_argmax(logits, size)
+    labels = upsample_argmax(logits, photos.shape[1:3])
     switch(BETWEEN)
     return labels
 
@@ -160,23 +163,26 @@ class Stopwatch:
         return found
 
 
-def layers(network: Network, image: Tensor, size: tuple[int, int]) -> list[Layer]:
+def layers(network: Network, photos: Tensor) -> list[Layer]:
     """What there is to measure, in the order in which it runs, by a run on the reference backend."""
     with torch.no_grad(), backends.use_backend("reference"):
-        run(network, image, size)  # folds weights
+        run(network, photos)  # folds weights
         counter = _Counter(network)
         with watched(network, counter.switch, counter.note), counter:
-            logits = network(image)
-            counter.note(LABELS, LABELS, costs.upsample_argmax(logits, size))
-            counter.switch(LABELS)
-            upsample_argmax(logits, size)
+            run(network, photos, counter.switch)
+    size, dtype = tuple(photos.shape[1:3]), next(network.parameters()).dtype
+    found = counter.layers()
+    logits = next(layer.shape for layer in found if layer.part == "classifier")
+    counter.note(INPUT, INPUT, costs.normalise(photos.shape, dtype))
+    counter.note(LABELS, LABELS, costs.upsample_argmax(logits, size, dtype))
     return counter.layers()
 
 
 def place(network: Network, name: str) -> tuple[str, str]:
     """Group and part of a layer."""
-    if name in (LABELS, BETWEEN):
-        return name if name == BETWEEN else "labels", "labels" if name == LABELS else ""
+    if name in (INPUT, LABELS, BETWEEN):
+        group = {INPUT: "input", LABELS: "labels", BETWEEN: BETWEEN}[name]
+        return group, group
     if found := re.fullmatch(r"(level \d+) fusion", name):
         return found[1], "fusion"
     top = name.removeprefix("after ").partition(".")[0]

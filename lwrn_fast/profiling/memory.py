@@ -34,7 +34,7 @@ def in_new_process(command: Sequence[str], threads: int) -> int | None:
 
 
 def of_network(backend: str, threads: int, **options: Any) -> int | None:
-    """Bytes of one run of a network, image to labels, beyond its weights and the image.
+    """Bytes of one run of a network, photographs to labels, beyond these and its weights.
 
     options: network, checkpoint, size, batch and dtype, as `profile.Options` has them.
     """
@@ -61,9 +61,9 @@ def main() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     with torch.no_grad(), backends.use_backend(backend):
         network, small = profile.prepare(given, (64, 64))
-        layers.run(network, small, (64, 64))
-        image = profile.photograph(given, given.size)
-        print(growth(lambda: layers.run(network, image, given.size))[0])
+        layers.run(network, small)
+        photos = profile.photographs(given, given.size)
+        print(growth(lambda: layers.run(network, photos))[0])
 
 
 if __name__ == "__main__":

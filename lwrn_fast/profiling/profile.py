@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backends, models, segment
+from .. import backends, segment
 from ..models.networks import Network
 from ..segment import DTYPES, UserError
 from . import layers, machine, memory
@@ -35,7 +35,7 @@ Say = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Options:
-    """What to profile. network: of `models.NETWORKS`. size, batch: of the input, (batch, 3, *size).
+    """What to profile. network: of `models.NETWORKS`. size, batch: of the photographs, (batch, *size, 3).
 
     names: backends, or "all"; none for all of the device. device: "cpu" or "cuda"; none for the one that the backends
     are for. seconds: measured time per backend, for layers and for the whole each.
@@ -58,7 +58,7 @@ def profile(options: Options, trace: Path | None = None, say: Say = lambda _: No
     trace: where a Chrome trace of one run per backend goes. say: is told, a line each, what happens.
 
     >>> found = profile(Options("rf_lw_mbv2", size=(32, 32), names=("reference",), seconds=0.0))
-    >>> found["layers"][0]["name"], found["layers"][0]["flops"]
+    >>> found["layers"][1]["name"], found["layers"][1]["flops"]
     ('layer1.0', 442368)
     """
     before = torch.get_num_threads()
@@ -71,7 +71,7 @@ def profile(options: Options, trace: Path | None = None, say: Say = lambda _: No
 
 
 def prepare(options: Options, size: tuple[int, int]) -> tuple[Network, Tensor]:
-    """The network, with random weights where there is no checkpoint, and a random photograph for it."""
+    """The network, with random weights where there is no checkpoint, and random photographs for it."""
     if options.checkpoint is None:
         torch.manual_seed(0)
         network = random_network(options.network)
@@ -79,16 +79,13 @@ def prepare(options: Options, size: tuple[int, int]) -> tuple[Network, Tensor]:
         given = segment.Options(Path(), network=options.network, checkpoint=options.checkpoint)
         network, _ = segment.build(given)
     network.to(options.device or "cpu", DTYPES[options.dtype]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network.eval(), photograph(options, size)
+    return network.eval(), photographs(options, size)
 
 
-def photograph(options: Options, size: tuple[int, int]) -> Tensor:
-    """(batch, 3, *size), normalised, channels-last."""
+def photographs(options: Options, size: tuple[int, int]) -> Tensor:
+    """(batch, *size, 3) uint8."""
     torch.manual_seed(1)
-    pixels = (torch.randint(0, 256, (*size, 3), dtype=torch.uint8) for _ in range(options.batch))
-    image = torch.cat([models.preprocess(photo) for photo in pixels])
-    image = image.to(options.device or "cpu", DTYPES[options.dtype])
-    return image.contiguous(memory_format=torch.channels_last)
+    return torch.randint(0, 256, (options.batch, *size, 3), dtype=torch.uint8).to(options.device or "cpu")
 
 
 def _resolved(options: Options) -> Options:
@@ -110,12 +107,12 @@ def _resolved(options: Options) -> Options:
 
 def _measure(options: Options, trace: Path | None, say: Say) -> dict[str, Any]:
     device, dtype, threads = torch.device(options.device or "cpu"), DTYPES[options.dtype], torch.get_num_threads()
-    network, image = prepare(options, options.size)
+    network, photos = prepare(options, options.size)
     say("measuring this machine's limits")
     before = machine.rates(dtype, threads, device.type)
     say("counting operations and bytes")
-    found = layers.layers(network, image, options.size)
-    once = partial(layers.run, network, image, options.size)
+    found = layers.layers(network, photos)
+    once = partial(layers.run, network, photos)
     absent = {name: backends.missing(name) for name in backends.BACKENDS if name not in ("auto", *options.names)}
     absent = {name: reason or f"not asked for, or not for {device.type}" for name, reason in absent.items()}
     calls: dict[str, Callable[[], Any]] = {}
@@ -134,9 +131,9 @@ def _measure(options: Options, trace: Path | None, say: Say) -> dict[str, Any]:
     say("timing the whole")
     whole = paired(calls, options.seconds, most=MOST_RUNS, least=LEAST_RUNS)
     say("timing layer by layer")
-    runs = _layer_times(network, image, options, calls, {name: whole.median(name) for name in calls})
+    runs = _layer_times(network, photos, options, calls, {name: whole.median(name) for name in calls})
     say("recording a trace")
-    operations = _operations(network, image, options, list(calls), trace)
+    operations = _operations(network, photos, list(calls), trace)
     say("measuring peak memory")
     peaks = {name: _peak(name, options, calls[name]) for name in calls}
     say("measuring this machine's limits again")
@@ -193,18 +190,18 @@ def _on(name: str, once: Callable[[], Any]) -> Callable[[], None]:
 
 
 def _layer_times(
-    network: Network, image: Tensor, options: Options, calls: Iterable[str], expected: dict[str, float]
+    network: Network, photos: Tensor, options: Options, calls: Iterable[str], expected: dict[str, float]
 ) -> dict[str, list[dict[str, float]]]:
     """Seconds per layer, run by run."""
     count = min(MOST_RUNS, max(LEAST_RUNS, int(options.seconds / max(*expected.values(), 1e-6))))
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in calls}
     for _ in range(count):
         for name, taken in runs.items():
-            watch = layers.Stopwatch(image.device)
+            watch = layers.Stopwatch(photos.device)
             with backends.use_backend(name), layers.watched(network, watch.switch):
-                layers.run(network, image, options.size)  # as in a loop of its own: its data are in the caches
+                layers.run(network, photos)  # as in a loop of its own: its data are in the caches
                 watch.begin()
-                layers.run(network, image, options.size, watch.switch)
+                layers.run(network, photos, watch.switch)
             taken.append(watch.seconds())
     return runs
 
@@ -224,10 +221,10 @@ class _Ranges:
 
 
 def _operations(
-    network: Network, image: Tensor, options: Options, names: Sequence[str], trace: Path | None
+    network: Network, photos: Tensor, names: Sequence[str], trace: Path | None
 ) -> dict[str, list[dict[str, Any]]]:
     """Milliseconds of each of PyTorch's operations and of ours, itself, the longest first; and the trace."""
-    gpu = image.is_cuda
+    gpu = photos.is_cuda
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * gpu
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it says on stderr when it begins and ends
     ranges = _Ranges()
@@ -235,7 +232,7 @@ def _operations(
         for name in names:
             with torch.profiler.record_function(f"backend {name}"), backends.use_backend(name):
                 with layers.watched(network, ranges.switch):
-                    layers.run(network, image, options.size, ranges.switch)
+                    layers.run(network, photos, ranges.switch)
                 ranges.close()
                 machine.synchronize()
     if trace is not None:
@@ -255,7 +252,7 @@ def _operations(
 
 
 def _peak(name: str, options: Options, call: Callable[[], Any]) -> int | None:
-    """Bytes that a run needs at most beyond weights and image, None where they cannot be known."""
+    """Bytes that a run needs at most beyond weights and photographs, None where they cannot be known."""
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

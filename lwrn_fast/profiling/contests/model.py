@@ -2,7 +2,7 @@
 
 The plain network is the same module on the reference backend; "ours" is `lwrn_fast.optimize` of it, and "ours, eager"
 the network as it is. Everybody's photograph is normalised, and everybody's logits made labels, in the way that is
-fastest for them: by PyTorch, and by upsample_argmax for ours.
+fastest for them: by PyTorch, and by normalise and upsample_argmax for ours.
 """
 
 import copy
@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ... import backends, models
 from ...models.networks import Network
+from ...normalise import normalise
 from ...optimize import optimize
 from ...upsample_argmax import upsample_argmax
 from .. import peers
@@ -80,11 +81,19 @@ def set_up(case: ModelCase, dtype: torch.dtype) -> Contest:
 
 
 def _ours(network: Callable[[Tensor], Any], photo: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Any:
-    return lambda: upsample_argmax(network(models.preprocess(photo).to(dtype)), size)
+    return lambda: upsample_argmax(network(normalise(photo, dtype=dtype)), size)
 
 
 def _channels_last(network: Callable[[Tensor], Any], photo: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Any:
-    return lambda: _labels(network(models.preprocess(photo).to(dtype)), size)
+    return lambda: _labels(network(_by_rows(photo).to(dtype)), size)
+
+
+def _by_rows(photo: Tensor) -> Tensor:
+    """Normalised by PyTorch, in rows in which the channels take turns: the fastest way that it has."""
+    height, width, _ = photo.shape
+    mean, std = (255 * torch.tensor(values * width) for values in (models.MEAN, models.STD))
+    rows = photo.reshape(height, 3 * width).float().sub_(mean).div_(std)
+    return rows.view(1, height, width, 3).permute(0, 3, 1, 2)
 
 
 def _from_photo(make: Callable[[], Call], photo: Tensor, image: Tensor, size: tuple[int, int]) -> Callable[[], Any]:

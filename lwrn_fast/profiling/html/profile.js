@@ -7,7 +7,7 @@ const first = data.backends[0];
 
 main.append(make("header", {},
   make("h1", {}, data.title),
-  make("p", {}, `${given.batch}×3×${shape(given.size)}, ${given.dtype}, ${given.threads} thread${given.threads === 1 ? "" : "s"}`
+  make("p", {}, `${given.batch}×${shape(given.size)}×3, ${given.dtype}, ${given.threads} thread${given.threads === 1 ? "" : "s"}`
     + ` on ${data.machine.gpu || data.machine.cpu} (${data.machine.device}); ${given.checkpoint ? given.checkpoint : "random weights"}`)));
 
 main.append(make("div", { class: "tiles" }, ...data.backends.map(name => {
@@ -59,7 +59,7 @@ const bars = drawn("bars", "milliseconds of each stage", (svg, width) => {
 const parts = [...new Set(data.groups.flatMap(group => group.parts.map(part => part.name)))];
 const legend = data.backends.map(name => make("span", { style: `--colour: ${colour(name)}` }, make("i"), name));
 legend.push(...parts.map((part, i) => make("span", { style: "--colour: var(--ink)" }, make("i", { style: `opacity: ${SHADES[i]}` }), part)));
-section("Where the time goes", "Stages of the encoder, levels of the decoder from the deepest to the finest, the classifier, and the label map.",
+section("Where the time goes", "The picture normalised, stages of the encoder, levels of the decoder from the deepest to the finest, the classifier, and the label map.",
   make("div", { class: "keys" }, ...legend), bars);
 
 // roofline
