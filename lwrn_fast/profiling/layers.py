@@ -148,10 +148,6 @@ class Stopwatch:
         else:
             self._marks.append((name, time.perf_counter()))
 
-    def begin(self) -> None:
-        """Forget what has been."""
-        self._marks.clear()
-
     def seconds(self) -> dict[str, float]:
         """Up to the last switch."""
         if self._gpu:

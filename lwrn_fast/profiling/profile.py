@@ -1,13 +1,14 @@
 """One network, layer by layer, on each backend: what `lwrn-fast profile` measures, as one dictionary for JSON.
 
-Layers are timed by hooks, in runs in which the backends take turns; the network without hooks is timed beside, so that
-what they cost is known. All times are medians.
+In each round every backend runs twice as it is and once with hooks, which time the layers; so what hooks cost is known.
+All times are medians of rounds.
 """
 
 import datetime
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,11 +26,10 @@ from . import layers, machine, memory
 from .contests.model import random_network
 from .costs import Cost
 from .layers import Layer
-from .paired import paired
 
 OF_DEVICE = {"cpu": ("reference", "cpu"), "cuda": ("reference", "triton", "cuda")}
 PARTS = ("fusion", "crp", "refine")
-MOST_RUNS, LEAST_RUNS = 25, 3
+MOST_ROUNDS, LEAST_ROUNDS = 25, 3
 Say = Callable[[str], object]
 
 
@@ -38,7 +38,7 @@ class Options:
     """What to profile. network: of `models.NETWORKS`. size, batch: of the photographs, (batch, *size, 3).
 
     names: backends, or "all"; none for all of the device. device: "cpu" or "cuda"; none for the one that the backends
-    are for. seconds: measured time per backend, for layers and for the whole each.
+    are for. seconds: time of the measured rounds, per backend.
     """
 
     network: str
@@ -112,26 +112,10 @@ def _measure(options: Options, trace: Path | None, say: Say) -> dict[str, Any]:
     before = machine.rates(dtype, threads, device.type)
     say("counting operations and bytes")
     found = layers.layers(network, photos)
-    once = partial(layers.run, network, photos)
-    absent = {name: backends.missing(name) for name in backends.BACKENDS if name not in ("auto", *options.names)}
-    absent = {name: reason or f"not asked for, or not for {device.type}" for name, reason in absent.items()}
-    calls: dict[str, Callable[[], Any]] = {}
-    for name in options.names:
-        say(f"warming up {name}")
-        calls[name] = _on(name, once)
-        try:
-            calls[name]()
-            calls[name]()
-        except Exception as error:  # one that fails does not lose the rest
-            absent[name] = f"failed: {_first_line(error)}"
-            say(f"{name} {absent[name]}")
-            del calls[name]
-    if not calls:
-        raise UserError("; ".join(f"{name}: {absent[name]}" for name in options.names))
-    say("timing the whole")
-    whole = paired(calls, options.seconds, most=MOST_RUNS, least=LEAST_RUNS)
-    say("timing layer by layer")
-    runs = _layer_times(network, photos, options, calls, {name: whole.median(name) for name in calls})
+    calls, longest, absent = _warmed_up(options, partial(layers.run, network, photos), say)
+    rounds = min(MOST_ROUNDS, max(LEAST_ROUNDS, int(options.seconds / max(longest, 1e-6) / 3)))
+    say(f"timing, {rounds} rounds")
+    whole, runs = _times(network, photos, calls, rounds)
     say("recording a trace")
     operations = _operations(network, photos, list(calls), trace)
     say("measuring peak memory")
@@ -143,11 +127,11 @@ def _measure(options: Options, trace: Path | None, say: Say) -> dict[str, Any]:
     limits = {"gemm": gemm, "copy": copy}
     totals = {
         name: {
-            "ms": _ms(whole.median(name)),
+            "ms": _ms(median(whole[name])),
             "hooked_ms": _ms(median(sum(run.values()) for run in runs[name])),
             "layers_ms": _ms(sum(times[name].values())),
             "between_ms": _ms(median(sum(run.values()) - sum(run[layer] for layer in known) for run in runs[name])),
-            "runs": len(runs[name]),
+            "runs": rounds,
             "peak_bytes": peaks[name],
         }
         for name in calls
@@ -180,30 +164,57 @@ def _measure(options: Options, trace: Path | None, say: Say) -> dict[str, Any]:
     }
 
 
-def _on(name: str, once: Callable[[], Any]) -> Callable[[], None]:
-    def call() -> None:
+def _warmed_up(
+    options: Options, once: Callable[[], Any], say: Say
+) -> tuple[dict[str, Callable[[], float]], float, dict[str, str]]:
+    """A run on each backend, the seconds of the slowest one, and why others are absent."""
+    others = [name for name in backends.BACKENDS if name not in ("auto", *options.names)]
+    absent = {name: backends.missing(name) or f"not asked for, or not for {options.device}" for name in others}
+    calls: dict[str, Callable[[], float]] = {}
+    longest = 0.0
+    for name in options.names:
+        say(f"warming up {name}")
+        call = _on(name, once)
+        try:
+            call()
+            longest = max(longest, call())
+            calls[name] = call
+        except Exception as error:  # one that fails does not lose the rest
+            absent[name] = f"failed: {_first_line(error)}"
+            say(f"{name} {absent[name]}")
+    if not calls:
+        raise UserError("; ".join(f"{name}: {absent[name]}" for name in options.names))
+    return calls, longest, absent
+
+
+def _on(name: str, once: Callable[[], Any]) -> Callable[[], float]:
+    """One run on a backend, in seconds."""
+
+    def call() -> float:
         with backends.use_backend(name):
+            start = time.perf_counter()
             once()
-        machine.synchronize()
+            machine.synchronize()
+            return time.perf_counter() - start
 
     return call
 
 
-def _layer_times(
-    network: Network, photos: Tensor, options: Options, calls: Iterable[str], expected: dict[str, float]
-) -> dict[str, list[dict[str, float]]]:
-    """Seconds per layer, run by run."""
-    count = min(MOST_RUNS, max(LEAST_RUNS, int(options.seconds / max(*expected.values(), 1e-6))))
+def _times(
+    network: Network, photos: Tensor, calls: dict[str, Callable[[], float]], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[dict[str, float]]]]:
+    """Seconds of each backend round by round: of the whole, and of each layer."""
+    whole: dict[str, list[float]] = {name: [] for name in calls}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in calls}
-    for _ in range(count):
-        for name, taken in runs.items():
+    for _ in range(rounds):
+        for name, call in calls.items():
+            call()  # as in a loop of its own: its data are in the caches
+            whole[name].append(call())
             watch = layers.Stopwatch(photos.device)
             with backends.use_backend(name), layers.watched(network, watch.switch):
-                layers.run(network, photos)  # as in a loop of its own: its data are in the caches
-                watch.begin()
                 layers.run(network, photos, watch.switch)
-            taken.append(watch.seconds())
-    return runs
+            runs[name].append(watch.seconds())
+    return whole, runs
 
 
 class _Ranges:

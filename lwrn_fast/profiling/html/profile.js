@@ -144,14 +144,14 @@ section("Operations", "What PyTorch's profiler saw in one run, each operation wi
     { name: "calls", value: row => row.calls },
   ], data.ops[name].slice(0, 12))))));
 
-section("How it was measured", "Medians of runs in which the backends took turns. A moment belongs to one layer alone. Bytes are those of inputs, "
+section("How it was measured", "Medians of rounds in which the backends took turns, as they are and with hooks. A moment belongs to one layer alone. Bytes are those of inputs, "
   + "weights and results, each once; the limit of a layer is what its operations take at the rate of matrix products, or its bytes "
   + "at that of a copy, whichever is longer.",
   facts([
     ["measured", data.when],
     ["limits", `${digits(roof.flat)} GFLOP/s in matrix products, ${digits(roof.slope)} GB/s in copies`],
     ...data.backends.map(name => [`backend ${name}`, `${ms(data.totals[name].ms)} without hooks, ${ms(data.totals[name].hooked_ms)} with them `
-      + `(layers ${ms(data.totals[name].layers_ms)}, between them ${ms(data.totals[name].between_ms)}), ${data.totals[name].runs} runs`]),
+      + `(layers ${ms(data.totals[name].layers_ms)}, between them ${ms(data.totals[name].between_ms)}), ${data.totals[name].runs} rounds`]),
     ...Object.entries(data.absent).map(([name, reason]) => [`without ${name}`, reason]),
     ...machineFacts(),
   ]));
