@@ -39,6 +39,9 @@ class Options:
 
     names: backends, or "all"; none for all of the device. device: "cpu" or "cuda"; none for the one that the backends
     are for. seconds: time of the measured rounds, per backend.
+
+    >>> Options("rf_lw_mbv2", batch=2).size
+    (512, 512)
     """
 
     network: str
@@ -55,12 +58,7 @@ class Options:
 def profile(options: Options, trace: Path | None = None, say: Say = lambda _: None) -> dict[str, Any]:
     """Measure, and return all figures. Raises UserError for what the user can mend.
 
-    trace: where a Chrome trace of one run per backend goes. say: is told, a line each, what happens.
-
-    >>> found = profile(Options("rf_lw_mbv2", size=(32, 32), names=("reference",), seconds=0.0))
-    >>> found["layers"][1]["name"], found["layers"][1]["flops"]
-    ('layer1.0', 442368)
-    """
+    trace: where a Chrome trace of one run per backend goes. say: is told, a line each, what happens."""
     before = torch.get_num_threads()
     torch.set_num_threads(options.threads or before)
     try:
