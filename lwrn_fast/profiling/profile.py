@@ -141,7 +141,7 @@ def _measure(options: Options, trace: Path | None, say: Say) -> dict[str, Any]:
         "machine": machine.describe() | {"device": device.type},
         "options": {
             "model": options.network,
-            "checkpoint": options.checkpoint,
+            "checkpoint": options.checkpoint and Path(options.checkpoint).name,
             "size": list(options.size),
             "batch": options.batch,
             "dtype": options.dtype,
