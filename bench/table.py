@@ -1,7 +1,8 @@
-"""Results to Markdown: `python bench/table.py FILE.json... [--save DIR] [--readme README.md]`.
+"""Results to Markdown: `python bench/table.py FILE... [--save DIR] [--page docs/performance.md] [--readme README.md]`.
 
 FILE is what `pytest bench --benchmark-json FILE` wrote, or a file that --save made of it: medians, ratios, machine,
-versions and commit, without the single rounds. --readme puts the tables between the README's two markers.
+versions and commit, without the single rounds. --page puts all tables between a page's two markers, --readme one short
+table of all files between the README's.
 """
 
 import argparse
@@ -30,6 +31,15 @@ COMPARED = (
     "OpenVINO",
     "1x1 convolutions alone",
 )
+SHORT = {
+    "CRP, 256 planes, 128 x 128": ("crp", "256x128x128"),
+    "fusion, 256 planes, 128 x 128 and 64 x 64": ("fusion", "256x128x128+256x64x64-256-relu"),
+    "upsample_argmax, 21 classes to 512 x 512": ("upsample_argmax", "21x128x128-512x512"),
+    "rf_lw_mbv2, photograph of 512 x 512 to labels": ("model", "rf_lw_mbv2-512x512-labels"),
+    "rf_lw50, photograph of 512 x 512 to labels": ("model", "rf_lw50-512x512-labels"),
+}
+"""What the README shows, in float32, with as many threads as were measured."""
+SHORT_COLUMNS = (EAGER, "eager, NCHW", "torch.compile", "ONNX Runtime", "OpenVINO")
 KEPT = ("op", "case", "where", "dtype", "threads", "contestant", "times_ours", "percent_of_limit", "extra_bytes")
 
 Row = dict[str, Any]
@@ -103,12 +113,34 @@ def table(rows: list[Row]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *body))
 
 
+def short(results: Iterable[dict[str, Any]]) -> str:
+    """One table of the cases that matter most, of the first result that has each, and the machines they are of."""
+    body, machines = [], {}
+    for title, (op, case) in SHORT.items():
+        for result in results:
+            rows = [row for row in result["results"] if (row["op"], row["case"], row["dtype"]) == (op, case, "float32")]
+            if rows:
+                line = max(_lines(rows), key=lambda line: line[OURS]["threads"])
+                cells = [title, str(line[OURS]["threads"]), f"{line[OURS]['median_ms']:.3g}"]
+                ratios = (line[name]["times_ours"] if name in line else None for name in SHORT_COLUMNS)
+                cells += [_number(ratio, "{:.2f}") for ratio in ratios]
+                body.append(cells)
+                machine = result["machine"]
+                where = f"{machine['cpu']}, {machine['cores']} cores, {machine['isa']}, torch {machine['torch']}"
+                machines[f"{where}, {result['date']}"] = True
+                break
+    head = ["float32", "threads", "ours, ms", *SHORT_COLUMNS]
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    lines = "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *body))
+    return f"{'; '.join(machines)}. The other columns say how many times as long as ours each takes.\n\n{lines}"
+
+
 def put_into(text: str, tables: str) -> str:
-    """The README's text with the tables between its markers; ValueError where it has none."""
+    """A page's text with the tables between its markers; ValueError where it has none."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"the README needs a line {BEGIN} and, after it, a line {END}")
+        raise ValueError(f"the page needs a line {BEGIN} and, after it, a line {END}")
     return f"{before}{BEGIN}\n{tables.strip()}\n{END}{after}"
 
 
@@ -137,20 +169,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--save", type=Path, metavar="DIR", help="keep the reduced results here, under the same names")
-    parser.add_argument("--readme", type=Path, help="rewrite the tables of this file instead of printing them")
+    parser.add_argument("--page", type=Path, help="rewrite the tables of this file instead of printing them")
+    parser.add_argument("--readme", type=Path, help="rewrite the short table of this file")
     arguments = parser.parse_args()
-    sections = []
+    results = []
     try:
         for file in arguments.files:
-            result = reduced(json.loads(file.read_text(encoding="utf-8")))
-            sections.append(markdown(result))
+            results.append(reduced(json.loads(file.read_text(encoding="utf-8"))))
             if arguments.save:
-                (arguments.save / file.name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        if arguments.readme:
-            text = arguments.readme.read_text(encoding="utf-8")
-            arguments.readme.write_text(put_into(text, "\n".join(sections)), encoding="utf-8")
-        else:
-            print("\n".join(sections))
+                (arguments.save / file.name).write_text(json.dumps(results[-1], indent=1) + "\n", encoding="utf-8")
+        tables = "\n".join(map(markdown, results))
+        for page, content in ((arguments.page, tables), (arguments.readme, short(results))):
+            if page:
+                page.write_text(put_into(page.read_text(encoding="utf-8"), content), encoding="utf-8")
+        if not arguments.page and not arguments.readme:
+            print(tables)
     except (OSError, ValueError, KeyError) as error:
         print(f"table.py: {error!r}", file=sys.stderr)
         return 2

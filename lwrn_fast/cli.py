@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import __version__, backends, cli_export, cli_profiling, cli_training, models
+from . import __version__, backends, cli_erf, cli_export, cli_profiling, cli_training, cli_video, models
 from .info import info
 from .terminal import Parser, exit_code, positive, progress_bar, say_error, whole
 
@@ -41,6 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     cli_training.add_commands(commands)
     cli_export.add_commands(commands)
     cli_profiling.add_commands(commands)
+    cli_video.add_commands(commands)
+    cli_erf.add_commands(commands)
     return parser
 
 

@@ -7,15 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def write(path: Path, save: Callable[[Path], object]) -> None:
+def write(path: Path, save: Callable[[Path], object], ending: str = "") -> None:
     """Let `save` write a file and give it this name when it is complete and on the disk.
+
+    ending: of the file's name until then, for files whose programs go by it.
 
     >>> path = Path(tempfile.mkdtemp()) / "note.txt"
     >>> write(path, lambda beside: beside.write_text("whole"))
     >>> path.read_text()
     'whole'
     """
-    beside = path.with_name(f".{path.name}.unfinished")  # one name, so that what a killed run leaves is overwritten
+    beside = unfinished(path, ending)
     try:
         save(beside)
         with open(beside, "rb+") as file:
@@ -24,6 +26,11 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def unfinished(path: Path, ending: str = "") -> Path:
+    """What the file is called until it is complete: one name, so that what a killed run leaves is overwritten."""
+    return path.with_name(f".{path.name}.unfinished{ending}")
 
 
 def check_place(path: Path) -> None:

@@ -14,6 +14,10 @@ from .models import PALETTE
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
+COVERED = np.full((256, 3), 255, np.uint8)
+"""Which classes' colours an overlay shows."""
+COVERED[0] = 0
+
 
 class ImageError(Exception):
     """A file that cannot be read or written; the message is one line."""
@@ -94,9 +98,23 @@ def write_labels(path: Path, labels: np.ndarray) -> None:
 
 
 def write_overlay(path: Path, image: np.ndarray, labels: np.ndarray) -> None:
-    """The photograph (H, W, 3) with the classes' colours half over it, class 0 left as it is."""
-    mixed = (image.astype(np.uint16) + PALETTE[labels] + 1) // 2
-    write(path, np.where(labels[:, :, None] == 0, image, mixed).astype(np.uint8))
+    """A PNG of `overlay`."""
+    write(path, overlay(image, labels))
+
+
+def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The photograph with the classes' colours half over it, class 0 left as it is: uint8 (H, W, 3) and (H, W).
+
+    >>> overlay(np.full((1, 2, 3), 101, np.uint8), np.array([[0, 1]], np.uint8)).tolist()
+    [[[101, 101, 101], [115, 51, 51]]]
+    """
+    other = (image ^ coloured(labels)) & COVERED.take(labels, axis=0)  # the bits that differ from the colour
+    return (image | other) - (other >> 1)  # the mean, halves rounded up, within 8 bits
+
+
+def coloured(labels: np.ndarray) -> np.ndarray:
+    """The classes' colours, uint8 (H, W, 3), from uint8 (H, W)."""
+    return PALETTE.take(labels, axis=0)
 
 
 def _save(path: Path, image: Image.Image) -> None:

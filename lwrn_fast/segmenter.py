@@ -1,6 +1,7 @@
 """Pictures to label maps in one call: uint8 in, uint8 out, and nothing in between that the user has to know."""
 
 import copy
+import ctypes
 import functools
 import math
 import statistics
@@ -25,6 +26,8 @@ from .upsample_argmax import upsample_argmax
 STAGES = ("copy in", "pre", "network", "post", "copy out")
 REMEMBERED = 1000
 """Calls of which `timings` tells the median."""
+MOST_CHANGES = 100
+"""Of the input's size, after which memory is given back."""
 
 
 class Segmenter:
@@ -83,6 +86,7 @@ class Segmenter:
         moved = model if like.device == self.device else copy.deepcopy(model).to(self.device)
         self.network = optimize(moved, example, how=how, dynamic=self.size is None, dtype=self.dtype)
         self._turn = threading.Lock()
+        self._shape, self._changes = torch.Size(), 0
         self.times: dict[str, deque[float]] = {stage: deque(maxlen=REMEMBERED) for stage in STAGES}
         """Seconds of the last calls, by stage."""
         self._gpu = OnGpu(self.device, shapes) if self.device.type == "cuda" else None
@@ -130,8 +134,15 @@ class Segmenter:
 
     def logits(self, x: Tensor) -> Tensor:
         """The network, on what `input` made: (N, classes, h', w')."""
-        with self._turn, self._timed("network"), torch.inference_mode():
-            return self.network(x)
+        with self._turn, torch.inference_mode():
+            with self._timed("network"):
+                logits = self.network(x)
+            self._changes += x.shape != self._shape
+            self._shape = x.shape
+            if self._changes >= MOST_CHANGES:
+                self._changes = 0
+                give_memory_back()
+            return logits
 
     def labels(self, logits: Tensor, size: Sequence[int]) -> Tensor:
         """Label maps, uint8 (N, H, W)."""
@@ -164,6 +175,14 @@ class Segmenter:
         yield
         if self._gpu is None:  # which works on meanwhile, and has its own clock
             self.times[stage].append(time.perf_counter() - start)
+
+
+def give_memory_back() -> None:
+    """Have the C library give freed memory back to the system. It keeps it for later use, but little of it fits maps
+    whose sizes change: without this, a process came to hold twice of what it used."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
 
 
 def averaged_labels(logits: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], flip: bool, size: Any) -> Tensor:

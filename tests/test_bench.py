@@ -1,4 +1,4 @@
-"""The benchmarks: their shapes, set-up functions at tiny sizes, paired times, and the README's tables."""
+"""The benchmarks: their shapes, set-up functions at tiny sizes, paired times, and the tables of the pages."""
 
 import json
 import subprocess
@@ -170,15 +170,25 @@ Each column says how many times as long as ours it took: the median over rounds 
 | 256x128x128 | float32 | 1 | 50 | - | - / - | - | - |
 """
 
+EXPECTED_SHORT = """\
+A CPU, 2 cores, avx512_bf16, torch 2.13.0, 2026-11-21. The other columns say how many times as long as ours each takes.
 
-def test_table_makes_markdown_and_rewrites_the_readme(tmp_path):
-    raw, readme, kept = tmp_path / "run.json", tmp_path / "README.md", tmp_path / "results"
+| float32 | threads | ours, ms | eager, channels-last | eager, NCHW | torch.compile | ONNX Runtime | OpenVINO |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| CRP, 256 planes, 128 x 128 | 2 | 25 | 5.01 | - | - | - | 2.00 |
+"""
+
+
+def test_table_makes_markdown_and_rewrites_pages(tmp_path):
+    raw, page, readme, kept = (tmp_path / name for name in ("run.json", "page.md", "README.md", "results"))
     raw.write_text(json.dumps(RECORDED))
-    readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    for path in (page, readme):
+        path.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
     kept.mkdir()
-    command = [sys.executable, str(BENCH / "table.py"), str(raw), "--save", str(kept), "--readme", str(readme)]
-    subprocess.run(command, check=True)
-    assert readme.read_text() == f"before\n{table.BEGIN}\n{EXPECTED}{table.END}\nafter\n"
+    command = [sys.executable, str(BENCH / "table.py"), str(raw), "--save", str(kept)]
+    subprocess.run([*command, "--page", str(page), "--readme", str(readme)], check=True)
+    assert page.read_text() == f"before\n{table.BEGIN}\n{EXPECTED}{table.END}\nafter\n"
+    assert readme.read_text() == f"before\n{table.BEGIN}\n{EXPECTED_SHORT}{table.END}\nafter\n"
     reduced = json.loads((kept / "run.json").read_text())
     assert table.markdown(reduced) == EXPECTED
     assert "stats" not in str(reduced)

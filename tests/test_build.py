@@ -17,7 +17,7 @@ from lwrn_fast import _cuda, _native, _version
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE_PACKAGES = Path(torch.__file__).resolve().parent.parent
-FOLDERS = ("bench", "build_tools", "csrc", "kernels", "lwrn_fast", "tests")
+FOLDERS = ("bench", "build_tools", "csrc", "docs", "kernels", "lwrn_fast", "tests")
 NOT_SOURCES = shutil.ignore_patterns("__pycache__", "*.so", ".*_cache", ".hypothesis", ".benchmarks", "*.egg-info")
 USE = """
 import lwrn_fast, lwrn_fast.kernels, torch

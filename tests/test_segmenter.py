@@ -196,6 +196,21 @@ def test_nothing_is_kept(segmenter):
     assert alive() <= before
 
 
+def test_memory_is_given_back_where_sizes_change(model, monkeypatch):
+    given = []
+    monkeypatch.setattr("lwrn_fast.segmenter.give_memory_back", lambda: given.append(True))
+    monkeypatch.setattr("lwrn_fast.segmenter.MOST_CHANGES", 4)
+    segmenter = lwrn_fast.Segmenter(model)
+    for _ in range(10):
+        segmenter(picture(16, 16))
+    assert not given
+    for side in (8, 12, 8, 12, 8, 12):
+        segmenter(picture(side, 16))
+    assert len(given) == 1
+    monkeypatch.undo()
+    lwrn_fast.segmenter.give_memory_back()
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [

@@ -1,0 +1,284 @@
+"""README.md and docs/ run as they are written: the ```python and ```sh blocks of a page, in order, in a folder of their
+own, as a reader with that page alone would run them.
+
+What a block needs stands before it in a comment that the page does not show:
+<!-- test: setup photos -->       makes something that readers have: photos, a checkpoint, data (see SETUPS)
+<!-- test: needs g++ onnx -->     the block is skipped where a command or a package is absent
+<!-- test: output -->             before a ```text block: what the block before it prints
+<!-- test: skip, REASON -->       the block does not run here; the reason says why and which test runs it, if one does
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import lwrn_fast
+from lwrn_fast import cli, images, models
+from lwrn_fast.training import generate
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RUN = ("python", "sh")
+SHOWN = ("text", "cpp")
+"""Languages of blocks that are output or excerpts, nothing to run."""
+LONGEST = 300.0
+
+
+@dataclass
+class Block:
+    page: Path
+    line: int
+    language: str
+    text: str
+    marks: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    def why_skipped(self) -> str | None:
+        for mark in self.marks:
+            word, _, rest = mark.partition(" ")
+            if word == "skip,":
+                return rest
+            absent = [name for name in rest.split() if word == "needs" and not _there(name)]
+            if absent:
+                return f"{', '.join(absent)} not installed"
+        return None
+
+    def setups(self) -> list[str]:
+        return [name for mark in self.marks if mark.startswith("setup ") for name in mark.split()[1:]]
+
+
+def _there(name: str) -> bool:
+    return shutil.which(name) is not None or importlib.util.find_spec(name) is not None
+
+
+def blocks(page: Path) -> list[Block]:
+    """The fenced blocks of a page with the marks before them; a mark that no block follows is an error."""
+    found, marks, current = [], [], None
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
+        if current is not None:
+            if line.strip() == "```":
+                found.append(current)
+                current = None
+            else:
+                current.text += line + "\n"
+        elif line.lstrip().startswith("```"):
+            current = Block(page, number + 1, line.strip("` "), "", marks)
+            marks = []
+        elif mark := re.fullmatch(r"<!-- test: (.+) -->", line.strip()):
+            marks.append(mark[1])
+        elif line.strip() and marks:
+            raise ValueError(f"{page}:{number}: a mark of a test must stand right before a block")
+    assert current is None
+    assert not marks
+    return found
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+
+
+def make_photos(folder: Path) -> None:
+    (folder / "photos").mkdir()
+    for i in range(2):
+        images.write(folder / "photos" / f"{i}.jpg", generate.picture(0, "test", i, (96, 128))[0])
+    shutil.copy(folder / "photos" / "0.jpg", folder / "photo.jpg")
+
+
+def make_checkpoint(folder: Path) -> None:
+    """In the form in which the authors published theirs."""
+    torch.manual_seed(0)
+    state = models.rf_lw_mbv2(num_classes=21).state_dict()
+    torch.save({"segmenter": state}, folder / "rf_lw_mbv2_voc.pth.tar")
+
+
+def make_data(folder: Path) -> None:
+    generate.generate(folder / "data", 6, 0, (64, 64))
+
+
+def make_sources(folder: Path) -> None:
+    """What commands that are run from the source tree name."""
+    for name in ("bench", "csrc", "docs"):
+        (folder / name).symlink_to(ROOT / name)
+
+
+def make_clip(folder: Path) -> None:
+    """A second of drawn shapes."""
+    av = pytest.importorskip("av")
+    with av.open(str(folder / "in.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=12)
+        stream.height, stream.width, stream.pix_fmt = 96, 128, "yuv420p"
+        for i in range(12):
+            picture = generate.picture(0, "test", i // 6, (96, 128))[0]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(picture, i, 1))))
+        container.mux(stream.encode(None))
+
+
+SETUPS = {
+    "photos": make_photos,
+    "clip": make_clip,
+    "checkpoint": make_checkpoint,
+    "data": make_data,
+    "sources": make_sources,
+}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """A home of its own, and `python`, `lwrn-fast` and `torchrun` of this installation, whatever else PATH has."""
+    home = tmp_path_factory.mktemp("home")
+    commands = {"python": "", "lwrn-fast": " -m lwrn_fast", "torchrun": " -m torch.distributed.run"}
+    for name, module in commands.items():
+        path = home / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f'#!/bin/sh\nexec "{sys.executable}"{module} "$@"\n')
+        path.chmod(0o755)
+    return {**os.environ, "HOME": str(home), "PATH": f"{home / 'bin'}:{os.environ['PATH']}"}
+
+
+@pytest.fixture
+def as_before():
+    """Pages choose backends and compile; the next test shall not see it."""
+    threads = torch.get_num_threads()
+    with lwrn_fast.use_backend("auto"):
+        yield
+    torch.set_num_threads(threads)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_page_runs_as_written(page, environment, as_before, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", environment["HOME"])
+    names: dict[str, object] = {"__name__": "__main__"}
+    printed = ""
+    for block in blocks(page):
+        if "output" in block.marks:
+            assert lines(printed) == lines(block.text), f"{block}: prints\n{printed}"
+        if block.language not in RUN or block.why_skipped() is not None:
+            continue
+        for setup in block.setups():
+            SETUPS[setup](tmp_path)
+        if block.language == "python":
+            # with empty lines before it, so that a traceback names the line of the page
+            with redirect_stdout(StringIO()) as out:
+                exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), names)
+            printed = out.getvalue()
+        else:
+            command = ["bash", "-eu", "-o", "pipefail", "-c", block.text]
+            done = subprocess.run(
+                command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LONGEST
+            )
+            assert done.returncode == 0, f"{block}:\n{block.text}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+            printed = done.stdout
+
+
+def lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.why_skipped() is not None], ids=str)
+def test_block_that_does_not_run_here(block):
+    """Not run, with the reason; tests that a reason names must be there."""
+    reason = block.why_skipped()
+    assert len(reason) > 10
+    for name in re.findall(r"\btest_\w+\.py", reason):
+        assert (ROOT / "tests" / name).is_file()
+    pytest.skip(f"{block}: {reason}")
+
+
+def test_there_are_pages_and_most_blocks_run():
+    assert len(PAGES) >= 8
+    runnable = [block for block in BLOCKS if block.language in RUN]
+    assert len(runnable) > 30
+    assert sum(block.why_skipped() is None for block in runnable) > len(runnable) / 2
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_have_a_language_and_known_marks(page):
+    for block in blocks(page):
+        assert block.language in RUN + SHOWN, f"{block}: {block.language!r}"
+        for mark in block.marks:
+            assert re.match(r"skip, |needs |setup |output$", mark), f"{block}: {mark!r}"
+        assert set(block.setups()) <= set(SETUPS), str(block)
+
+
+def anchors(page: Path) -> set[str]:
+    """What headings are called in links, as GitHub does it."""
+    lines = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL).splitlines()
+    titles = [line.lstrip("# ") for line in lines if re.match(r"#{1,6} ", line)]
+    return {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_links_and_pictures_are_there(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+    for target in targets:
+        if re.match(r"https?://|mailto:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = page.parent / name if name else page
+        assert path.exists(), f"{page.name}: {target}"
+        assert path.resolve().is_relative_to(ROOT), f"{page.name}: {target}"
+        if anchor:
+            assert anchor in anchors(path), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_named_in_the_text_are_there(page):
+    """In `...`, what looks like a path of the source tree."""
+    for path in re.findall(r"`(?:python )?((?:bench|csrc|docs|kernels|lwrn_fast|tests)/[\w./*-]+)", page.read_text()):
+        assert list(ROOT.glob(path.rstrip("/"))), f"{page.name}: {path}"
+
+
+def commands(page: Path) -> list[str]:
+    """Commands of ours that nothing here runs: in the text, and in blocks that are skipped."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    found = re.findall(r"`lwrn-fast ([^`]+)`", text)
+    for block in blocks(page):
+        if block.language == "sh" and block.why_skipped() is not None and "being merged" not in block.why_skipped():
+            found += re.findall(r"(?:lwrn-fast|-m lwrn_fast) ([^#\n]+)", block.text)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_that_do_not_run_here_exist(page):
+    parser = cli._parser()
+    known = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
+    for command in commands(page):
+        name, *words = command.split()
+        assert name in known, f"{page.name}: lwrn-fast {command}"
+        options = {option for action in known[name]._actions for option in action.option_strings}
+        assert {word for word in words if word.startswith("--")} <= options, f"{page.name}: lwrn-fast {command}"
+
+
+def test_every_page_is_linked_from_the_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [page.name for page in PAGES[1:] if f"](docs/{page.name})" not in text] == []
+
+
+def test_pictures_can_be_read():
+    for path in [*(ROOT / "docs").rglob("*.png"), *(ROOT / "docs").rglob("*.jpg")]:
+        with Image.open(path) as picture:
+            assert np.asarray(picture.convert("RGB")).std() > 5, path
+
+
+def test_drawings_are_as_the_script_draws_them(tmp_path):
+    subprocess.run([sys.executable, ROOT / "docs" / "pictures" / "draw.py", tmp_path], check=True)
+    drawn = sorted(path.name for path in tmp_path.iterdir())
+    assert drawn == sorted(path.name for path in (ROOT / "docs" / "pictures").glob("*.svg"))
+    for name in drawn:
+        assert (tmp_path / name).read_text() == (ROOT / "docs" / "pictures" / name).read_text(), f"{name}: run draw.py"
