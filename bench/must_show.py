@@ -16,11 +16,10 @@ import bench_fusion
 import bench_model
 import bench_training
 import bench_upsample_argmax
-import machine
-import peers
 import shapes
-from paired import Times, race
-from peers import COMPILE, EAGER, EAGER_NCHW, FLOOR, ONNX_RUNTIME, OPENVINO, OURS, OURS_NCHW
+from lwrn_fast.profiling import machine, peers
+from lwrn_fast.profiling.paired import Times, race
+from lwrn_fast.profiling.peers import COMPILE, EAGER, EAGER_NCHW, FLOOR, ONNX_RUNTIME, OPENVINO, OURS, OURS_NCHW
 
 F32, BF16 = torch.float32, torch.bfloat16
 Line = tuple[str, float, str, float]  # what, the ratio, "at most" or "at least", the bound

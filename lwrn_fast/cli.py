@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import __version__, backends, cli_erf, cli_export, cli_training, cli_video, models
+from . import __version__, backends, cli_erf, cli_export, cli_profiling, cli_training, cli_video, models
 from .info import info
 from .terminal import Parser, exit_code, positive, progress_bar, say_error, whole
 
@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--resume", action="store_true", help="keep DIR/manifest.jsonl, and skip what it has as done")
     cli_training.add_commands(commands)
     cli_export.add_commands(commands)
+    cli_profiling.add_commands(commands)
     cli_video.add_commands(commands)
     cli_erf.add_commands(commands)
     return parser
