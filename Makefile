@@ -17,6 +17,7 @@ PACKAGE := setup.py pyproject.toml MANIFEST.in README.md \
   $(shell find build_tools csrc kernels lwrn_fast -type f -not -name '*.so' -not -name '*.pyc')
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 TEST_TOOLS := g++-aarch64-linux-gnu qemu-user
+BROWSER := chromium
 
 # $(call debian,packages): install them where the user may, else say that they are missing.
 debian = if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
@@ -32,9 +33,10 @@ demo: $(VENV)/cli.stamp
 test: $(VENV)/test.stamp test-tools
 	cd tests && ../$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# What the cross-compilation test needs; it skips, and says so, where this cannot be installed.
+# What the cross-compilation test and those of pages need; they skip, and say so, where this cannot be installed.
 test-tools:
 	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || $(call debian,$(TEST_TOOLS)) || true
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || $(call debian,$(BROWSER)) || true
 
 # A wheel with the CUDA part for all compute capabilities; it needs nvcc, but no GPU.
 cuda: $(VENV)/torch.stamp

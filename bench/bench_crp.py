@@ -1,55 +1,13 @@
 """Chained residual pooling at every decoder level. How to run: `make bench`, or `pytest bench/bench_crp.py`."""
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from lwrn_fast.profiling import peers
+from lwrn_fast.profiling.contests.crp import CONTESTANTS, set_up
+from shapes import CRP, CRP_TARGET, level_shapes
 
-import lwrn_fast
-import peers
-from lwrn_fast import reference
-from paired import Contest
-from shapes import CRP, CRP_TARGET, STAGES, CrpCase, level_shapes
-from wrong import TOLERANCE, largest_error
-
+__all__ = ["CASES", "CONTESTANTS", "DTYPES", "USUAL", "set_up"]
 CASES = CRP
-CONTESTANTS = peers.ALL
 DTYPES = peers.DTYPES
 USUAL = (CRP_TARGET, level_shapes("rf_lw50", 4, (512, 512))[0], level_shapes("rf_lw50", 1, (625, 468))[0])
-
-
-class Plain(nn.Module):
-    """The reference, with its weights, as the peers want it."""
-
-    def __init__(self, weights: list[Tensor]) -> None:
-        super().__init__()
-        self.weights = nn.ParameterList(weights)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return reference.crp(x, list(self.weights))
-
-
-def set_up(case: CrpCase, dtype: torch.dtype) -> Contest:
-    """Random x (1, planes, height, width) and weights that keep its scale."""
-    torch.manual_seed(0)
-    planes = case.planes
-    x = torch.randn(1, planes, case.height, case.width).to(dtype)
-    weights = [(torch.randn(planes, planes, 1, 1) / planes**0.5).to(dtype) for _ in range(STAGES)]
-    nhwc = x.contiguous(memory_format=torch.channels_last)
-    expected = reference.crp(nhwc.float(), [w.float() for w in weights])
-    return Contest(
-        contestants=peers.field(
-            Plain(weights),
-            [x],
-            ours=lambda x: lwrn_fast.crp(x, weights),
-            names=CONTESTANTS,
-            floor=lambda: [F.conv2d(nhwc, w) for w in weights],
-        ),
-        error=lambda got: largest_error(got, expected),
-        tolerance=TOLERANCE[dtype],
-        unchecked=(peers.FLOOR,),
-        operations=case.operations,
-        bytes=case.bytes(dtype.itemsize),
-    )
 
 
 def test_crp(measure) -> None:

@@ -1,55 +1,13 @@
 """Convolutions, upsampling, sum and activation at every decoder level. How to run: `pytest bench/bench_fusion.py`."""
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from lwrn_fast.profiling import peers
+from lwrn_fast.profiling.contests.fusion import CONTESTANTS, set_up
+from shapes import FUSION, FUSION_TARGET, level_shapes
 
-import lwrn_fast
-import peers
-from lwrn_fast import reference
-from paired import Contest
-from shapes import FUSION, FUSION_TARGET, FusionCase, level_shapes
-from wrong import TOLERANCE, largest_error
-
+__all__ = ["CASES", "CONTESTANTS", "DTYPES", "USUAL", "set_up"]
 CASES = FUSION
-CONTESTANTS = peers.ALL
 DTYPES = peers.DTYPES
 USUAL = (FUSION_TARGET, *(level_shapes("rf_lw_mbv2", level, (512, 512))[1] for level in (1, 3)))
-
-
-class Plain(nn.Module):
-    """The reference, with its weights, as the peers want it."""
-
-    def __init__(self, weights: list[Tensor], activation: str) -> None:
-        super().__init__()
-        self.weights = nn.ParameterList(weights)
-        self.activation = activation
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return reference.fusion(list(inputs), list(self.weights), activation=self.activation)
-
-
-def set_up(case: FusionCase, dtype: torch.dtype) -> Contest:
-    """Random inputs (1, channels, height, width) and weights that keep their scale."""
-    torch.manual_seed(0)
-    inputs = [torch.randn(1, *shape).to(dtype) for shape in case.inputs]
-    weights = [(torch.randn(case.planes, c, 1, 1) / c**0.5).to(dtype) for c, _, _ in case.inputs]
-    nhwc = [x.contiguous(memory_format=torch.channels_last) for x in inputs]
-    expected = reference.fusion([x.float() for x in nhwc], [w.float() for w in weights], activation=case.activation)
-    return Contest(
-        contestants=peers.field(
-            Plain(weights, case.activation),
-            inputs,
-            ours=lambda *xs: lwrn_fast.fusion(xs, weights, activation=case.activation),
-            names=CONTESTANTS,
-            floor=lambda: [F.conv2d(x, w) for x, w in zip(nhwc, weights, strict=True)],
-        ),
-        error=lambda got: largest_error(got, expected),
-        tolerance=TOLERANCE[dtype],
-        unchecked=(peers.FLOOR,),
-        operations=case.operations,
-        bytes=case.bytes(dtype.itemsize),
-    )
 
 
 def test_fusion(measure) -> None:

@@ -1,122 +1,14 @@
-"""Whole networks: alone, and from a photograph to its label map. How to run: `pytest bench/bench_model.py`.
+"""Whole networks: alone, and from a photograph to its label map. How to run: `pytest bench/bench_model.py`."""
 
-The plain network is the same module on the reference backend; "ours" is `lwrn_fast.optimize` of it, and "ours, eager"
-the network as it is. Everybody's photograph is normalised, and everybody's logits made labels, in the way that is
-fastest for them: by PyTorch, and by upsample_argmax for ours.
-"""
+from lwrn_fast.profiling import peers
+from lwrn_fast.profiling.contests.model import CONTESTANTS, set_up
+from shapes import MODEL_TARGET, MODELS, ModelCase
 
-import copy
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-
-import lwrn_fast
-import peers
-from lwrn_fast import models
-from paired import Call, Contest
-from shapes import CLASSES, MODEL_TARGET, MODELS, ModelCase
-from wrong import label_error, overall_error
-
+__all__ = ["CASES", "CONTESTANTS", "DTYPES", "USUAL", "set_up"]
 CASES = MODELS
-CONTESTANTS = (peers.OURS, peers.OURS_EAGER, *(n for n in peers.ENGINES if not n.startswith(peers.OURS)))
 DTYPES = peers.DTYPES[:2]
-HOW = "compile"  # of lwrn_fast.optimize
 USUAL = (MODEL_TARGET, ModelCase("rf_lw_mbv2", 512, 512, labels=True), ModelCase("rf_lw50", 512, 512))
 USUAL += (ModelCase("rf_lw50", 512, 512, labels=True),)
-# a hundred layers of rounding, relative to the size of all logits
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
-
-
-class Plain(nn.Module):
-    """The network through `lwrn_fast.reference`, in one memory format."""
-
-    def __init__(self, network: nn.Module, memory_format: torch.memory_format) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(network)
-        self.network.memory_format = memory_format
-        self.network.to(memory_format=memory_format)
-
-    def forward(self, image: Tensor) -> Tensor:
-        with lwrn_fast.use_backend("reference"):
-            return self.network(image)
-
-
-def set_up(case: ModelCase, dtype: torch.dtype) -> Contest:
-    """A random photograph (height, width, 3), normalised, and random weights."""
-    torch.manual_seed(0)
-    photo = torch.randint(0, 256, (case.height, case.width, 3), dtype=torch.uint8)
-    image = models.preprocess(photo).contiguous().to(dtype)
-    network = random_network(case.network).to(dtype)
-    plain, plain_channels_last = (Plain(network, f) for f in (torch.contiguous_format, torch.channels_last))
-    network.to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        expected = Plain(network, torch.channels_last).float()(image.float())
-        with FlopCounterMode(display=False) as counter:
-            plain_channels_last(image)  # in which convolutions in a row are folded
-    contestants = peers.field(plain, [image], network, CONTESTANTS, plain_channels_last=plain_channels_last)
-    nhwc = image.contiguous(memory_format=torch.channels_last)
-    optimized = functools.cache(lambda: lwrn_fast.optimize(network, nhwc, how=HOW))
-    contestants[peers.OURS] = lambda: lambda: optimized()(nhwc)
-    size = (case.height, case.width)
-    if case.labels:
-        # the engines are bound to the memory of `image`
-        contestants = {name: _from_photo(make, photo, image, size) for name, make in contestants.items()}
-        contestants[peers.OURS] = lambda: _ours(optimized(), photo, size, dtype)
-        contestants[peers.OURS_EAGER] = lambda: _ours(network, photo, size, dtype)
-        contestants[peers.EAGER] = lambda: _channels_last(plain_channels_last, photo, size, dtype)
-        if peers.COMPILE in contestants:
-            compiled = peers.frozen(plain_channels_last)
-            contestants[peers.COMPILE] = lambda: _channels_last(compiled, photo, size, dtype)
-    return Contest(
-        contestants=contestants,
-        error=lambda got: label_error(got, expected, size) if case.labels else overall_error(got, expected),
-        tolerance=TOLERANCE[dtype],
-        operations=counter.get_total_flops(),
-        bytes=0,  # next to the operations, no limit
-    )
-
-
-def _ours(network: Call, photo: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Any:
-    return lambda: lwrn_fast.upsample_argmax(network(models.preprocess(photo).to(dtype)), size)
-
-
-def _channels_last(network: Call, photo: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Any:
-    return lambda: _labels(network(models.preprocess(photo).to(dtype)), size)
-
-
-def _from_photo(make: Callable[[], Call], photo: Tensor, image: Tensor, size: tuple[int, int]) -> Callable[[], Any]:
-    mean, std = (255 * torch.tensor(values)[:, None, None] for values in (models.MEAN, models.STD))
-
-    def made() -> Callable[[], Tensor]:
-        run = make()
-
-        def call() -> Tensor:
-            image.copy_(photo.permute(2, 0, 1).contiguous().float().sub_(mean).div_(std)[None])
-            return _labels(run(), size)
-
-        return call
-
-    return made
-
-
-def _labels(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """By PyTorch, in the memory format that is three times as fast as the other."""
-    logits = logits.contiguous(memory_format=torch.channels_last)
-    return F.interpolate(logits, size, mode="bilinear", align_corners=True).argmax(1).to(torch.uint8)
-
-
-def random_network(name: str) -> nn.Module:
-    """In eval mode, with batch statistics set so that activations neither vanish nor explode."""
-    network = getattr(models, name)(num_classes=CLASSES).eval()
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-    return network
 
 
 def test_model(measure) -> None:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 import lwrn_fast
-import peers
 from lwrn_fast import reference
-from paired import Contest
-from shapes import CRP, CRP_TARGET, FUSION, FUSION_TARGET, STAGES, CrpCase, FusionCase, level_shapes
-from wrong import TOLERANCE, largest_error
+from lwrn_fast.profiling import peers
+from lwrn_fast.profiling.cases import STAGES
+from lwrn_fast.profiling.paired import Contest
+from lwrn_fast.profiling.wrong import TOLERANCE, largest_error
+from shapes import CRP, CRP_TARGET, FUSION, FUSION_TARGET, CrpCase, FusionCase, level_shapes
 
 CASES = CRP | FUSION
 CONTESTANTS = (peers.OURS, peers.EAGER_NCHW, peers.EAGER)

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-import machine
 import memory
-import peers
-from paired import Contest, Times, race
+from lwrn_fast.profiling import machine, peers
+from lwrn_fast.profiling.paired import Contest, Times, race
 from shapes import Case
 
 

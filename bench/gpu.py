@@ -21,7 +21,8 @@ from torch import Tensor
 import lwrn_fast
 import shapes
 from lwrn_fast import _cuda, _native, _triton
-from paired import Times
+from lwrn_fast.profiling.cases import STAGES
+from lwrn_fast.profiling.paired import Times
 from shapes import CrpCase, FusionCase, UpsampleArgmaxCase
 
 Call = Callable[[], Any]
@@ -271,7 +272,7 @@ def random(case: Case, dtype: torch.dtype, device: str = "cuda", batch: int = 1)
 
     if isinstance(case, CrpCase):
         x = maps(case.planes, case.height, case.width)
-        return [x], [weights(case.planes, case.planes) for _ in range(shapes.STAGES)]
+        return [x], [weights(case.planes, case.planes) for _ in range(STAGES)]
     if isinstance(case, FusionCase):
         return [maps(*shape) for shape in case.inputs], [weights(case.planes, c) for c, _, _ in case.inputs]
     return [maps(case.classes, case.height, case.width)], []

@@ -19,16 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import bench_crp
-import bench_fusion
-import bench_upsample_argmax
 import gpu
 import lwrn_fast
 from gpu import CASES, DTYPES, TARGETS, Call, Case
 from lwrn_fast import reference
-from peers import COMPILE, EAGER, FLOOR, OURS
+from lwrn_fast.profiling import contests
+from lwrn_fast.profiling.peers import COMPILE, EAGER, FLOOR, OURS
+from lwrn_fast.profiling.wrong import TOLERANCE, label_error, largest_error
 from shapes import CrpCase, FusionCase, UpsampleArgmaxCase
-from wrong import TOLERANCE, label_error, largest_error
 
 GRAPH = ", CUDA graph"
 OURS_BY = {f"{OURS}, {backend}": backend for backend in gpu.BACKENDS}
@@ -58,7 +56,7 @@ def problem(case: Case, weights: list[Tensor]) -> Problem:
     doubled = [w.double() for w in weights]
     if isinstance(case, CrpCase):
         return Problem(
-            bench_crp.Plain(weights),
+            contests.crp.Plain(weights),
             lambda x: lwrn_fast.crp(x, weights),
             lambda x: [torch.mm(rows(x), w.flatten(1).t()) for w in weights],
             lambda got, given: largest_error(got, reference.crp(given[0].double(), doubled)),
@@ -66,7 +64,7 @@ def problem(case: Case, weights: list[Tensor]) -> Problem:
     if isinstance(case, FusionCase):
         how = case.activation
         return Problem(
-            bench_fusion.Plain(weights, how),
+            contests.fusion.Plain(weights, how),
             lambda *xs: lwrn_fast.fusion(xs, weights, activation=how),
             lambda *xs: [torch.mm(rows(x), w.flatten(1).t()) for x, w in zip(xs, weights, strict=True)],
             lambda got, given: largest_error(
@@ -74,7 +72,7 @@ def problem(case: Case, weights: list[Tensor]) -> Problem:
             ),
         )
     return Problem(
-        bench_upsample_argmax.Plain(case.to),
+        contests.upsample_argmax.Plain(case.to),
         lambda x: lwrn_fast.upsample_argmax(x, case.to),
         None,
         lambda got, given: label_error(got, given[0], case.to),

@@ -16,8 +16,8 @@ import lwrn_fast
 from gpu import DTYPES, Case, Job
 from lwrn_fast import reference
 from lwrn_fast.kernels import configs
+from lwrn_fast.profiling.wrong import label_error, largest_error
 from shapes import CrpCase, FusionCase, UpsampleArgmaxCase
-from wrong import label_error, largest_error
 
 # several tiles with overhang, several blocks of planes, channels that fill no block
 SMALL: dict[str, list[Case]] = {

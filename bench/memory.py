@@ -5,12 +5,9 @@ earlier calls left in the allocator would hide what this one needs.
 """
 
 import os
-import subprocess
 import sys
-from pathlib import Path
 
-PAGES = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # freed blocks go back to the system
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from lwrn_fast.profiling.memory import growth, in_new_process
 
 
 def extra_bytes(op: str, case: str, dtype: str, contestant: str, threads: int) -> int | None:
@@ -19,19 +16,7 @@ def extra_bytes(op: str, case: str, dtype: str, contestant: str, threads: int) -
 
     op: the stem, as in bench_<op>.py; case: as str(case) gives it.
     """
-    if not os.access(RESET, os.W_OK):
-        return None
-    command = [sys.executable, __file__, op, case, dtype, contestant]
-    environment = os.environ | PAGES | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    return int(done.stdout.split()[-1])
-
-
-def _status(key: str) -> int:
-    for line in STATUS.read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(key)
+    return in_new_process([__file__, op, case, dtype, contestant], threads)
 
 
 def main() -> None:
@@ -48,10 +33,8 @@ def main() -> None:
         # the same code on a small image first: libraries, threads and generated code are not the call's memory
         bench.set_up(smaller(case, dataclasses.replace), getattr(torch, dtype)).contestants[contestant]()()
         call = bench.set_up(case, getattr(torch, dtype)).contestants[contestant]()
-        RESET.write_text("5")
-        before = _status("VmRSS")
-        result = call()
-        print(max(0, _status("VmHWM") - before - result.nbytes))
+        grown, result = growth(call)
+        print(max(0, grown - result.nbytes))
 
 
 def smaller(case, replace):  # type: ignore[no-untyped-def]

@@ -6,8 +6,11 @@ most 100, or 101 where there is nothing to measure.
 """
 
 import argparse
+import dataclasses
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -16,11 +19,12 @@ import bench_fusion
 import bench_model
 import bench_training
 import bench_upsample_argmax
-import machine
-import peers
+import lwrn_fast
 import shapes
-from paired import Times, race
-from peers import COMPILE, EAGER, EAGER_NCHW, FLOOR, ONNX_RUNTIME, OPENVINO, OURS, OURS_NCHW
+from lwrn_fast.profiling import machine, peers
+from lwrn_fast.profiling.contests.model import random_network
+from lwrn_fast.profiling.paired import Times, race
+from lwrn_fast.profiling.peers import COMPILE, EAGER, EAGER_NCHW, FLOOR, ONNX_RUNTIME, OPENVINO, OURS, OURS_NCHW
 
 F32, BF16 = torch.float32, torch.bfloat16
 Line = tuple[str, float, str, float]  # what, the ratio, "at most" or "at least", the bound
@@ -64,6 +68,32 @@ def networks(seconds: float) -> Iterator[Line]:
                     yield f"{case} float32, {peer} over ours", times.ratio(peer, OURS), "at least", bound
 
 
+def pipeline(seconds: float) -> Iterator[Line]:
+    """A photograph to its labels by Segmenter, beside the plain network alone, compiled."""
+    contest = bench_model.set_up(shapes.MODEL_TARGET, F32)
+    case = shapes.MODEL_TARGET
+    network = random_network(case.network)
+    photo = torch.randint(0, 256, (case.height, case.width, 3), dtype=torch.uint8).numpy()
+    segmenters: dict[str, lwrn_fast.Segmenter] = {}
+
+    def prepared(how: str) -> Callable[[], Any]:
+        segmenters[how] = lwrn_fast.Segmenter(network, size=(case.height, case.width), how=how)
+        return lambda: segmenters[how](photo)
+
+    names = {how: f"Segmenter, {how}" for how in ("compile", "eager")}
+    contest.contestants |= {name: functools.partial(prepared, how) for how, name in names.items()}
+    contest = dataclasses.replace(contest, unchecked=tuple(names.values()))
+    times = race(contest, max(machine.thread_counts()), 4 * seconds, (COMPILE, *names.values()))
+    for how, name in names.items():
+        found = segmenters[how].timings()
+        took = ", ".join(f"{stage} {ms:.2f} ms" for stage, ms in found.items() if ms)
+        print(f"      {name}: {1e3 * times.median(name):.1f} ms; {took}")
+        share = (found["pre"] + found["post"]) / sum(found.values())
+        yield f"{case} by {name}, share of what is before and after the network", share, "at most", 0.08
+        if COMPILE in times.rounds:
+            yield f"{case}, the network alone by torch.compile over {name}", times.ratio(COMPILE, name), "at least", 1
+
+
 def training(seconds: float) -> Iterator[Line]:
     times = _race(bench_training, shapes.CRP_TARGET, F32, 4 * seconds, OURS, EAGER_NCHW, EAGER)
     yield "training step of crp float32, eager NCHW over ours", times.ratio(EAGER_NCHW, OURS), "at least", 4
@@ -81,7 +111,8 @@ def levels(seconds: float) -> Iterator[Line]:
                     yield what, times.ratio(EAGER, OURS), "at least", 1
 
 
-LINES = {"3": crp, "4": fusion_and_labels, "5": model, "6": levels, "training": training, "networks": networks}
+LINES = {"3": crp, "4": fusion_and_labels, "5": model, "6": levels}
+LINES |= {"training": training, "networks": networks, "pipeline": pipeline}
 
 
 def main() -> int:

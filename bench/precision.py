@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import machine
 from lwrn_fast import backends, models
 from lwrn_fast.models.networks import Network
+from lwrn_fast.profiling import machine
 from lwrn_fast.training import data
 from lwrn_fast.training.evaluate import evaluate
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-import machine
 from lwrn_fast.models import SHAPES
+from lwrn_fast.profiling import machine
 
 RESULTS = Path(__file__).with_name("results")
 REFERENCE, NOISE = "reference, 1 thread", "reference, 2 threads"

@@ -29,7 +29,7 @@ from candidates import Config
 from gpu import CASES, DTYPES, TARGETS, Case, Job
 from gpu_bench import problem, short
 from lwrn_fast.kernels import configs
-from wrong import TOLERANCE
+from lwrn_fast.profiling.wrong import TOLERANCE
 
 TABLE = Path(__file__).parents[1] / "kernels" / "configs.json"
 CALLS = 20  # in a graph

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import __version__, backends, cli_erf, cli_export, cli_training, cli_video, models
+from . import __version__, backends, cli_erf, cli_export, cli_profiling, cli_training, cli_video, models
 from .info import info
 from .terminal import Parser, exit_code, positive, progress_bar, say_error, whole
 
@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--num-classes", type=whole, metavar="N", help="default: the checkpoint's, or 21")
     segment.add_argument("--backend", choices=backends.BACKENDS, help="default: LWRN_FAST_BACKEND, or auto")
     segment.add_argument("--dtype", choices=("f32", "bf16", "f16"), default="f32")
-    segment.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    segment.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
     size = segment.add_mutually_exclusive_group()
     size.add_argument("--size", nargs=2, type=whole, metavar=("H", "W"), help="of the network's input")
     size.add_argument("--scale", type=positive, default=1.0, metavar="S", help="of the network's input to the image")
@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--resume", action="store_true", help="keep DIR/manifest.jsonl, and skip what it has as done")
     cli_training.add_commands(commands)
     cli_export.add_commands(commands)
+    cli_profiling.add_commands(commands)
     cli_video.add_commands(commands)
     cli_erf.add_commands(commands)
     return parser

@@ -8,8 +8,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from . import backends, models
 from .terminal import natural, positive, say_error, tqdm_class, whole
 
@@ -59,9 +57,6 @@ def _video(arguments: argparse.Namespace) -> int:
         num_classes=arguments.num_classes,
     )
     options = video.Options(arguments.view, arguments.codec, arguments.quality, arguments.frames)
-    gpu = torch.cuda.is_available()
-    if arguments.device == "cuda" and not gpu:
-        return say_error("--device cuda: PyTorch finds no GPU here")
     received: list[int] = []
     try:
         segment.check_backend(arguments.backend)
@@ -69,7 +64,7 @@ def _video(arguments: argparse.Namespace) -> int:
         print(f"{model.name}, {model.num_classes} classes, {'trained' if trained else 'UNTRAINED'} weights", flush=True)
         segmenter = Segmenter(
             model,
-            device=arguments.device or ("cuda" if gpu else "cpu"),
+            device=segment.device(arguments.device),
             dtype=segment.DTYPES[arguments.dtype],
             size=arguments.size and tuple(arguments.size),
             scale=arguments.scale,

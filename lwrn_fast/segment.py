@@ -121,12 +121,14 @@ def segmenter(model: Network, options: Options) -> Segmenter:
     return Segmenter(model, device=place, dtype=DTYPES[options.dtype], size=options.size, scale=options.scale)
 
 
-def device(kind: str | None) -> str | None:
-    """Of "cuda" the GPU for this process: torchrun's processes on one machine take them in turn. Raises UserError."""
-    if kind != "cuda":
-        return kind
-    if not torch.cuda.is_available():
+def device(kind: str | None) -> str:
+    """The device for this process: of "cuda" a GPU, which torchrun's processes on one machine take in turn. None: a GPU
+    where there is one. Raises UserError."""
+    there = torch.cuda.is_available()
+    if kind == "cuda" and not there:
         raise UserError("--device cuda: PyTorch finds no GPU here")
+    if kind == "cpu" or not there:
+        return "cpu"
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 

@@ -15,11 +15,10 @@ import bench_training
 import bench_upsample_argmax
 import lwrn_fast
 import memory
-import paired
-import peers
 import shapes
 import table
 from lwrn_fast import reference
+from lwrn_fast.profiling import contests, paired, peers
 
 BENCH = Path(__file__).parents[1] / "bench"
 TINY = {
@@ -36,7 +35,7 @@ TORCH_ONLY = (peers.OURS, peers.OURS_NCHW, peers.OURS_EAGER, peers.EAGER_NCHW, p
 
 @pytest.fixture(autouse=True)
 def uncompiled(monkeypatch):
-    monkeypatch.setattr(bench_model, "HOW", "eager")  # a network takes a minute to compile
+    monkeypatch.setattr(contests.model, "HOW", "eager")  # a network takes a minute to compile
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

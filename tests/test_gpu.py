@@ -21,6 +21,7 @@ import test_segmenter
 import test_upsample_argmax
 from comparing import LAYOUTS, in_double
 from lwrn_fast import reference
+from lwrn_fast.profiling import cases
 from shapes import CrpCase, FusionCase, UpsampleArgmaxCase
 
 REASONS = {backend: gpu.why_not(backend) for backend in gpu.BACKENDS}
@@ -115,7 +116,7 @@ class TestSizes:
         dtype = KINDS[kind][0]
         for batch, layout in BATCHES:
             x = LAYOUTS[layout](torch.randn(batch, case.planes, case.height, case.width).to(dtype))
-            weights, _ = test_crp.parameters(case.planes, shapes.STAGES, dtype)
+            weights, _ = test_crp.parameters(case.planes, cases.STAGES, dtype)
             if kind == "tf32":
                 assert_right_in_tf32(lwrn_fast.crp(x, weights), reference.crp(x.double(), in_double(weights)))
             else:

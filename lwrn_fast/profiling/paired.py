@@ -71,25 +71,37 @@ def paired(calls: dict[str, Call], seconds: float, most: int = 24, least: int = 
     return Times(times)
 
 
-def race(contest: Contest, threads: int, seconds: float, only: tuple[str, ...] = ()) -> Times:
+def race(
+    contest: Contest, threads: int, seconds: float, only: tuple[str, ...] = (), failed: dict[str, str] | None = None
+) -> Times:
     """Set up, check and time the contestants (those in `only`, or all) with this number of threads.
 
-    Raises ArithmeticError where a result is wrong: then there is no number for anybody.
+    Raises ArithmeticError where a result is wrong: then there is no number for anybody. With `failed`, whoever is wrong
+    or raises anything is noted there, with the reason, and loses alone.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     torch.compiler.reset()  # compiled code has the number of threads in it
+    calls: dict[str, Call] = {}
     try:
-        with torch.no_grad():
-            wanted = {name: make for name, make in contest.contestants.items() if not only or name in only}
-            calls = {name: make() for name, make in wanted.items()}
-        with torch.inference_mode():
-            for name, call in calls.items():
-                result = call()
-                error = 0.0 if name in contest.unchecked else contest.error(result)
+        for name, make in contest.contestants.items():
+            if only and name not in only:
+                continue
+            try:
+                with torch.no_grad():
+                    call = make()
+                with torch.inference_mode():
+                    result = call()
+                    error = 0.0 if name in contest.unchecked else contest.error(result)
                 if not error <= contest.tolerance:
                     raise ArithmeticError(f"{name}: error {error:.3g}, at most {contest.tolerance:.3g} is right")
-            return paired(calls, seconds)
+                calls[name] = call
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed[name] = (str(error).strip() or type(error).__name__).splitlines()[0]
+        with torch.inference_mode():
+            return paired(calls, seconds) if calls else Times({})
     finally:
         torch.set_num_threads(before)
 

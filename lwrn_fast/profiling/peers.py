@@ -103,7 +103,7 @@ def compiled(module: nn.Module, inputs: Sequence[Tensor]) -> Call:
     return lambda: function(*inputs)
 
 
-def frozen(module: nn.Module) -> Call:
+def frozen(module: nn.Module) -> Callable[..., Any]:
     """torch.compile for these weights alone."""
     function = torch.compile(module, dynamic=False)
 

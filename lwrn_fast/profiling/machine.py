@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import torch
 
-import lwrn_fast
-import peers
-from lwrn_fast import _native
+from .. import _native
+from .._version import __version__
+from . import peers
 
 
 def thread_counts() -> list[int]:
@@ -44,35 +44,44 @@ def describe() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "lwrn_fast": lwrn_fast.__version__,
+        "lwrn_fast": __version__,
         **peers.versions(),
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_initialized() else {}),
     }
 
 
 @functools.cache
-def gemm_rate(dtype: torch.dtype, threads: int) -> float:
+def gemm_rate(dtype: torch.dtype, threads: int, device: str = "cpu") -> float:
     """Operations per second of torch.mm at its best; a type the machine is slow in may be widened to float32."""
     rate = 0.0
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    for kind in {dtype, torch.float32}:
-        for rows, inner, columns in ((16384, 256, 256), (2048, 2048, 2048)):
-            a, b = torch.randn(rows, inner).to(kind), torch.randn(inner, columns).to(kind)
-            rate = max(rate, 2 * rows * inner * columns / _best(functools.partial(torch.mm, a, b)))
+    for kind in dict.fromkeys((torch.float32, dtype)):
+        for rows, inner, columns in ((1024, 256, 256), (16384, 256, 256), (2048, 2048, 2048)):
+            a, b = (torch.randn(shape).to(device, kind) for shape in ((rows, inner), (inner, columns)))
+            found = 2 * rows * inner * columns / _best(functools.partial(torch.mm, a, b))
+            if found < rate / 8:
+                break  # the larger ones would take minutes
+            rate = max(rate, found)
     torch.set_num_threads(before)
     return rate
 
 
 @functools.cache
-def copy_rate(threads: int) -> float:
+def copy_rate(threads: int, device: str = "cpu") -> float:
     """Bytes per second, read plus written, of a copy far larger than the caches."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    source = torch.ones(64 << 20)
-    target = torch.empty_like(source)
+    source = torch.ones(64 << 20, device=device)
+    target = source.clone()  # memory that has been touched
     rate = 2 * source.nbytes / _best(lambda: target.copy_(source))
     torch.set_num_threads(before)
     return rate
+
+
+def rates(dtype: torch.dtype, threads: int, device: str = "cpu") -> tuple[float, float]:
+    """Both of these, measured anew."""
+    return gemm_rate.__wrapped__(dtype, threads, device), copy_rate.__wrapped__(threads, device)
 
 
 def limit(operations: int, nbytes: int, dtype: torch.dtype, threads: int) -> float:
@@ -86,11 +95,18 @@ def _best(call: Callable[[], object], seconds: float = 0.3) -> float:
     while calls < 2 or spent < seconds:
         start = time.perf_counter()
         call()
+        synchronize()
         took = time.perf_counter() - start
         best, spent, calls = min(best, took), spent + took, calls + 1
         if took > seconds:
             break
     return best
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where this process uses one."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def _cpu_name() -> str:
