@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 # The compute capabilities that the CUDA part is built for, where there is nvcc: some of each kind of kernel, to save time.
 export LWRN_FAST_CUDA_ARCHS ?= 8.0;9.0a;10.0
 # make demo PHOTOS="a.jpg b.jpg", make test ARGS="-k crp", make bench ARGS=--everything
-# make test ARGS=--everything takes twice as long: every dtype of every case in Triton's interpreter, every row of tiles
+# make test ARGS=--everything takes longer: every dtype of every case in Triton's interpreter, every row of tiles
 # compiled for every GPU, more problems for the kernels under sanitizers and on aarch64.
 PHOTOS ?=
 ARGS ?=
