@@ -12,6 +12,7 @@
 
 #include "crp.h"
 #include "fusion.h"
+#include "large_pages.h"
 #include "normalise.h"
 #include "upsample_argmax.h"
 
@@ -71,8 +72,10 @@ inline MapView view_of(const Tensor& map) {
 
 inline Tensor channels_last_empty(const Tensor& like, int64_t batch, int64_t planes, int64_t height, int64_t width) {
   const int64_t sizes[] = {batch, planes, height, width};
-  return torch::stable::empty({sizes, 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              MemoryFormat::ChannelsLast);
+  Tensor map = torch::stable::empty({sizes, 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                                    MemoryFormat::ChannelsLast);
+  if (map.is_cpu()) ask_for_large_pages(map.const_data_ptr(), map.numel() * map.element_size());
+  return map;
 }
 
 // Each weight with the memory of a contiguous (out_planes, in_planes[i]) matrix.
@@ -114,6 +117,7 @@ class Workspace {
   Workspace(int64_t bytes, uintptr_t alignment, const torch::stable::Device& device) : alignment_(alignment) {
     const int64_t padded = bytes + static_cast<int64_t>(alignment);
     tensor_ = torch::stable::empty({&padded, 1}, ScalarType::Byte, std::nullopt, device);
+    if (tensor_.is_cpu()) ask_for_large_pages(tensor_.const_data_ptr(), padded);
   }
   void* get() const {
     const auto address = reinterpret_cast<uintptr_t>(tensor_.mutable_data_ptr());
