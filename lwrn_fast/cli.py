@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import __version__, backends, cli_erf, cli_export, cli_profiling, cli_training, cli_video, models
+from . import __version__, backends, cli_erf, cli_export, cli_profiling, cli_training, cli_video, heap, models
 from .info import info
 from .terminal import Parser, exit_code, positive, progress_bar, say_error, whole
 
@@ -16,6 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     2
     """
     arguments = _parser().parse_args(argv)
+    heap.keep()
     return exit_code(lambda: arguments.command(arguments))
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from . import heap
 from .accelerate import accelerate, fold_norms
 from .rewrite.report import Report
 
@@ -66,7 +67,8 @@ def optimize(
     how: "compile" for torch.compile's inductor with frozen weights, which takes some seconds and a C++ compiler;
     "eager" for `accelerate` on the copy, which takes none, and is taken where there is no compiler. dynamic: compile
     for any size at once, somewhat slower. dtype: cast the copy, and floating-point inputs by yourself.
-    options: more of inductor's.
+    options: more of inductor's. On a CPU the process keeps freed memory for its next call from then on, up to 1 GB; see
+    `lwrn_fast.heap.keep`.
     Returns an `Optimized` module, to be called as the network, without gradients.
     Raises TypeError or ValueError for wrong arguments, and what the network raises for the example.
 
@@ -89,6 +91,8 @@ def optimize(
         network.to(dtype)
         inputs = tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)
     on_cpu = all(parameter.is_cpu for parameter in network.parameters())
+    if on_cpu:
+        heap.keep()
     reason = _why_not_compiled() if how == "compile" and on_cpu else None
     if reason is not None:
         log.warning("optimize runs the network without torch.compile: %s", reason)

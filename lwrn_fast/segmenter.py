@@ -1,7 +1,6 @@
 """Pictures to label maps in one call: uint8 in, uint8 out, and nothing in between that the user has to know."""
 
 import copy
-import ctypes
 import functools
 import math
 import statistics
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import checks
+from . import checks, heap
 from .models.preprocessing import pixels
 from .normalise import MEAN, STD, normalise
 from .on_gpu import OnGpu
@@ -141,7 +140,7 @@ class Segmenter:
             self._shape = x.shape
             if self._changes >= MOST_CHANGES:
                 self._changes = 0
-                give_memory_back()
+                heap.give_back()
             return logits
 
     def labels(self, logits: Tensor, size: Sequence[int]) -> Tensor:
@@ -175,14 +174,6 @@ class Segmenter:
         yield
         if self._gpu is None:  # which works on meanwhile, and has its own clock
             self.times[stage].append(time.perf_counter() - start)
-
-
-def give_memory_back() -> None:
-    """Have the C library give freed memory back to the system. It keeps it for later use, but little of it fits maps
-    whose sizes change: without this, a process came to hold twice of what it used."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
-    if trim is not None:
-        trim(0)
 
 
 def averaged_labels(logits: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], flip: bool, size: Any) -> Tensor:

@@ -108,6 +108,11 @@ def make_data(folder: Path) -> None:
     generate.generate(folder / "data", 6, 0, (64, 64))
 
 
+def make_image(folder: Path) -> None:
+    """A network's input as a program without Python reads it."""
+    torch.randn(1, 3, 512, 512).numpy().tofile(folder / "image.f32")
+
+
 def make_sources(folder: Path) -> None:
     """What commands that are run from the source tree name."""
     for name in ("bench", "csrc", "docs"):
@@ -131,6 +136,7 @@ SETUPS = {
     "clip": make_clip,
     "checkpoint": make_checkpoint,
     "data": make_data,
+    "image": make_image,
     "sources": make_sources,
 }
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import lwrn_fast
 from exporting import needs_compiler
-from lwrn_fast import models, reference
+from lwrn_fast import heap, models, reference
 from lwrn_fast.training import evaluate
 
 CLASSES = 5
@@ -198,7 +198,7 @@ def test_nothing_is_kept(segmenter):
 
 def test_memory_is_given_back_where_sizes_change(model, monkeypatch):
     given = []
-    monkeypatch.setattr("lwrn_fast.segmenter.give_memory_back", lambda: given.append(True))
+    monkeypatch.setattr(heap, "give_back", lambda: given.append(True))
     monkeypatch.setattr("lwrn_fast.segmenter.MOST_CHANGES", 4)
     segmenter = lwrn_fast.Segmenter(model)
     for _ in range(10):
@@ -207,8 +207,6 @@ def test_memory_is_given_back_where_sizes_change(model, monkeypatch):
     for side in (8, 12, 8, 12, 8, 12):
         segmenter(picture(side, 16))
     assert len(given) == 1
-    monkeypatch.undo()
-    lwrn_fast.segmenter.give_memory_back()
 
 
 @pytest.mark.parametrize(
