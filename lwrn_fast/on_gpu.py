@@ -87,6 +87,7 @@ class OnGpu:
                     result.copy_(labels, non_blocking=True)
                 else:
                     result = labels
+                    result.record_stream(caller)
                 marks[5].record(lane)
                 here.record_stream(lane)
 

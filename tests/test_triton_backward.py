@@ -295,16 +295,16 @@ class TestPlantedFaults:
 
 
 def test_the_same_bits_again():
-    x = torch.randn(2, 20, 3, 8)
-    given = [torch.randn(x.shape), x, [torch.randn(20, 20, 1, 1)], [torch.randn(20)], 1]
-    fused = fusion_problem([(4, 6), (2, 3)])
+    x = torch.randn(1, 18, 3, 5)
+    given = [torch.randn(x.shape), x, [torch.randn(18, 18, 1, 1)], [torch.randn(18)], 1]
+    fused = fusion_problem([(4, 3), (2, 3)])
     calls = [
         lambda: crp_launches(*given, **SMALL["flat"]).run(),
         lambda: fusion_launches(*fused, **SMALL["flat"]).run(),
     ]
     for call in calls:
         first = call()
-        for _ in range(20 if DEVICE == "cuda" else 1):
+        for _ in range(20):
             assert all(torch.equal(a, b) for a, b in zip(first, call(), strict=True))
 
 
