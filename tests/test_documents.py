@@ -255,7 +255,7 @@ def commands(page: Path) -> list[str]:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     found = re.findall(r"`lwrn-fast ([^`]+)`", text)
     for block in blocks(page):
-        if block.language == "sh" and block.why_skipped() is not None and "being merged" not in block.why_skipped():
+        if block.language == "sh" and block.why_skipped() is not None:
             found += re.findall(r"(?:lwrn-fast|-m lwrn_fast) ([^#\n]+)", block.text)
     return found
 
