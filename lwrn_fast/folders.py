@@ -74,7 +74,7 @@ def run(
         hidden = options.out / manifest.HIDDEN
         hidden.mkdir(exist_ok=True)
         _share_cores()
-        work = segment._Work(model, options, report)
+        work = segment.Work(model, options, report)
         with _ended_tidily(), segment.using(options.backend), claims.joined(hidden, run.begin) as plan:
             run.check(plan)
             with closing(manifest.Journal(options.out)) as journal:

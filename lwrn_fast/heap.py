@@ -1,5 +1,5 @@
 """What the C library does with freed memory: glibc gives large blocks back to the system as soon as they are freed, so
-that the next call of a network has every page of them mapped and cleared anew, up to a tenth of its time."""
+that the next call of a network has every page of them mapped and cleared anew."""
 
 import ctypes
 import functools
@@ -32,8 +32,8 @@ def keep() -> bool:
 
 
 def give_back() -> None:
-    """Give the system what is freed now. Where sizes change, little of what is kept fits what comes, and a process came
-    to hold twice of what it used."""
+    """Give the system what is freed now. Where sizes change, little of what is kept fits what comes, and a process
+    comes to hold far more than it uses."""
     trim = _function("malloc_trim")
     if trim is not None:
         trim(0)

@@ -157,7 +157,7 @@ def run(
         images.make_folder(options.out)
     except images.ImageError as reason:
         raise UserError(str(reason)) from reason
-    work = _Work(model, options, report)
+    work = Work(model, options, report)
     names = images.output_names(found, options.out, endings(options))
     jobs = [(Path(f.path), [options.out / name for name in outputs]) for f, outputs in zip(found, names, strict=True)]
     with using(options.backend):
@@ -178,7 +178,7 @@ def using(backend: str | None) -> AbstractContextManager[object]:
     return nullcontext() if backend is None else backends.use_backend(backend)
 
 
-def attempt(work: "_Work", path: Path, outputs: list[Path]) -> str | None:
+def attempt(work: "Work", path: Path, outputs: list[Path]) -> str | None:
     """Segment one picture; what went wrong, in one line."""
     try:
         work.one(path, outputs)
@@ -189,7 +189,7 @@ def attempt(work: "_Work", path: Path, outputs: list[Path]) -> str | None:
         return f"{path}: {(str(reason).strip() or 'not enough memory').splitlines()[0]}"
 
 
-class _Work:
+class Work:
     """One picture after the other through one network."""
 
     def __init__(self, model: Network, options: Options, report: Report) -> None:
