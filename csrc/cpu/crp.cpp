@@ -100,15 +100,36 @@ class Crp {
     };
     if (args_.depthwise)
       scale_pixels(stage, tile.rows * tile.columns, worker, finish);
+    else if (in_rings(stage))
+      convolve_into_ring(stage, tile, worker);
     else
       convolve(stage, tile.rows * tile.columns, worker, finish);
   }
 
+  // Whether the sums of a stage are all that its ring gets, as they are.
+  bool in_rings(int64_t stage) const {
+    return std::is_same_v<T, float> && stage + 1 < args_.stages && !args_.kept && !args_.biases;
+  }
+
+  Factor<P> factor(int64_t stage, int64_t worker) const {
+    return {panel(worker), padded_planes<P>(planes()), static_cast<const P*>(args_.weights[stage]),
+            packed_panel<T>(planes()), planes()};
+  }
+
   template <class Finish>
   void convolve(int64_t stage, int64_t pixels, int64_t worker, const Finish& finish) const {
-    const Factor<P> factor{panel(worker), padded_planes<P>(planes()), static_cast<const P*>(args_.weights[stage]),
-                           packed_panel<T>(planes()), planes()};
-    multiply_blocks(pixels, &factor, 1, planes(), sums(worker), finish);
+    const Factor<P> only = factor(stage, worker);
+    multiply_blocks(pixels, &only, 1, planes(), sums(worker), finish);
+  }
+
+  // A ring's pixels have room for whole panels.
+  void convolve_into_ring(int64_t stage, const Tile& tile, int64_t worker) const {
+    const Factor<P> only = factor(stage, worker);
+    const auto place = [&](int64_t pixel, int64_t) {
+      T* row = row_of(stage, tile.image, tile.top + pixel / tile.columns);
+      return reinterpret_cast<float*>(row) + (tile.left + pixel % tile.columns) * pixel_stride(stage);
+    };
+    multiply_placed(tile.rows * tile.columns, &only, 1, planes(), place, [](int64_t, float*) {});
   }
 
   template <class Finish>

@@ -148,15 +148,12 @@ class CrpBackward {
   int64_t transposed_floats() const { return panels(planes_) * packed_panel<float>(planes_); }
   int64_t weight_rows() const { return args_.depthwise ? 1 : planes_; }
 
-  // Each worker has the tile's gradient and its pooled pixels, room to pool in, and the sums of a block.
+  // Each worker has the tile's gradient, its pooled pixels, and room to pool in.
   int64_t panel_floats() const { return kTile * stride(); }
-  int64_t own_floats() const {
-    return 2 * panel_floats() + kScratch + sums_bytes(planes_) / static_cast<int64_t>(sizeof(float));
-  }
+  int64_t own_floats() const { return 2 * panel_floats() + kScratch; }
   float* grad_panel(int64_t worker) const { return own_ + worker * own_floats(); }
   float* pooled_panel(int64_t worker) const { return grad_panel(worker) + panel_floats(); }
   float* scratch(int64_t worker) const { return pooled_panel(worker) + panel_floats(); }
-  float* block_sums(int64_t worker) const { return scratch(worker) + kScratch; }
   float* sums_of(int64_t stage, int64_t index) const { return sums_ + (stage * sums_count_ + index) * sums_floats_; }
 
   // The first pixel of a row in the rings of a stage. image: of those that advance together.
@@ -350,23 +347,19 @@ class CrpBackward {
 
   // The gradient of the tile's pooled pixels.
   void multiply_transposed(int64_t stage, const Tile& tile, int64_t worker) const {
-    const auto finish = [&](int64_t i, const float* sums) {
-      float* to =
-          pooled_grad(stage, tile.image, tile.top + i / tile.columns) + (tile.left + i % tile.columns) * stride();
-      for (int64_t c = 0; c < planes_; c += kWidth) store(to + c, load(sums + c));
+    const auto place = [&](int64_t i, int64_t) {
+      return pooled_grad(stage, tile.image, tile.top + i / tile.columns) + (tile.left + i % tile.columns) * stride();
     };
     if (!args_.depthwise) {
       const Factor<float> factor{grad_panel(worker), stride(), transposed_ + stage * transposed_floats(),
                                  packed_panel<float>(planes_), planes_};
-      multiply_blocks(tile.rows * tile.columns, &factor, 1, planes_, block_sums(worker), finish);
+      multiply_placed(tile.rows * tile.columns, &factor, 1, planes_, place, [](int64_t, float*) {});
       return;
     }
     const T* scale = static_cast<const T*>(args_.weights[stage]);
     for (int64_t i = 0; i < tile.rows * tile.columns; ++i) {
       for (int64_t c = 0; c < planes_; c += kWidth)
-        store(block_sums(worker) + c,
-              mul(load(grad_panel(worker) + i * stride() + c), load_upto(scale + c, planes_ - c)));
-      finish(i, block_sums(worker));
+        store(place(i, 0) + c, mul(load(grad_panel(worker) + i * stride() + c), load_upto(scale + c, planes_ - c)));
     }
   }
 

@@ -127,9 +127,9 @@ class Fusion {
     const Factor<P> only = factor(k, run, panel(worker, k));
     const int64_t stride = sums_stride(args_.out_planes);
     float* to = low_map(k, run.image) + run.first * stride;
-    multiply_blocks(run.count, &only, 1, args_.out_planes, sums(worker), [&](int64_t i, const float* sums) {
-      std::memcpy(to + i * stride, sums, static_cast<size_t>(stride) * sizeof(float));
-    });
+    multiply_placed(
+        run.count, &only, 1, args_.out_planes, [&](int64_t i, int64_t) { return to + i * stride; },
+        [](int64_t, float*) {});
   }
 
   void place_taps(int64_t k, const Run& run, PixelTaps* taps) const {

@@ -54,10 +54,10 @@ constexpr int64_t kChain = 8;  // every product is rounded too
 // Pixels multiplied together: they stay in the nearest caches while all the weights pass by.
 constexpr int64_t kBlock = 48;
 
-// sums[pixel][kPanel] (+)= pixels[pixel][k] * packed[k][kPanel], for kPixels pixels and `planes` values of k.
+// to[pixel][at + kPanel] (+)= pixels[pixel][k] * packed[k][kPanel], for kPixels pixels and `planes` values of k.
 template <int kPixels>
 inline void multiply_tile(const float* pixels, int64_t stride, const float* packed, int64_t planes, bool accumulate,
-                          float* sums, int64_t sums_stride) {
+                          float* const* to, int64_t at) {
   vf sum[kPixels][kPanelVectors];
 #pragma GCC unroll 16
   for (int p = 0; p < kPixels; ++p)
@@ -75,15 +75,15 @@ inline void multiply_tile(const float* pixels, int64_t stride, const float* pack
 #pragma GCC unroll 16
   for (int p = 0; p < kPixels; ++p)
     for (int v = 0; v < kPanelVectors; ++v) {
-      float* to = sums + p * sums_stride + v * kWidth;
-      store(to, accumulate ? add(load(to), sum[p][v]) : sum[p][v]);
+      float* place = to[p] + at + v * kWidth;
+      store(place, accumulate ? add(load(place), sum[p][v]) : sum[p][v]);
     }
 }
 
 #if defined(__AVX512BF16__)
 template <int kPixels>
 inline void multiply_tile(const bf16* pixels, int64_t stride, const bf16* packed, int64_t planes, bool accumulate,
-                          float* sums, int64_t sums_stride) {
+                          float* const* to, int64_t at) {
   vf sum[kPixels][kPanelVectors];
 #pragma GCC unroll 16
   for (int p = 0; p < kPixels; ++p)
@@ -103,8 +103,8 @@ inline void multiply_tile(const bf16* pixels, int64_t stride, const bf16* packed
 #pragma GCC unroll 16
   for (int p = 0; p < kPixels; ++p)
     for (int v = 0; v < kPanelVectors; ++v) {
-      float* to = sums + p * sums_stride + v * kWidth;
-      store(to, accumulate ? add(load(to), sum[p][v]) : sum[p][v]);
+      float* place = to[p] + at + v * kWidth;
+      store(place, accumulate ? add(load(place), sum[p][v]) : sum[p][v]);
     }
 }
 #endif
@@ -112,12 +112,12 @@ inline void multiply_tile(const bf16* pixels, int64_t stride, const bf16* packed
 // The same for any count of pixels up to kTilePixels.
 template <class P, int kPixels = kTilePixels>
 inline void multiply_pixels(int64_t count, const P* pixels, int64_t stride, const P* packed, int64_t planes,
-                            bool accumulate, float* sums, int64_t sums_stride) {
+                            bool accumulate, float* const* to, int64_t at) {
   if constexpr (kPixels > 0) {
     if (count == kPixels)
-      multiply_tile<kPixels>(pixels, stride, packed, planes, accumulate, sums, sums_stride);
+      multiply_tile<kPixels>(pixels, stride, packed, planes, accumulate, to, at);
     else
-      multiply_pixels<P, kPixels - 1>(count, pixels, stride, packed, planes, accumulate, sums, sums_stride);
+      multiply_pixels<P, kPixels - 1>(count, pixels, stride, packed, planes, accumulate, to, at);
   }
 }
 
@@ -138,16 +138,20 @@ inline int64_t sums_bytes(int64_t out_planes) {
   return kBlock * sums_stride(out_planes) * static_cast<int64_t>(sizeof(float));
 }
 
-// The sum over `factors` of pixels times weights, for `count` pixels. finish(pixel, sums) takes each pixel's sums.
-// Pixels are dealt evenly to blocks and register tiles: a tile of one or two pixels wastes most of the machine.
-template <class P, class Finish>
-void multiply_blocks(int64_t count, const Factor<P>* factors, int64_t factor_count, int64_t out_planes, float* sums,
-                     const Finish& finish) {
-  const int64_t stride = sums_stride(out_planes), blocks = ceil_div(count, kBlock);
+// The sum over `factors` of pixels times weights, for `count` pixels. It is made in place(i), for pixel i, a row of
+// whole panels; finish(i, row) takes it from there before the pixels of later blocks are placed. Pixels are dealt
+// evenly to blocks and register tiles: a tile of one or two pixels wastes most of the machine.
+template <class P, class Place, class Finish>
+void multiply_placed(int64_t count, const Factor<P>* factors, int64_t factor_count, int64_t out_planes,
+                     const Place& place, const Finish& finish) {
+  const int64_t blocks = ceil_div(count, kBlock);
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t begin = block * count / blocks, many = (block + 1) * count / blocks - begin;
     const int64_t tiles = ceil_div(many, kTilePixels);
-    if (factor_count == 0) std::memset(sums, 0, static_cast<size_t>(many * stride) * sizeof(float));
+    float* to[kBlock];
+    for (int64_t i = 0; i < many; ++i) to[i] = place(begin + i, i);
+    for (int64_t i = 0; i < many && factor_count == 0; ++i)
+      std::memset(to[i], 0, static_cast<size_t>(panels(out_planes) * kPanel) * sizeof(float));
     for (int64_t panel = 0; panel < panels(out_planes); ++panel) {
       for (int64_t i = 0; i < factor_count; ++i) {
         const Factor<P>& f = factors[i];
@@ -156,13 +160,22 @@ void multiply_blocks(int64_t count, const Factor<P>* factors, int64_t factor_cou
           for (int64_t tile = 0; tile < tiles; ++tile) {
             const int64_t first = tile * many / tiles, last = (tile + 1) * many / tiles;
             multiply_pixels(last - first, f.pixels + (begin + first) * f.stride + k, f.stride, packed,
-                            smaller(kChain, f.planes - k), i + k > 0, sums + first * stride + panel * kPanel, stride);
+                            smaller(kChain, f.planes - k), i + k > 0, to + first, panel * kPanel);
           }
         }
       }
     }
-    for (int64_t pixel = 0; pixel < many; ++pixel) finish(begin + pixel, sums + pixel * stride);
+    for (int64_t i = 0; i < many; ++i) finish(begin + i, to[i]);
   }
+}
+
+// The same in scratch memory, sums_bytes(out_planes) of it.
+template <class P, class Finish>
+void multiply_blocks(int64_t count, const Factor<P>* factors, int64_t factor_count, int64_t out_planes, float* sums,
+                     const Finish& finish) {
+  const int64_t stride = sums_stride(out_planes);
+  multiply_placed(
+      count, factors, factor_count, out_planes, [&](int64_t, int64_t i) { return sums + i * stride; }, finish);
 }
 
 }  // namespace

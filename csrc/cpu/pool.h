@@ -5,10 +5,10 @@
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
-constexpr int kPoolRows = 8, kPoolColumns = 64;  // the largest tile
-constexpr int kPoolVectors = 64 / kWidth;        // channels pooled together, in vectors
-constexpr int kPoolAhead = 4;                    // columns fetched ahead
-constexpr int kPoolScratch = kPoolRows * (kPoolColumns + 4) * kPoolVectors * kWidth;  // floats
+constexpr int kPoolRows = 8, kPoolColumns = 64;           // the largest tile
+constexpr int kPoolSlots = 6;                             // columns that two windows side by side see
+constexpr int64_t kPoolSlot = 1024;                       // floats of one of them: six stay in the nearest cache
+constexpr int64_t kPoolScratch = kPoolSlots * kPoolSlot;  // floats
 
 // out[i] = maximum of in[i .. i + 4] for i < count, two at a time so that they share the maximum of four.
 // in(i) is asked once for each i < count + 4.
@@ -34,53 +34,62 @@ inline void slide_maximum(int64_t count, const In& in, const Out& out) {
 
 // source[row]: rows top - 2 .. top + rows + 2 of the map, clamped to it, each pixel `stride` elements from the next.
 // Columns left .. left + columns of `width` are pooled. Clamping equals padding with -inf for a window of this shape.
+// Each row is read from left to right with all channels of a pixel, as far as the scratch memory allows: in the order
+// in which they lie, the processor fetches them ahead by itself.
 template <class T, class P>
 struct PoolTile {
   const T* const* source;
   int64_t stride, width, planes, rows, left, columns;
-  float* scratch;  // the tile pooled along its columns: [row][column][vector of channels]
+  float* scratch;  // some columns pooled along themselves: [column % kPoolSlots][row][channel]
   P* panel;        // the result: [row][column][channel]
 
-  // Where a column of the scratch memory is in a row of the map, in elements.
+  // Where a column of the tile is in a row of the map, in elements.
   int64_t offset_of(int64_t column) const { return clamp(left + column - 2, 0, width - 1) * stride; }
 
-  // kVectors vectors of channels from `channel` on; read(p) takes one from memory.
-  template <int kVectors, class Read>
-  void pool_channels(int64_t channel, const Read& read) const {
-    constexpr int step = kVectors * kWidth;
-    const int64_t row_step = (columns + 4) * step, panel_step = padded_planes<P>(planes);
-    for (int64_t column = 0; column < columns + 4; ++column) {
-      const int64_t offset = offset_of(column) + channel;
-      if constexpr (sizeof(T) == 4) {  // 16-bit maps, half the bytes, gain nothing
-        const int64_t ahead = offset_of(column + kPoolAhead) + channel;
-        for (int64_t row = 0; row < rows + 4; ++row)
-          for (int c = 0; c < step; c += 64 / 4) __builtin_prefetch(source[row] + ahead + c);  // by cache lines
-      }
-      for (int v = 0; v < kVectors; ++v) {
-        float* to = scratch + column * step + v * kWidth;
-        slide_maximum(
-            rows, [&](int64_t row) { return read(source[row] + offset + v * kWidth); },
-            [&](int64_t row, vf maximum) { store(to + row * row_step, maximum); });
-      }
+  // A column of the tile, `count` channels from `channel` on.
+  void pool_column(int64_t column, int64_t channel, int64_t count, int64_t span) const {
+    float* slot = scratch + column % kPoolSlots * kPoolSlot;
+    const int64_t offset = offset_of(column) + channel;
+    for (int64_t c = 0; c < count; c += kWidth) {
+      const auto write = [&](int64_t row, vf maximum) { store(slot + row * span + c, maximum); };
+      if (count - c >= kWidth)
+        slide_maximum(rows, [&](int64_t row) { return load(source[row] + offset + c); }, write);
+      else
+        slide_maximum(rows, [&](int64_t row) { return load_first(source[row] + offset + c, count - c); }, write);
     }
+  }
+
+  // One or two columns of the result, from the five or six that they see.
+  template <int kColumns>
+  void pool_across(int64_t column, int64_t channel, int64_t span) const {
+    const int64_t panel_step = padded_planes<P>(planes);
+    const float* slot[kColumns + 4];
+    for (int i = 0; i < kColumns + 4; ++i) slot[i] = scratch + (column + i) % kPoolSlots * kPoolSlot;
     for (int64_t row = 0; row < rows; ++row) {
-      for (int v = 0; v < kVectors; ++v) {
-        const float* from = scratch + row * row_step + v * kWidth;
-        P* to = panel + row * columns * panel_step + channel + v * kWidth;
-        slide_maximum(
-            columns, [&](int64_t column) { return load(from + column * step); },
-            [&](int64_t column, vf maximum) { store(to + column * panel_step, maximum); });
+      P* to = panel + (row * columns + column) * panel_step + channel;
+      for (int64_t c = 0; c < span; c += kWidth) {
+        const int64_t at = row * span + c;
+        const vf middle =
+            max_nan(max_nan(load(slot[1] + at), load(slot[2] + at)), max_nan(load(slot[3] + at), load(slot[4] + at)));
+        store(to + c, max_nan(load(slot[0] + at), middle));
+        if constexpr (kColumns > 1) store(to + panel_step + c, max_nan(middle, load(slot[5] + at)));
       }
     }
   }
 
+  void pool_planes(int64_t channel, int64_t count) const {
+    const int64_t span = round_up(count, kWidth);
+    int64_t next = 0;
+    for (int64_t column = 0; column < columns; column += 2) {
+      const int64_t many = smaller(2, columns - column);
+      for (; next < column + many + 4; ++next) pool_column(next, channel, count, span);
+      many > 1 ? pool_across<2>(column, channel, span) : pool_across<1>(column, channel, span);
+    }
+  }
+
   void run() const {
-    int64_t channel = 0;
-    for (; channel + kPoolVectors * kWidth <= planes; channel += kPoolVectors * kWidth)
-      pool_channels<kPoolVectors>(channel, [](const T* p) { return load(p); });
-    for (; channel + kWidth <= planes; channel += kWidth) pool_channels<1>(channel, [](const T* p) { return load(p); });
-    const int64_t left_over = planes - channel;
-    if (left_over > 0) pool_channels<1>(channel, [&](const T* p) { return load_first(p, left_over); });
+    const int64_t most = kPoolSlot / rows / 16 * 16;
+    for (int64_t channel = 0; channel < planes; channel += most) pool_planes(channel, smaller(most, planes - channel));
   }
 };
 
