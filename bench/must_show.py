@@ -22,9 +22,10 @@ import bench_upsample_argmax
 import lwrn_fast
 import shapes
 from lwrn_fast.profiling import machine, peers
-from lwrn_fast.profiling.contests.model import random_network
-from lwrn_fast.profiling.paired import Times, race
+from lwrn_fast.profiling.contests.model import TOLERANCE, Plain, random_network
+from lwrn_fast.profiling.paired import Contest, Times, race
 from lwrn_fast.profiling.peers import COMPILE, EAGER, EAGER_NCHW, FLOOR, ONNX_RUNTIME, OPENVINO, OURS, OURS_NCHW
+from lwrn_fast.profiling.wrong import overall_error
 
 F32, BF16 = torch.float32, torch.bfloat16
 Line = tuple[str, float, str, float]  # what, the ratio, "at most" or "at least", the bound
@@ -66,6 +67,26 @@ def networks(seconds: float) -> Iterator[Line]:
             for peer in times.rounds:
                 if peer != OURS:
                     yield f"{case} float32, {peer} over ours", times.ratio(peer, OURS), "at least", bound
+        yield from _in_bfloat16(network, seconds)
+
+
+def _in_bfloat16(network: str, seconds: float) -> Iterator[Line]:
+    """Asked for of both; a processor without instructions for it makes both compute in float32."""
+    if peers.why_absent(OPENVINO):
+        return
+    case, model = shapes.ModelCase(network, 512, 512), random_network(network)
+    x = torch.randn(1, 3, case.height, case.width)
+    narrow = x.to(BF16)  # OpenVINO is bound to its memory
+    with torch.no_grad():
+        expected = model(x)
+    plain = Plain(model, torch.contiguous_format)
+    contestants = {
+        OURS: lambda: functools.partial(lwrn_fast.optimize(model, x, dtype=BF16), narrow),
+        OPENVINO: lambda: peers.openvino(peers.onnx_bytes(plain, [x]), [narrow], expected.to(BF16)),
+    }
+    contest = Contest(contestants, lambda got: overall_error(got, expected), TOLERANCE[BF16])
+    times = race(contest, max(machine.thread_counts()), 4 * seconds)
+    yield f"{case} bfloat16, OpenVINO over ours", times.ratio(OPENVINO, OURS), "at least", 1
 
 
 def pipeline(seconds: float) -> Iterator[Line]:

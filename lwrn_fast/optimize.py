@@ -25,18 +25,29 @@ class Optimized(nn.Module):
     `network` is the copy that runs; its weights are part of compiled code, so changing them changes nothing.
     """
 
-    def __init__(self, network: nn.Module, run: Any, report: Report, settings: AbstractContextManager) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        run: Any,
+        report: Report,
+        settings: AbstractContextManager,
+        narrow: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.network, self.report = network, report
         self._run = run
         self._settings = settings
+        self._narrow = narrow  # of what goes in and out, where the network computes in float32 instead
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         # not in inference mode, for which everything would be compiled and kept a second time
         # and frozen where this call compiles: Dynamo must know that, not inductor alone
         with torch.inference_mode(False), torch.no_grad(), self._settings:
             args, kwargs = tree_map(_normal, (args, kwargs))
-            return self._run(*args, **kwargs)
+            if self._narrow is None:
+                return self._run(*args, **kwargs)
+            args, kwargs = _cast((args, kwargs), self._narrow, torch.float32)
+            return _cast(self._run(*args, **kwargs), torch.float32, self._narrow)
 
     def train(self, mode: bool = True) -> "Optimized":
         """Always for inference; RuntimeError for anything else."""
@@ -66,7 +77,8 @@ def optimize(
     example: the input, or all positional ones, e.g. (N, 3, H, W); the first call with other sizes compiles again.
     how: "compile" for torch.compile's inductor with frozen weights, which takes some seconds and a C++ compiler;
     "eager" for `accelerate` on the copy, which takes none, and is taken where there is no compiler. dynamic: compile
-    for any size at once, somewhat slower. dtype: cast the copy, and floating-point inputs by yourself.
+    for any size at once, somewhat slower. dtype: cast the copy, and floating-point inputs by yourself. A CPU
+    without instructions for a 16-bit type computes in float32, and casts the result.
     options: more of inductor's. On a CPU the process keeps freed memory for its next call from then on, up to 1 GB; see
     `lwrn_fast.heap.keep`.
     Returns an `Optimized` module, to be called as the network, without gradients.
@@ -87,10 +99,16 @@ def optimize(
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     network = copy.deepcopy(model).eval().requires_grad_(False)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    on_cpu = all(parameter.is_cpu for parameter in network.parameters())
+    narrow = None
+    if dtype is None and {p.dtype for p in network.parameters()} in ({torch.bfloat16}, {torch.float16}):
+        dtype = next(network.parameters()).dtype
     if dtype is not None:
+        if on_cpu and (reason := _why_wide(dtype)) is not None:
+            log.warning("optimize computes in float32: %s", reason)
+            dtype, narrow = torch.float32, dtype
         network.to(dtype)
         inputs = tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)
-    on_cpu = all(parameter.is_cpu for parameter in network.parameters())
     if on_cpu:
         heap.keep()
     reason = _why_not_compiled() if how == "compile" and on_cpu else None
@@ -98,13 +116,13 @@ def optimize(
         log.warning("optimize runs the network without torch.compile: %s", reason)
     if how == "eager" or reason is not None:
         fold_norms(network)
-        optimized = Optimized(network, network, accelerate(network), nullcontext())
+        optimized = Optimized(network, network, accelerate(network), nullcontext(), narrow)
     else:
         report = Report()
         # with the calls in C++ too, networks measured faster on a CPU
         settings = {"cpp_wrapper": on_cpu, "guard_filter_fn": _of_inputs, **(options or {}), "report": report}
         run = torch.compile(network, backend="lwrn_fast", dynamic=dynamic, options=settings)
-        optimized = Optimized(network, run, report, torch._inductor.config.patch(freezing=True))
+        optimized = Optimized(network, run, report, torch._inductor.config.patch(freezing=True), narrow)
     optimized(*inputs)
     return optimized
 
@@ -118,6 +136,21 @@ def _of_inputs(guards: Sequence[Any]) -> list[bool]:
 def _normal(x: Any) -> Any:
     """The same memory as a tensor that is not of inference mode, for which everything would be compiled again."""
     return torch.from_dlpack(x) if isinstance(x, Tensor) and x.is_inference() else x
+
+
+def _cast(values: Any, old: torch.dtype, new: torch.dtype) -> Any:
+    return tree_map(lambda x: x.to(new) if isinstance(x, Tensor) and x.dtype == old else x, values)
+
+
+def _why_wide(dtype: torch.dtype) -> str | None:
+    """Why a CPU does better in float32: without instructions for the type, convolutions take ten times as long."""
+    supported = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    if dtype not in supported or not torch.backends.mkldnn.is_available() or supported[dtype]():
+        return None
+    return f"this CPU has no instructions for {str(dtype).removeprefix('torch.')}"
 
 
 def _why_not_compiled() -> str | None:

@@ -3,6 +3,7 @@
 import copy
 import logging
 import pickle
+import sys
 
 import pytest
 import torch
@@ -90,6 +91,24 @@ def test_dtype():
     x = torch.rand(SIZES[0])
     optimized = lwrn_fast.optimize(foreign.network(foreign.Heads), x, how="eager", dtype=torch.bfloat16)
     assert optimized(x.bfloat16())[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("already", [False, True], ids=["asked for", "the network's"])
+def test_in_float32_where_the_processor_has_no_16_bit_types(dtype, already, caplog, monkeypatch):
+    monkeypatch.setattr(sys.modules["lwrn_fast.optimize"], "_why_wide", {dtype: "there is no such instruction"}.get)
+    model, x = foreign.network(foreign.Heads), torch.rand(SIZES[0])
+    with caplog.at_level(logging.WARNING, "lwrn_fast"):
+        if already:
+            optimized = lwrn_fast.optimize(model.to(dtype), x.to(dtype), how="eager")
+        else:
+            optimized = lwrn_fast.optimize(model, x, how="eager", dtype=dtype)
+    assert caplog.messages == ["optimize computes in float32: there is no such instruction"]
+    assert {parameter.dtype for parameter in optimized.network.parameters()} == {torch.float32}
+    expected = outputs(model.float(), x.to(dtype).float())
+    for got, want in zip(optimized(x.to(dtype)), expected, strict=True):
+        assert got.dtype == dtype
+        torch.testing.assert_close(got, want.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
 
 
 def test_without_compiler(caplog):
