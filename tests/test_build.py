@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from lwrn_fast import _cuda, _native, _version
+from test_documents import BLOCKS
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE_PACKAGES = Path(torch.__file__).resolve().parent.parent
@@ -235,6 +236,28 @@ def test_old_torch_is_asked_to_be_replaced(tmp_path):
     ask = "from build_tools import native; print(native.requirements())"
     both = os.pathsep.join([str(tmp_path), str(ROOT)])
     assert run(sys.executable, "-c", ask, cwd=tmp_path, PYTHONPATH=both).strip() == "['torch>=2.10']"
+
+
+@pytest.fixture(scope="module")
+def checkout(wheel, tree, new_pip):
+    """The source tree with the environment that `make` makes in it, but for what pip would load: it is linked to."""
+    make_environment(tree / ".venv", "pip", through_pth=True)
+    return tree
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.installs()], ids=str)
+def test_pages_install_as_written(block, checkout, new_pip, tmp_path):
+    """Commands of README and docs/ that install, with the newest pip, and what is there afterwards."""
+    if (reason := block.why_skipped()) is not None:
+        pytest.skip(f"{block}: {reason}")
+    path = f"{new_pip.parent}:{os.environ['PATH']}"
+    # one fused operation is enough of the measurements, and the shortest of times
+    quick = "--seconds 0 -k 'upsample_argmax and not 625'"
+    output = run("bash", "-eu", "-c", block.text, cwd=checkout, PATH=path, PYTEST_ADDOPTS=quick)
+    python = checkout / ".venv" / "bin" / "python" if "make " in block.text else new_pip
+    package, _, missing = run(python, "-c", USE, cwd=tmp_path).splitlines()[-3:]
+    assert python.parent.parent in Path(package).parents, output
+    assert (missing == "None") == ("LWRN_FAST_NATIVE=0" not in block.text), output
 
 
 NO_NVCC = {"CUDA_HOME": "/nowhere"}

@@ -3,7 +3,8 @@ own, as a reader with that page alone would run them.
 
 What a block needs stands before it in a comment that the page does not show:
 <!-- test: setup photos -->       makes something that readers have: photos, a checkpoint, data (see SETUPS)
-<!-- test: needs g++ onnx -->     the block is skipped where a command or a package is absent
+<!-- test: needs g++ onnx -->     the block is skipped where a command, a package or a GPU is absent
+<!-- test: installs -->           runs in a copy of the source tree and an environment of its own (tests/test_build.py)
 <!-- test: output -->             before a ```text block: what the block before it prints
 <!-- test: skip, REASON -->       the block does not run here; the reason says why and which test runs it, if one does
 """
@@ -54,14 +55,19 @@ class Block:
                 return rest
             absent = [name for name in rest.split() if word == "needs" and not _there(name)]
             if absent:
-                return f"{', '.join(absent)} not installed"
+                return f"{', '.join(absent)} not there"
         return None
+
+    def installs(self) -> bool:
+        return "installs" in self.marks
 
     def setups(self) -> list[str]:
         return [name for mark in self.marks if mark.startswith("setup ") for name in mark.split()[1:]]
 
 
 def _there(name: str) -> bool:
+    if name == "GPU":
+        return torch.cuda.is_available()
     return shutil.which(name) is not None or importlib.util.find_spec(name) is not None
 
 
@@ -173,7 +179,7 @@ def test_page_runs_as_written(page, environment, as_before, tmp_path, monkeypatc
     for block in blocks(page):
         if "output" in block.marks:
             assert lines(printed) == lines(block.text), f"{block}: prints\n{printed}"
-        if block.language not in RUN or block.why_skipped() is not None:
+        if block.language not in RUN or block.installs() or block.why_skipped() is not None:
             continue
         for setup in block.setups():
             SETUPS[setup](tmp_path)
@@ -195,7 +201,7 @@ def lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("block", [b for b in BLOCKS if b.why_skipped() is not None], ids=str)
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.why_skipped() is not None and not b.installs()], ids=str)
 def test_block_that_does_not_run_here(block):
     """Not run, with the reason; tests that a reason names must be there."""
     reason = block.why_skipped()
@@ -217,7 +223,7 @@ def test_blocks_have_a_language_and_known_marks(page):
     for block in blocks(page):
         assert block.language in RUN + SHOWN, f"{block}: {block.language!r}"
         for mark in block.marks:
-            assert re.match(r"skip, |needs |setup |output$", mark), f"{block}: {mark!r}"
+            assert re.match(r"skip, |needs |setup |(output|installs)$", mark), f"{block}: {mark!r}"
         assert set(block.setups()) <= set(SETUPS), str(block)
 
 
