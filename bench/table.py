@@ -185,7 +185,7 @@ def main() -> int:
         if not arguments.page and not arguments.readme:
             print(tables)
     except (OSError, ValueError, KeyError) as error:
-        print(f"table.py: {error!r}", file=sys.stderr)
+        print(f"table.py: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
     return 0
 
