@@ -115,7 +115,8 @@ def table(rows: list[Row]) -> str:
 
 def short(results: Iterable[dict[str, Any]]) -> str:
     """One table of the cases that matter most, of the first result that has each, and the machines they are of."""
-    body, machines = [], {}
+    body = []
+    machines: dict[str, str] = {}  # and the last date of each
     for title, (op, case) in SHORT.items():
         for result in results:
             rows = [row for row in result["results"] if (row["op"], row["case"], row["dtype"]) == (op, case, "float32")]
@@ -127,12 +128,13 @@ def short(results: Iterable[dict[str, Any]]) -> str:
                 body.append(cells)
                 machine = result["machine"]
                 where = f"{machine['cpu']}, {machine['cores']} cores, {machine['isa']}, torch {machine['torch']}"
-                machines[f"{where}, {result['date']}"] = True
+                machines[where] = max(machines.get(where, ""), result["date"])
                 break
     head = ["float32", "threads", "ours, ms", *SHORT_COLUMNS]
     rule = ["---"] + ["---:"] * (len(head) - 1)
     lines = "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *body))
-    return f"{'; '.join(machines)}. The other columns say how many times as long as ours each takes.\n\n{lines}"
+    where = "; ".join(map(", ".join, machines.items()))
+    return f"{where}. The other columns say how many times as long as ours each takes.\n\n{lines}"
 
 
 def put_into(text: str, tables: str) -> str:
