@@ -2,8 +2,6 @@
 PYTHON ?= python3
 # What pip installs as torch, where .venv has none: TORCH="torch --index-url ..." takes another build of it.
 TORCH ?= torch==2.13.0
-# The compute capabilities that the CUDA part is built for, where there is nvcc: some of each kind of kernel, to save time.
-export LWRN_FAST_CUDA_ARCHS ?= 8.0;9.0a;10.0
 # make demo PHOTOS="a.jpg b.jpg", make test ARGS="-k crp", make bench ARGS=--everything
 # make test ARGS=--everything takes longer: every dtype of every case in Triton's interpreter, every row of tiles
 # compiled for every GPU, more problems for the kernels under sanitizers and on aarch64.
@@ -18,6 +16,7 @@ PACKAGE := setup.py pyproject.toml MANIFEST.in README.md \
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 TEST_TOOLS := g++-aarch64-linux-gnu qemu-user
 BROWSER := chromium
+SCREEN := xvfb
 
 # $(call debian,packages): install them where the user may, else say that they are missing.
 debian = if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
@@ -33,14 +32,15 @@ demo: $(VENV)/cli.stamp
 test: $(VENV)/test.stamp test-tools
 	cd tests && ../$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# What the cross-compilation test and those of pages need; they skip, and say so, where this cannot be installed.
+# What the tests of cross-compilation, pages and windows need; they skip, and say so, where this cannot be installed.
 test-tools:
 	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || $(call debian,$(TEST_TOOLS)) || true
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || $(call debian,$(BROWSER)) || true
+	@command -v Xvfb >/dev/null || $(call debian,$(SCREEN)) || true
 
 # A wheel with the CUDA part for all compute capabilities; it needs nvcc, but no GPU.
 cuda: $(VENV)/torch.stamp
-	env -u LWRN_FAST_CUDA_ARCHS LWRN_FAST_CUDA=1 $(BIN)/python -m pip --disable-pip-version-check wheel --no-deps -w dist .
+	LWRN_FAST_CUDA=1 $(BIN)/python -m pip --disable-pip-version-check wheel --no-deps -w dist .
 
 bench: $(VENV)/bench.stamp
 	cd bench && ../$(BIN)/python -m pytest . --benchmark-json ../build/bench.json $(ARGS)

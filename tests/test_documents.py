@@ -3,10 +3,11 @@ own, as a reader with that page alone would run them.
 
 What a block needs stands before it in a comment that the page does not show:
 <!-- test: setup photos -->       makes something that readers have: photos, a checkpoint, data (see SETUPS)
-<!-- test: needs g++ onnx -->     the block is skipped where a command, a package or a GPU is absent
+<!-- test: needs g++ onnx -->     the block is skipped where a command or a package is absent
+<!-- test: refused without GPU -->  where there is none, the block runs and must fail with one line that says so
+<!-- test: long -->               skipped on a GPU, where it takes longer than a test may
 <!-- test: installs -->           runs in a copy of the source tree and an environment of its own (tests/test_build.py)
 <!-- test: output -->             before a ```text block: what the block before it prints
-<!-- test: skip, REASON -->       the block does not run here; the reason says why and which test runs it, if one does
 """
 
 import importlib.util
@@ -15,7 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -26,8 +27,10 @@ import torch
 from PIL import Image
 
 import lwrn_fast
+from compiling import missing
 from lwrn_fast import cli, images, models
 from lwrn_fast.training import generate
+from stand_ins import camera, screen
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -49,26 +52,22 @@ class Block:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
     def why_skipped(self) -> str | None:
-        for mark in self.marks:
-            word, _, rest = mark.partition(" ")
-            if word == "skip,":
-                return rest
-            absent = [name for name in rest.split() if word == "needs" and not _there(name)]
-            if absent:
-                return f"{', '.join(absent)} not there"
-        return None
+        if "long" in self.marks and torch.cuda.is_available():
+            return "takes too long for a test"
+        absent = [n for n in self._named("needs") if not shutil.which(n) and not importlib.util.find_spec(n)]
+        return f"{', '.join(absent)} not there" if absent else None
+
+    def is_refused(self) -> bool:
+        return "refused without GPU" in self.marks and not torch.cuda.is_available()
 
     def installs(self) -> bool:
         return "installs" in self.marks
 
     def setups(self) -> list[str]:
-        return [name for mark in self.marks if mark.startswith("setup ") for name in mark.split()[1:]]
+        return self._named("setup")
 
-
-def _there(name: str) -> bool:
-    if name == "GPU":
-        return torch.cuda.is_available()
-    return shutil.which(name) is not None or importlib.util.find_spec(name) is not None
+    def _named(self, word: str) -> list[str]:
+        return [name for mark in self.marks if mark.split()[0] == word for name in mark.split()[1:]]
 
 
 def blocks(page: Path) -> list[Block]:
@@ -137,9 +136,15 @@ def make_clip(folder: Path) -> None:
         container.mux(stream.encode(None))
 
 
+def make_camera(folder: Path) -> dict[str, str]:
+    """One that is unplugged after some time."""
+    return camera(folder, 12)
+
+
 SETUPS = {
     "photos": make_photos,
     "clip": make_clip,
+    "camera": make_camera,
     "checkpoint": make_checkpoint,
     "data": make_data,
     "image": make_image,
@@ -149,7 +154,7 @@ SETUPS = {
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """A home of its own, and `python`, `lwrn-fast` and `torchrun` of this installation, whatever else PATH has."""
+    """A home and a screen, and `python`, `lwrn-fast` and `torchrun` of this installation, whatever else PATH has."""
     home = tmp_path_factory.mktemp("home")
     commands = {"python": "", "lwrn-fast": " -m lwrn_fast", "torchrun": " -m torch.distributed.run"}
     for name, module in commands.items():
@@ -157,7 +162,8 @@ def environment(tmp_path_factory):
         path.parent.mkdir(exist_ok=True)
         path.write_text(f'#!/bin/sh\nexec "{sys.executable}"{module} "$@"\n')
         path.chmod(0o755)
-    return {**os.environ, "HOME": str(home), "PATH": f"{home / 'bin'}:{os.environ['PATH']}"}
+    with nullcontext({}) if missing("Xvfb") else screen() as shown:
+        yield {**os.environ, **shown, "HOME": str(home), "PATH": f"{home / 'bin'}:{os.environ['PATH']}"}
 
 
 @pytest.fixture
@@ -175,40 +181,45 @@ def test_page_runs_as_written(page, environment, as_before, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", environment["HOME"])
     names: dict[str, object] = {"__name__": "__main__"}
-    printed = ""
+    printed, skipped = "", []
     for block in blocks(page):
         if "output" in block.marks:
             assert lines(printed) == lines(block.text), f"{block}: prints\n{printed}"
-        if block.language not in RUN or block.installs() or block.why_skipped() is not None:
+        if block.language not in RUN or block.installs():
+            continue
+        if block.why_skipped() is not None:
+            skipped.append(f"{block}: {block.why_skipped()}")
             continue
         for setup in block.setups():
-            SETUPS[setup](tmp_path)
-        if block.language == "python":
-            # with empty lines before it, so that a traceback names the line of the page
-            with redirect_stdout(StringIO()) as out:
-                exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), names)
-            printed = out.getvalue()
+            environment = environment | (SETUPS[setup](tmp_path) or {})
+        if block.is_refused():
+            with pytest.raises(Exception, match=r"^[^\n]*\b(GPU|CUDA|NVIDIA)\b"):
+                run(block, names, environment)
         else:
-            command = ["bash", "-eu", "-o", "pipefail", "-c", block.text]
-            done = subprocess.run(
-                command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LONGEST
-            )
-            assert done.returncode == 0, f"{block}:\n{block.text}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-            printed = done.stdout
+            printed = run(block, names, environment)
+    if skipped:
+        pytest.skip(f"all but {'; '.join(skipped)}")
+
+
+def run(block: Block, names: dict[str, object], environment: dict[str, str]) -> str:
+    """What it prints. Raises what its Python raises, and RuntimeError, from the last line on, where a command fails."""
+    if block.language == "python":
+        # with empty lines before it, so that a traceback names the line of the page
+        with redirect_stdout(StringIO()) as out:
+            exec(compile("\n" * (block.line - 1) + block.text, str(block.page), "exec"), names)
+        return out.getvalue()
+    command = ["bash", "-eu", "-o", "pipefail", "-c", block.text]
+    done = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LONGEST
+    )
+    if done.returncode:
+        last = (done.stderr.splitlines() or ["it says nothing"])[-1]
+        raise RuntimeError(f"{last}\n{block}:\n{block.text}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout
 
 
 def lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.splitlines()]
-
-
-@pytest.mark.parametrize("block", [b for b in BLOCKS if b.why_skipped() is not None and not b.installs()], ids=str)
-def test_block_that_does_not_run_here(block):
-    """Not run, with the reason; tests that a reason names must be there."""
-    reason = block.why_skipped()
-    assert len(reason) > 10
-    for name in re.findall(r"\btest_\w+\.py", reason):
-        assert (ROOT / "tests" / name).is_file()
-    pytest.skip(f"{block}: {reason}")
 
 
 def test_there_are_pages_and_most_blocks_run():
@@ -223,7 +234,7 @@ def test_blocks_have_a_language_and_known_marks(page):
     for block in blocks(page):
         assert block.language in RUN + SHOWN, f"{block}: {block.language!r}"
         for mark in block.marks:
-            assert re.match(r"skip, |needs |setup |(output|installs)$", mark), f"{block}: {mark!r}"
+            assert re.match(r"needs |setup |(output|installs|long|refused without GPU)$", mark), f"{block}: {mark!r}"
         assert set(block.setups()) <= set(SETUPS), str(block)
 
 

@@ -1,7 +1,6 @@
 """Videos: frames equal to `segment`'s, times and sound kept, and a file that is whole however the work ends."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,9 @@ import pytest
 import torch
 
 import lwrn_fast
+from compiling import missing
 from lwrn_fast import cli, cli_video, images, models
+from stand_ins import camera, screen
 
 av = pytest.importorskip("av")
 from lwrn_fast import video, video_files  # noqa: E402  needs av
@@ -413,14 +415,11 @@ class TestWindow:
 
     def test_on_a_screen(self, clip, call, monkeypatch, capsys):
         pytest.importorskip("tkinter")
-        if shutil.which("Xvfb") is None:
-            pytest.skip("needs Xvfb")
-        with subprocess.Popen(["Xvfb", "-displayfd", "1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as screen:
-            try:
-                monkeypatch.setenv("DISPLAY", f":{int(screen.stdout.readline())}")
-                assert call(clip, "--live", "--frames", "4") == 0
-            finally:
-                screen.terminate()
+        if missing("Xvfb"):
+            pytest.skip(missing("Xvfb"))
+        with screen() as environment:
+            monkeypatch.setenv("DISPLAY", environment["DISPLAY"])
+            assert call(clip, "--live", "--frames", "4") == 0
         assert "4 frames in " in capsys.readouterr().out
 
 
@@ -449,6 +448,28 @@ class TestCamera:
 
         video.run("0", tmp_path / "out.mp4", Slow(), video.Options(frames=4))
         assert times_of(tmp_path / "out.mp4")[3] > 0.2  # the fourth frame of the file is not the camera's
+
+    @pytest.mark.skipif(missing("g++") is not None, reason=str(missing("g++")))
+    def test_unplugged(self, tmp_path):
+        """By the interface of cameras itself: four bars of colour, which move to the left."""
+        out = tmp_path / "out.mkv"
+        command = [*COMMAND, "0", str(out), *SIZE, "--view", "beside", "--codec", "ffv1"]
+        environment = {**os.environ, **camera(tmp_path, 12)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "/dev/video0: ends early, the rest cannot be read (no such device)\n" in done.stdout
+        frames, times = frames_of(out), times_of(out)
+        assert 1 <= len(frames) <= 12
+        assert f"{len(frames)} frame" in done.stdout
+        assert all(30 * (b - a) > 0.9 for a, b in pairwise(times))
+        bars = np.array([(128, 128, 128), (255, 0, 0), (0, 255, 0), (0, 0, 255)])
+        for frame in frames:
+            assert frame.shape == (64, 128, 3)
+            column = frame[:, :64].astype(int)
+            assert (column == column[:1]).all()
+            seen = abs(column[0, :, None] - bars).max(axis=2)
+            assert seen.min(axis=1).max() < 6
+            assert np.bincount(seen.argmin(axis=1)).tolist() == [16] * 4
 
 
 class TestEnds:
