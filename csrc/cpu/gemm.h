@@ -53,6 +53,9 @@ constexpr int64_t kChain = 8;  // every product is rounded too
 #endif
 // Pixels multiplied together: they stay in the nearest caches while all the weights pass by.
 constexpr int64_t kBlock = 48;
+// Channels that a register tile meets before the next one begins, so that 32 KB of weights stay near; whole chains.
+constexpr int64_t kDepth = 8192 / kPanel;
+static_assert(kDepth % kChain == 0);
 
 // to[pixel][at + kPanel] (+)= pixels[pixel][k] * packed[k][kPanel], for kPixels pixels and `planes` values of k.
 template <int kPixels>
@@ -140,14 +143,15 @@ inline int64_t sums_bytes(int64_t out_planes) {
 
 // The sum over `factors` of pixels times weights, for `count` pixels. It is made in place(i), for pixel i, a row of
 // whole panels; finish(i, row) takes it from there before the pixels of later blocks are placed. Pixels are dealt
-// evenly to blocks and register tiles: a tile of one or two pixels wastes most of the machine.
+// evenly to register tiles, and these to blocks: a tile of one or two pixels wastes most of the machine.
 template <class P, class Place, class Finish>
 void multiply_placed(int64_t count, const Factor<P>* factors, int64_t factor_count, int64_t out_planes,
                      const Place& place, const Finish& finish) {
-  const int64_t blocks = ceil_div(count, kBlock);
+  const int64_t tiles = ceil_div(count, kTilePixels), blocks = ceil_div(tiles, kBlock / kTilePixels);
+  const auto edge = [&](int64_t tile) { return tile * count / tiles; };
   for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t begin = block * count / blocks, many = (block + 1) * count / blocks - begin;
-    const int64_t tiles = ceil_div(many, kTilePixels);
+    const int64_t first_tile = block * tiles / blocks, last_tile = (block + 1) * tiles / blocks;
+    const int64_t begin = edge(first_tile), many = edge(last_tile) - begin;
     float* to[kBlock];
     for (int64_t i = 0; i < many; ++i) to[i] = place(begin + i, i);
     for (int64_t i = 0; i < many && factor_count == 0; ++i)
@@ -155,12 +159,14 @@ void multiply_placed(int64_t count, const Factor<P>* factors, int64_t factor_cou
     for (int64_t panel = 0; panel < panels(out_planes); ++panel) {
       for (int64_t i = 0; i < factor_count; ++i) {
         const Factor<P>& f = factors[i];
-        for (int64_t k = 0; k < f.planes; k += kChain) {
-          const P* packed = f.packed + panel * f.packed_stride + k * kPanel;
-          for (int64_t tile = 0; tile < tiles; ++tile) {
-            const int64_t first = tile * many / tiles, last = (tile + 1) * many / tiles;
-            multiply_pixels(last - first, f.pixels + (begin + first) * f.stride + k, f.stride, packed,
-                            smaller(kChain, f.planes - k), i + k > 0, to + first, panel * kPanel);
+        for (int64_t depth = 0; depth < f.planes; depth += kDepth) {
+          const int64_t end = smaller(depth + kDepth, f.planes);
+          for (int64_t tile = first_tile; tile < last_tile; ++tile) {
+            const int64_t first = edge(tile), pixels = edge(tile + 1) - first;
+            for (int64_t k = depth; k < end; k += kChain)
+              multiply_pixels(pixels, f.pixels + first * f.stride + k, f.stride,
+                              f.packed + panel * f.packed_stride + k * kPanel, smaller(kChain, end - k), i + k > 0,
+                              to + first - begin, panel * kPanel);
           }
         }
       }
