@@ -57,8 +57,7 @@ function drawn(id, label, draw) {
     svg.setAttribute("viewBox", `0 0 ${last} ${height}`);
   };
   addEventListener("resize", again);
-  requestAnimationFrame(again);
-  svg.start = again;
+  addEventListener("load", again);  // not an animation frame, which a page that nobody looks at need not get
   return svg;
 }
 
