@@ -38,7 +38,7 @@ test-tools:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || $(call debian,$(BROWSER)) || true
 	@command -v Xvfb >/dev/null || $(call debian,$(SCREEN)) || true
 
-# A wheel with the CUDA part for all compute capabilities; it needs nvcc, but no GPU.
+# A wheel with the CUDA part, for all compute capabilities or LWRN_FAST_CUDA_ARCHS; it needs nvcc, but no GPU.
 cuda: $(VENV)/torch.stamp
 	LWRN_FAST_CUDA=1 $(BIN)/python -m pip --disable-pip-version-check wheel --no-deps -w dist .
 

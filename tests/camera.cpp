@@ -99,18 +99,11 @@ int answer(unsigned long request, void* argument) {
       input->type = V4L2_INPUT_TYPE_CAMERA;
       return 0;
     }
-    case VIDIOC_ENUM_FMT: {
-      auto* format = static_cast<v4l2_fmtdesc*>(argument);
-      if (format->index > 0) return fails(EINVAL);
-      format->pixelformat = V4L2_PIX_FMT_YUYV;
-      return 0;
-    }
     case VIDIOC_G_FMT:
     case VIDIOC_S_FMT:
       describe(static_cast<v4l2_format*>(argument));
       return 0;
-    case VIDIOC_G_PARM:
-    case VIDIOC_S_PARM: {
+    case VIDIOC_G_PARM: {
       v4l2_captureparm& capture = static_cast<v4l2_streamparm*>(argument)->parm.capture;
       capture.capability = V4L2_CAP_TIMEPERFRAME;
       capture.timeperframe = {1, kRate};

@@ -2,12 +2,12 @@
 own, as a reader with that page alone would run them.
 
 What a block needs stands before it in a comment that the page does not show:
-<!-- test: setup photos -->       makes something that readers have: photos, a checkpoint, data (see SETUPS)
-<!-- test: needs g++ onnx -->     the block is skipped where a command or a package is absent
+<!-- test: setup photos -->         makes something that readers have: photos, a checkpoint, data (see SETUPS)
+<!-- test: needs g++ onnx -->       the block is skipped where a command or a package is absent
 <!-- test: refused without GPU -->  where there is none, the block runs and must fail with one line that says so
-<!-- test: long -->               skipped on a GPU, where it takes longer than a test may
-<!-- test: installs -->           runs in a copy of the source tree and an environment of its own (tests/test_build.py)
-<!-- test: output -->             before a ```text block: what the block before it prints
+<!-- test: long -->                 skipped on a GPU, where it takes longer than a test may
+<!-- test: installs -->             runs in a copy of the sources and an environment of its own (tests/test_build.py)
+<!-- test: output -->               before a ```text block: what the block before it prints
 """
 
 import importlib.util
