@@ -184,7 +184,14 @@ CrpCall crp_call(const Tensor& input, const std::vector<Tensor>& weights, const 
           channels_last_empty(input, input.size(0), planes, input.size(2), input.size(3))};
 }
 
-inline Activation activation_of(const std::string& name) {
+// Of a string argument of an op, which it frees. As std::string, every call would leak one (pytorch issue 191340).
+inline Activation take_activation(StringHandle handle) {
+  size_t length = 0;
+  const char* characters = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &characters));
+  const std::string name(characters, length);
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
   if (name == "none") return Activation::none;
   if (name == "relu") return Activation::relu;
   require(name == "relu6", "fusion: activation must be 'relu', 'relu6' or 'none', got '", name, "'");
@@ -214,7 +221,7 @@ struct FusionCall : FusionOperands {
 
 template <class Copy>
 FusionOperands fusion_operands(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
-                               const std::vector<Tensor>& biases, const std::string& activation, bool align_corners,
+                               const std::vector<Tensor>& biases, Activation activation, bool align_corners,
                                const Copy& channels_last) {
   require(!inputs.empty(), "fusion: inputs must hold at least one tensor");
   require(weights.size() == inputs.size(), "fusion: weights must be ", inputs.size(),
@@ -240,13 +247,13 @@ FusionOperands fusion_operands(const std::vector<Tensor>& inputs, const std::vec
           views,
           matrices("fusion", weights, out_planes, in_planes, first, "inputs[0]"),
           vectors("fusion", biases, weights.size(), out_planes, first, "inputs[0]"),
-          activation_of(activation),
+          activation,
           align_corners};
 }
 
 template <class Copy>
 FusionCall fusion_call(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
-                       const std::vector<Tensor>& biases, const std::string& activation, bool align_corners,
+                       const std::vector<Tensor>& biases, Activation activation, bool align_corners,
                        const Copy& channels_last) {
   const FusionOperands operands = fusion_operands(inputs, weights, biases, activation, align_corners, channels_last);
   const Tensor& first = inputs[0];

@@ -130,14 +130,14 @@ Tensor map_like_result(const char* name, const Tensor& map, const FusionOperands
 template <class Copy>
 FusionBackwardCall fusion_backward_call(const Tensor& grad, const std::optional<Tensor>& out,
                                         const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
-                                        const std::vector<Tensor>& biases, const std::string& activation,
-                                        bool align_corners, const std::vector<bool>& needs, const Copy& channels_last) {
+                                        const std::vector<Tensor>& biases, Activation activation, bool align_corners,
+                                        const std::vector<bool>& needs, const Copy& channels_last) {
   const FusionOperands operands = fusion_operands(inputs, weights, biases, activation, align_corners, channels_last);
   const size_t count = inputs.size(), tensors = 2 * count + biases.size();
   require(needs.size() == tensors, "fusion: needs must be ", tensors, " values, got ", needs.size());
   FusionBackwardCall call{operands, map_like_result("grad", grad, operands, channels_last), {}, {}, {}, {}, {}};
   if (call.activation != Activation::none) {
-    require(out.has_value(), "fusion: out must be the result, for activation is '", activation, "', got None");
+    require(out.has_value(), "fusion: out must be the result, for there is an activation, got None");
     call.out = map_like_result("out", *out, operands, channels_last);
   }
   for (size_t i = 0; i < count; ++i)

@@ -85,7 +85,8 @@ std::vector<Tensor> crp_backward(const Tensor& grad, const Tensor& x, const std:
 }
 
 Tensor fusion(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
-              const std::string& activation, bool align_corners) {
+              StringHandle activation_name, bool align_corners) {
+  const Activation activation = take_activation(activation_name);
   const FusionCall call = fusion_call(inputs, weights, biases, activation, align_corners, channels_last);
   if (call.out.numel() == 0) return call.out;
 
@@ -101,8 +102,9 @@ Tensor fusion(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weig
 
 std::vector<Tensor> fusion_backward(const Tensor& grad, const std::optional<Tensor>& out,
                                     const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
-                                    const std::vector<Tensor>& biases, const std::string& activation,
-                                    bool align_corners, const std::vector<bool>& needs) {
+                                    const std::vector<Tensor>& biases, StringHandle activation_name, bool align_corners,
+                                    const std::vector<bool>& needs) {
+  const Activation activation = take_activation(activation_name);
   const FusionBackwardCall call =
       fusion_backward_call(grad, out, inputs, weights, biases, activation, align_corners, needs, channels_last);
   if (grad.numel() == 0) {

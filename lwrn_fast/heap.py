@@ -4,12 +4,17 @@ that the next call of a network has every page of them mapped and cleared anew."
 import ctypes
 import functools
 import os
+from pathlib import Path
 from typing import Any
 
 KEPT = 1 << 30
 """Bytes of freed memory at the heap's end that stay with the process."""
 LARGEST = 32 << 20
 """Bytes of a block that comes from the heap; glibc takes no more."""
+MOST_GROWTH = 128 << 20
+"""Bytes by which memory may grow while sizes change, before what is freed is given back."""
+LEAST_CHANGES = 10
+"""Of sizes, from one time to the next: it takes about 50 ms."""
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_")
 
@@ -32,11 +37,34 @@ def keep() -> bool:
 
 
 def give_back() -> None:
-    """Give the system what is freed now. Where sizes change, little of what is kept fits what comes, and a process
-    comes to hold far more than it uses."""
+    """Give the system what is freed now."""
     trim = _function("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def resident() -> int:
+    """Bytes of this process in memory; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+class Trimmer:
+    """Gives freed memory back as it grows. Where sizes change, little of what is kept fits what comes, and a process
+    would come to hold far more than it uses."""
+
+    def __init__(self) -> None:
+        self._changes, self._least = 0, resident()
+
+    def size_changed(self) -> None:
+        """Once for each call whose sizes are not those of the call before."""
+        now = resident()
+        self._changes, self._least = self._changes + 1, min(self._least, now)
+        if self._changes >= LEAST_CHANGES and now > self._least + MOST_GROWTH:
+            give_back()
+            self._changes, self._least = 0, resident()
 
 
 def _function(name: str) -> Any:

@@ -25,8 +25,6 @@ from .upsample_argmax import upsample_argmax
 STAGES = ("copy in", "pre", "network", "post", "copy out")
 REMEMBERED = 1000
 """Calls of which `timings` tells the median."""
-MOST_CHANGES = 100
-"""Of the input's size, after which memory is given back."""
 
 
 class Segmenter:
@@ -85,7 +83,7 @@ class Segmenter:
         moved = model if like.device == self.device else copy.deepcopy(model).to(self.device)
         self.network = optimize(moved, example, how=how, dynamic=self.size is None, dtype=self.dtype)
         self._turn = threading.Lock()
-        self._shape, self._changes = torch.Size(), 0
+        self._shape, self._trimmer = torch.Size(), heap.Trimmer()
         self.times: dict[str, deque[float]] = {stage: deque(maxlen=REMEMBERED) for stage in STAGES}
         """Seconds of the last calls, by stage."""
         self._gpu = OnGpu(self.device, shapes) if self.device.type == "cuda" else None
@@ -136,11 +134,9 @@ class Segmenter:
         with self._turn, torch.inference_mode():
             with self._timed("network"):
                 logits = self.network(x)
-            self._changes += x.shape != self._shape
-            self._shape = x.shape
-            if self._changes >= MOST_CHANGES:
-                self._changes = 0
-                heap.give_back()
+            if x.shape != self._shape:
+                self._shape = x.shape
+                self._trimmer.size_changed()
             return logits
 
     def labels(self, logits: Tensor, size: Sequence[int]) -> Tensor:

@@ -230,7 +230,7 @@ def test_accumulates():
     [
         ({0: torch.randn(1, 3, 5, 6)}, r"fusion: grad must be \(1, 3, 5, 5\), got \(1, 3, 5, 6\)"),
         ({0: torch.randn(1, 3, 5, 5).half()}, r"fusion: grad must have the dtype of inputs\[0\]"),
-        ({1: None}, "fusion: out must be the result, for activation is 'relu', got None"),
+        ({1: None}, "fusion: out must be the result, for there is an activation, got None"),
         ({1: torch.randn(1, 3, 5, 4)}, r"fusion: out must be \(1, 3, 5, 5\), got \(1, 3, 5, 4\)"),
         ({2: [torch.randn(1, 4, 5, 5)]}, "fusion: weights must be 1 tensors, one for each input, got 2"),
         ({5: "elu"}, "fusion: activation must be 'relu', 'relu6' or 'none', got 'elu'"),

@@ -1,5 +1,7 @@
 """The ops under opcheck, torch.compile, torch.export, autocast and torch.func."""
 
+import ctypes
+
 import pytest
 import torch
 import torch._dynamo.testing
@@ -60,6 +62,32 @@ OPCHECKS = {
 def test_opcheck(op, grad):
     function, arguments = OPCHECKS[op]
     torch.library.opcheck(function.default, tuple(arguments(grad=grad and "backward" not in op)))
+
+
+class Heap(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = [(f"before_{i}", ctypes.c_size_t) for i in range(7)] + [
+        (name, ctypes.c_size_t) for name in ("uordblks", "fordblks", "keepcost")
+    ]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library does not count what is in use")
+@pytest.mark.parametrize("op", OPCHECKS)
+def test_no_call_leaks(op):
+    """A text as argument once left 48 bytes behind, with every call."""
+    function, make = OPCHECKS[op]
+    arguments = make(grad=False)
+    in_use = ctypes.CDLL(None).mallinfo2
+    in_use.restype = Heap
+
+    def growth(calls: int = 50) -> float:
+        before = in_use().uordblks
+        for _ in range(calls):
+            function(*arguments)
+        return (in_use().uordblks - before) / calls
+
+    assert min(growth() for _ in range(8)) < 16
 
 
 SHAPES = [(1, 1, 1, 1), (2, 1, 3, 4), (1, 3, 1, 1), (3, 4, 1, 5), (0, 2, 3, 3), (2, 8, 5, 1)]

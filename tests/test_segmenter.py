@@ -197,16 +197,19 @@ def test_nothing_is_kept(segmenter):
 
 
 def test_memory_is_given_back_where_sizes_change(model, monkeypatch):
-    given = []
+    given, memory = [], iter(range(0, 1 << 40, heap.MOST_GROWTH // 4 + 1))
     monkeypatch.setattr(heap, "give_back", lambda: given.append(True))
-    monkeypatch.setattr("lwrn_fast.segmenter.MOST_CHANGES", 4)
+    monkeypatch.setattr(heap, "resident", lambda: next(memory))
+    monkeypatch.setattr(heap, "LEAST_CHANGES", 6)
     segmenter = lwrn_fast.Segmenter(model)
     for _ in range(10):
         segmenter(picture(16, 16))
     assert not given
-    for side in (8, 12, 8, 12, 8, 12):
+    counts = []
+    for side in (8, 12) * 6:
         segmenter(picture(side, 16))
-    assert len(given) == 1
+        counts.append(len(given))
+    assert counts == [0] * 4 + [1] * 6 + [2] * 2  # the first picture of all was a change too
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,8 @@ Tensor crp(const Tensor& x, const std::vector<Tensor>& weights, const std::vecto
 }
 
 Tensor fusion(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
-              const std::string& activation, bool align_corners) {
+              StringHandle activation_name, bool align_corners) {
+  const Activation activation = take_activation(activation_name);
   require(!inputs.empty() && static_cast<int64_t>(inputs.size()) <= cuda::kMostInputs, "fusion: inputs must be 1 to ",
           cuda::kMostInputs, " tensors, got ", inputs.size());
   const Place place("fusion", inputs[0]);
