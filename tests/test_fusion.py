@@ -168,10 +168,13 @@ def test_nan_passes(backend, which, sign, activation, dtype):
 @pytest.mark.parametrize("activation", ["relu", "relu6", "none"])
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf], ids=["inf", "minus_inf"])
 def test_infinities(backend, value, activation, dtype):
-    inputs = maps(2, [8, 5], [(11, 16), (11, 16)], dtype)
+    # Where the processor multiplies pairs of bfloat16, PyTorch makes a pair of a last, odd plane and the next pixel's
+    # first, and multiplies that by 0.
+    planes = [8, 6 if backend.name == "reference" else 5]
+    inputs = maps(2, planes, [(11, 16), (11, 16)], dtype)
     inputs[0][1, 2, 3, 4] = value
     inputs[1][0, :, 5] = value
-    check(inputs, [w.abs() + 0.01 for w in parameters([8, 5], 9, dtype)[0]], activation=activation)
+    check(inputs, [w.abs() + 0.01 for w in parameters(planes, 9, dtype)[0]], activation=activation)
 
 
 @pytest.mark.not_interpreted

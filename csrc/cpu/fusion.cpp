@@ -10,7 +10,9 @@
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
-constexpr int64_t kTile = 128;  // pixels
+// Pixels. Those of gathered maps are copied into a panel that stays in the nearer caches; the longer tile of the others
+// has fewer beginnings, of which no block before has fetched the pixels.
+constexpr int64_t kTile = 384, kGatheredTile = 128;
 
 template <class T>
 class Fusion {
@@ -18,9 +20,11 @@ class Fusion {
 
  public:
   Fusion(const FusionArgs& args, int64_t threads, char* workspace)
-      : args_(args), threads_(threads), workspace_(workspace) {
+      : args_(args), threads_(threads), tile_(kTile), workspace_(workspace) {
+    for (int64_t k = 0; k < args.inputs; ++k)
+      if (is_gathered(k)) tile_ = kGatheredTile;
     // Images of few tiles are worked on together, for else most threads would wait.
-    images_ = clamp(ceil_div(4 * threads * kTile, pixels_of(0)), 1, larger(map(0).batch, 1));
+    images_ = clamp(ceil_div(4 * threads * kGatheredTile, pixels_of(0)), 1, larger(map(0).batch, 1));
   }
 
   int64_t workspace_bytes() const { return images_ * image_bytes() + threads_ * worker_bytes(); }
@@ -42,6 +46,13 @@ class Fusion {
   int64_t pixels_of(int64_t k) const { return map(k).height * map(k).width; }
   bool is_full(int64_t k) const { return map(k).height == map(0).height && map(k).width == map(0).width; }
 
+  // Whether the pixels of a map cannot be multiplied where they lie, for their type or their order.
+  bool is_gathered(int64_t k) const {
+    const MapView& m = map(k);
+    const bool in_order = m.height == 1 || m.stride_h == m.width * m.stride_w;
+    return sizeof(T) != sizeof(P) || !in_order || m.planes % Operand<T>::group != 0;
+  }
+
   // The convolved map of input k: a row of floats for each pixel.
   int64_t low_offset(int64_t k) const {
     int64_t floats = 0;
@@ -54,30 +65,37 @@ class Fusion {
     return reinterpret_cast<float*>(workspace_ + image % images_ * image_bytes() + low_offset(k));
   }
 
-  // Each worker has, for every input: a panel of pixels, what to multiply, and the taps of each pixel.
+  // Each worker has, for every input: a panel of gathered pixels, the taps of each pixel, and what to multiply or to
+  // interpolate.
   struct PixelTaps {
     int64_t place[4];
     float weight[4];
   };
+  struct Low {
+    const float* map;
+    const PixelTaps* taps;
+  };
   int64_t panel_bytes() const {
     int64_t planes = 0;
-    for (int64_t k = 0; k < args_.inputs; ++k) planes = larger(planes, map(k).planes);
-    return kTile * padded_planes<P>(planes) * static_cast<int64_t>(sizeof(P));
+    for (int64_t k = 0; k < args_.inputs; ++k)
+      if (is_gathered(k)) planes = larger(planes, map(k).planes);
+    return planes == 0 ? 0 : tile_ * padded_planes<P>(planes) * static_cast<int64_t>(sizeof(P));
   }
-  static constexpr int64_t kTapsBytes = kTile * sizeof(PixelTaps);
+  int64_t taps_bytes() const { return tile_ * static_cast<int64_t>(sizeof(PixelTaps)); }
   int64_t worker_bytes() const {
-    const int64_t each = panel_bytes() + kTapsBytes + static_cast<int64_t>(sizeof(Factor<P>));
+    const int64_t each = panel_bytes() + taps_bytes() + static_cast<int64_t>(sizeof(Factor<P>) + sizeof(Low));
     return sums_bytes(args_.out_planes) + round_up(args_.inputs * each, 64);
   }
   float* sums(int64_t worker) const { return reinterpret_cast<float*>(own(worker)); }
   char* per_input(int64_t worker) const { return own(worker) + sums_bytes(args_.out_planes); }
   P* panel(int64_t worker, int64_t k) const { return reinterpret_cast<P*>(per_input(worker) + k * panel_bytes()); }
   PixelTaps* taps(int64_t worker, int64_t k) const {
-    return reinterpret_cast<PixelTaps*>(per_input(worker) + args_.inputs * panel_bytes() + k * kTapsBytes);
+    return reinterpret_cast<PixelTaps*>(per_input(worker) + args_.inputs * panel_bytes() + k * taps_bytes());
   }
   Factor<P>* factors(int64_t worker) const {
-    return reinterpret_cast<Factor<P>*>(per_input(worker) + args_.inputs * (panel_bytes() + kTapsBytes));
+    return reinterpret_cast<Factor<P>*>(per_input(worker) + args_.inputs * (panel_bytes() + taps_bytes()));
   }
+  Low* lows(int64_t worker) const { return reinterpret_cast<Low*>(factors(worker) + args_.inputs); }
   char* own(int64_t worker) const { return workspace_ + images_ * image_bytes() + worker * worker_bytes(); }
 
   // Neighbouring pixels of an image, row after row.
@@ -87,8 +105,8 @@ class Fusion {
 
   template <class Body>
   void each_tile(const Threads& threads, int64_t first_image, int64_t images, int64_t pixels, const Body& body) const {
-    int64_t tiles = ceil_div(pixels, kTile);
-    if (images * tiles < 4 * threads.count)
+    int64_t tiles = ceil_div(pixels, tile_);
+    if (images * tiles < 16 * threads.count)
       tiles = smaller(round_up(tiles, threads.count), pixels);  // an equal share each
     std::atomic<int64_t> next{0};
     threads.each_worker([&](int64_t worker) {
@@ -99,20 +117,16 @@ class Fusion {
     });
   }
 
-  // The pixels of a tile and their weights; the pixels where they lie, if their type and order allow it.
+  // The pixels of a tile and their weights.
   Factor<P> factor(int64_t k, const Run& run, P* panel) const {
     const MapView& m = map(k);
     const T* pixels = static_cast<const T*>(m.data) + run.image * m.stride_n;
     Factor<P> result{panel, padded_planes<P>(m.planes), static_cast<const P*>(args_.weights[k]),
                      packed_panel<T>(m.planes), m.planes};
-    if constexpr (sizeof(T) == sizeof(P)) {
-      const int64_t row = run.first / m.width;
-      const bool in_order = m.stride_h == m.width * m.stride_w || (run.first + run.count - 1) / m.width == row;
-      if (in_order && m.planes % Operand<T>::group == 0) {
-        result.pixels = reinterpret_cast<const P*>(pixels + row * m.stride_h + run.first % m.width * m.stride_w);
-        result.stride = m.stride_w;
-        return result;
-      }
+    if (!is_gathered(k)) {
+      result.pixels = reinterpret_cast<const P*>(pixels + run.first * m.stride_w);
+      result.stride = m.stride_w;
+      return result;
     }
     for (int64_t i = 0; i < run.count; ++i) {
       const int64_t pixel = run.first + i;
@@ -152,36 +166,58 @@ class Fusion {
   }
 
   void finish_run(int64_t worker, const Run& run) const {
-    int64_t full = 0;
+    int64_t full = 0, low = 0;
     for (int64_t k = 0; k < args_.inputs; ++k) {
-      if (is_full(k))
+      if (is_full(k)) {
         factors(worker)[full++] = factor(k, run, panel(worker, k));
-      else
+      } else {
         place_taps(k, run, taps(worker, k));
+        lows(worker)[low++] = {low_map(k, run.image), taps(worker, k)};
+      }
     }
     T* out = static_cast<T*>(args_.out) + (run.image * pixels_of(0) + run.first) * args_.out_planes;
     multiply_blocks(run.count, factors(worker), full, args_.out_planes, sums(worker), [&](int64_t i, float* sums) {
-      for (int64_t k = 0; k < args_.inputs; ++k)
-        if (!is_full(k)) add_interpolated(low_map(k, run.image), taps(worker, k)[i], sums);
-      finish_pixel(sums, out + i * args_.out_planes);
+      finish_pixel(i, sums, lows(worker), low, out + i * args_.out_planes);
     });
   }
 
-  void add_interpolated(const float* low, const PixelTaps& taps, float* sums) const {
-    const float *a = low + taps.place[0], *b = low + taps.place[1], *c = low + taps.place[2], *d = low + taps.place[3];
-    const vf wa = splat(taps.weight[0]), wb = splat(taps.weight[1]), wc = splat(taps.weight[2]),
-             wd = splat(taps.weight[3]);
-    for (int64_t i = 0; i < args_.out_planes; i += kWidth) {
-      const vf upper = fma(load(b + i), wb, mul(load(a + i), wa));
-      const vf lower = fma(load(d + i), wd, mul(load(c + i), wc));
-      store(sums + i, add(load(sums + i), add(upper, lower)));
+  void finish_pixel(int64_t pixel, float* sums, const Low* lows, int64_t low_count, T* out) const {
+    const auto sum = [&](int64_t c) { return load(sums + c); };
+    if (low_count == 0) return write_pixel(sum, out);
+    for (int64_t k = 0; k + 1 < low_count; ++k) {
+      const Interpolation low(lows[k].map, lows[k].taps[pixel]);
+      for (int64_t c = 0; c < args_.out_planes; c += kWidth) store(sums + c, add(sum(c), low.at(c)));
     }
+    const Interpolation last(lows[low_count - 1].map, lows[low_count - 1].taps[pixel]);
+    write_pixel([&](int64_t c) { return add(sum(c), last.at(c)); }, out);
   }
 
-  void finish_pixel(const float* sums, T* out) const {
+  struct Interpolation {
+    const float *a, *b, *c, *d;
+    vf wa, wb, wc, wd;
+
+    Interpolation(const float* low, const PixelTaps& taps)
+        : a(low + taps.place[0]),
+          b(low + taps.place[1]),
+          c(low + taps.place[2]),
+          d(low + taps.place[3]),
+          wa(splat(taps.weight[0])),
+          wb(splat(taps.weight[1])),
+          wc(splat(taps.weight[2])),
+          wd(splat(taps.weight[3])) {}
+
+    vf at(int64_t i) const {
+      const vf upper = fma(load(b + i), wb, mul(load(a + i), wa));
+      const vf lower = fma(load(d + i), wd, mul(load(c + i), wc));
+      return add(upper, lower);
+    }
+  };
+
+  template <class Value>
+  void write_pixel(const Value& value, T* out) const {
     for (int64_t c = 0; c < args_.out_planes; c += kWidth) {
       const int64_t left_over = args_.out_planes - c;
-      vf sum = load(sums + c);
+      vf sum = value(c);
       if (args_.biases)
         for (int64_t k = 0; k < args_.inputs; ++k)
           sum = add(sum, load_upto(static_cast<const T*>(args_.biases[k]) + c, left_over));
@@ -190,7 +226,7 @@ class Fusion {
   }
 
   const FusionArgs& args_;
-  int64_t threads_, images_;
+  int64_t threads_, images_, tile_;
   char* workspace_;
 };
 

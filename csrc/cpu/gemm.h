@@ -29,6 +29,10 @@ struct Operand<bf16> {
 };
 #endif
 
+// Channels of the panels multiplied by one instruction.
+template <class P>
+constexpr int64_t kGroup = sizeof(float) / sizeof(P);
+
 // Distance between two pixels of scratch memory with `planes` channels, in elements. A cache line more than whole
 // vectors need: at a distance of a power of two, the pixels of a tile would compete for a few sets of the cache.
 template <class E>
@@ -44,8 +48,8 @@ int64_t packed_panel(int64_t in_planes) {
 
 inline int64_t panels(int64_t out_planes) { return ceil_div(out_planes, kPanel); }
 
-// Products are summed over at most this many channels before they join the sum so far: a long chain of roundings would
-// be less accurate than the libraries' own.
+// At most this many products are added one to the other before they join the sum so far: a long chain of roundings
+// would be less accurate than the libraries' own.
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
 constexpr int64_t kChain = 128;
 #else
@@ -54,8 +58,9 @@ constexpr int64_t kChain = 8;  // every product is rounded too
 // Pixels multiplied together: they stay in the nearest caches while all the weights pass by.
 constexpr int64_t kBlock = 48;
 // Channels that a register tile meets before the next one begins, so that 32 KB of weights stay near; whole chains.
-constexpr int64_t kDepth = 8192 / kPanel;
-static_assert(kDepth % kChain == 0);
+template <class P>
+constexpr int64_t kDepth = 8192 / kPanel * kGroup<P>;
+static_assert(kDepth<float> % kChain == 0);
 
 // to[pixel][at + kPanel] (+)= pixels[pixel][k] * packed[k][kPanel], for kPixels pixels and `planes` values of k.
 template <int kPixels>
@@ -91,6 +96,7 @@ inline void multiply_tile(const bf16* pixels, int64_t stride, const bf16* packed
 #pragma GCC unroll 16
   for (int p = 0; p < kPixels; ++p)
     for (int v = 0; v < kPanelVectors; ++v) sum[p][v] = splat(0.0f);
+#pragma GCC unroll 4
   for (int64_t k = 0; k < planes; k += 2) {
     __m512bh weight[kPanelVectors];
     for (int v = 0; v < kPanelVectors; ++v)
@@ -134,6 +140,14 @@ struct Factor {
   int64_t planes;
 };
 
+// Has the processor fetch pixels that will be multiplied soon: it does not foresee where a block of them begins.
+template <class P>
+void fetch(const Factor<P>& factor, int64_t first, int64_t last) {
+  for (int64_t pixel = first; pixel < last; ++pixel)
+    for (int64_t c = 0; c < factor.planes; c += 64 / static_cast<int64_t>(sizeof(P)))
+      __builtin_prefetch(factor.pixels + pixel * factor.stride + c, 0, 2);
+}
+
 // Distance between the sums of two pixels.
 inline int64_t sums_stride(int64_t out_planes) { return padded_planes<float>(panels(out_planes) * kPanel); }
 // Bytes of the sums that multiply_blocks() needs.
@@ -148,25 +162,28 @@ template <class P, class Place, class Finish>
 void multiply_placed(int64_t count, const Factor<P>* factors, int64_t factor_count, int64_t out_planes,
                      const Place& place, const Finish& finish) {
   const int64_t tiles = ceil_div(count, kTilePixels), blocks = ceil_div(tiles, kBlock / kTilePixels);
+  const int64_t panel_count = panels(out_planes);
   const auto edge = [&](int64_t tile) { return tile * count / tiles; };
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t first_tile = block * tiles / blocks, last_tile = (block + 1) * tiles / blocks;
     const int64_t begin = edge(first_tile), many = edge(last_tile) - begin;
+    const int64_t next = block + 1 < blocks ? edge((block + 2) * tiles / blocks) - edge(last_tile) : 0;
     float* to[kBlock];
     for (int64_t i = 0; i < many; ++i) to[i] = place(begin + i, i);
     for (int64_t i = 0; i < many && factor_count == 0; ++i)
-      std::memset(to[i], 0, static_cast<size_t>(panels(out_planes) * kPanel) * sizeof(float));
-    for (int64_t panel = 0; panel < panels(out_planes); ++panel) {
+      std::memset(to[i], 0, static_cast<size_t>(panel_count * kPanel) * sizeof(float));
+    for (int64_t panel = 0; panel < panel_count; ++panel) {
       for (int64_t i = 0; i < factor_count; ++i) {
         const Factor<P>& f = factors[i];
-        for (int64_t depth = 0; depth < f.planes; depth += kDepth) {
-          const int64_t end = smaller(depth + kDepth, f.planes);
+        fetch(f, edge(last_tile) + panel * next / panel_count, edge(last_tile) + (panel + 1) * next / panel_count);
+        for (int64_t depth = 0; depth < f.planes; depth += kDepth<P>) {
+          const int64_t end = smaller(depth + kDepth<P>, f.planes);
           for (int64_t tile = first_tile; tile < last_tile; ++tile) {
             const int64_t first = edge(tile), pixels = edge(tile + 1) - first;
-            for (int64_t k = depth; k < end; k += kChain)
+            for (int64_t k = depth; k < end; k += kChain * kGroup<P>)
               multiply_pixels(pixels, f.pixels + first * f.stride + k, f.stride,
-                              f.packed + panel * f.packed_stride + k * kPanel, smaller(kChain, end - k), i + k > 0,
-                              to + first - begin, panel * kPanel);
+                              f.packed + panel * f.packed_stride + k * kPanel, smaller(kChain * kGroup<P>, end - k),
+                              i + k > 0, to + first - begin, panel * kPanel);
           }
         }
       }
