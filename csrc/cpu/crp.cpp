@@ -87,8 +87,12 @@ class Crp {
     const T* source[kPoolRows + 4];
     for (int64_t i = 0; i < tile.rows + 4; ++i)
       source[i] = row_of(stage - 1, tile.image, clamp(tile.top + i - 2, 0, args_.x.height - 1));
-    PoolTile<T, P>{source,       pixel_stride(stage - 1), args_.x.width, planes(), tile.rows, tile.left,
-                   tile.columns, scratch(worker),         panel(worker)}
+    using Pool = PoolTile<T, P>;
+    Pool{source,        pixel_stride(stage - 1),
+         args_.x.width, planes(),
+         tile.rows,     tile.left,
+         tile.columns,  reinterpret_cast<typename Pool::Cell*>(scratch(worker)),
+         panel(worker)}
         .run();
 
     const auto finish = [&](int64_t pixel, const float* sums) {
