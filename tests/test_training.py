@@ -248,7 +248,6 @@ class TestTrain:
         assert not any(name.startswith("layer") for name in changed)
 
     def test_tensorboard(self, folder, tmp_path):
-        pytest.importorskip("tensorboard")
         options = ["--epochs", "1", *SMALL, "--tensorboard", "--batch", "4"]
         assert cli.main(["train", str(folder), "--out", str(tmp_path / "r"), *options]) == 0
         assert len(list((tmp_path / "r" / "tensorboard").iterdir())) == 1
