@@ -10,8 +10,8 @@
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
-// Pixels. Those of gathered maps are copied into a panel that stays in the nearer caches; the longer tile of the others
-// has fewer beginnings, of which no block before has fetched the pixels.
+// Pixels. Those of gathered maps are copied into a panel that must stay in the nearer caches. Other tiles are longer:
+// nothing has fetched the pixels at the beginning of one.
 constexpr int64_t kTile = 384, kGatheredTile = 128;
 
 template <class T>
@@ -50,7 +50,7 @@ class Fusion {
   bool is_gathered(int64_t k) const {
     const MapView& m = map(k);
     const bool in_order = m.height == 1 || m.stride_h == m.width * m.stride_w;
-    return sizeof(T) != sizeof(P) || !in_order || m.planes % Operand<T>::group != 0;
+    return sizeof(T) != sizeof(P) || !in_order || m.planes % kGroup<P> != 0;
   }
 
   // The convolved map of input k: a row of floats for each pixel.

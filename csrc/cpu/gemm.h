@@ -19,17 +19,15 @@ constexpr int kPanel = kPanelVectors * kWidth;
 template <class T>
 struct Operand {
   using type = float;
-  static constexpr int group = 1;  // channels multiplied by one instruction
 };
 #if defined(__AVX512BF16__)
 template <>
 struct Operand<bf16> {
   using type = bf16;
-  static constexpr int group = 2;
 };
 #endif
 
-// Channels of the panels multiplied by one instruction.
+// Channels that one instruction multiplies and adds up, in a lane as wide as their sum.
 template <class P>
 constexpr int64_t kGroup = sizeof(float) / sizeof(P);
 
@@ -43,7 +41,7 @@ int64_t padded_planes(int64_t planes) {
 // Elements of one panel of packed weights.
 template <class T>
 int64_t packed_panel(int64_t in_planes) {
-  return round_up(in_planes, Operand<T>::group) * kPanel;
+  return round_up(in_planes, kGroup<typename Operand<T>::type>) * kPanel;
 }
 
 inline int64_t panels(int64_t out_planes) { return ceil_div(out_planes, kPanel); }
@@ -140,9 +138,9 @@ struct Factor {
   int64_t planes;
 };
 
-// Has the processor fetch pixels that will be multiplied soon: it does not foresee where a block of them begins.
+// Pixels that will be multiplied soon: the processor does not foresee where a block of them begins.
 template <class P>
-void fetch(const Factor<P>& factor, int64_t first, int64_t last) {
+void prefetch(const Factor<P>& factor, int64_t first, int64_t last) {
   for (int64_t pixel = first; pixel < last; ++pixel)
     for (int64_t c = 0; c < factor.planes; c += 64 / static_cast<int64_t>(sizeof(P)))
       __builtin_prefetch(factor.pixels + pixel * factor.stride + c, 0, 2);
@@ -168,6 +166,8 @@ void multiply_placed(int64_t count, const Factor<P>* factors, int64_t factor_cou
     const int64_t first_tile = block * tiles / blocks, last_tile = (block + 1) * tiles / blocks;
     const int64_t begin = edge(first_tile), many = edge(last_tile) - begin;
     const int64_t next = block + 1 < blocks ? edge((block + 2) * tiles / blocks) - edge(last_tile) : 0;
+    // Where the share of the next block's pixels begins that is fetched while a panel is multiplied.
+    const auto ahead = [&](int64_t panel) { return edge(last_tile) + panel * next / panel_count; };
     float* to[kBlock];
     for (int64_t i = 0; i < many; ++i) to[i] = place(begin + i, i);
     for (int64_t i = 0; i < many && factor_count == 0; ++i)
@@ -175,7 +175,7 @@ void multiply_placed(int64_t count, const Factor<P>* factors, int64_t factor_cou
     for (int64_t panel = 0; panel < panel_count; ++panel) {
       for (int64_t i = 0; i < factor_count; ++i) {
         const Factor<P>& f = factors[i];
-        fetch(f, edge(last_tile) + panel * next / panel_count, edge(last_tile) + (panel + 1) * next / panel_count);
+        prefetch(f, ahead(panel), ahead(panel + 1));
         for (int64_t depth = 0; depth < f.planes; depth += kDepth<P>) {
           const int64_t end = smaller(depth + kDepth<P>, f.planes);
           for (int64_t tile = first_tile; tile < last_tile; ++tile) {

@@ -26,7 +26,7 @@ inline void mix_chains(const char* data, Chain* chain) {
 template <class T>
 void pack_panel(const T* weight, int64_t out_planes, int64_t in_planes, int64_t panel,
                 typename Operand<T>::type* packed) {
-  constexpr int group = Operand<T>::group;
+  constexpr int64_t group = kGroup<typename Operand<T>::type>;
   packed += panel * packed_panel<T>(in_planes);
   for (int channel = 0; channel < kPanel; ++channel) {
     const int64_t row = panel * kPanel + channel;
