@@ -1,6 +1,11 @@
 """The backend "lwrn_fast" of torch.compile: our ops in the captured graph, and another compiler for the rest."""
 
+import functools
+import inspect
+import itertools
 import logging
+import os
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,10 +13,10 @@ import torch
 from torch import Tensor, fx
 
 from .rewrite.replacing import Rewriter
-from .rewrite.report import Report
+from .rewrite.report import Finding, Report
 
 log = logging.getLogger("lwrn_fast")
-OPTIONS = ("backend", "report", "crp", "fusion", "labels", "fold")
+OPTIONS = ("backend", "report", "crp", "fusion", "labels", "fold", "channels_last")
 
 
 def backend(
@@ -37,6 +42,7 @@ def backend(
     inner = given.pop("backend", "inductor")
     report = given.pop("report", None)
     wanted = {name: given.pop(name) for name in OPTIONS if name in given}
+    wanted.pop("channels_last", None)
     rewriter = Rewriter(graph_module.graph, None, "", **wanted)
     if rewriter.run():
         graph_module.graph.lint()
@@ -45,8 +51,50 @@ def backend(
     if found.findings:
         log.info("in the captured graph:\n%s", found)
     if report is not None:
-        report.add(found)
+        report.add(_broken(graph_module) + found.findings, part=_frame())
     return _compile(graph_module, example_inputs, inner, mode, given)
+
+
+def _frame() -> int | None:
+    """The number of the function, or part of one, that Dynamo is at; it is the same when that is captured again."""
+    compiling = torch._guards.CompileContext.current_compile_id()
+    return None if compiling is None else compiling.frame_id
+
+
+def _broken(graph_module: fx.GraphModule) -> list[Finding]:
+    """Why the graph ends before the network does, if so."""
+    reason = getattr(graph_module, "compile_subgraph_reason", None)
+    if reason is None or not reason.graph_break:
+        return []
+    lines = [line for line in str(reason.reason).splitlines() if line.strip()]
+    at = f" ({os.path.basename(reason.user_stack[-1].filename)}:{reason.user_stack[-1].lineno})" if reason.user_stack else ""
+    why = lines[0].strip() if lines else "unknown"
+    return [Finding("", "module", "a forward", f"is captured in parts{at}: {why}")]
+
+
+MAX_RECOMPILES = 64
+_numbers = itertools.count()
+
+
+def compile_alone(function: Callable[..., Any], options: dict[str, Any], **settings: Any) -> Callable[..., Any]:
+    """torch.compile by this backend, with compiled code that belongs to this call of `compile_alone` alone.
+
+    Dynamo keeps compiled code with the code object of each Python function that it compiles, so networks of one class
+    share it, and only guards keep them apart. Here every call has a code object of its own, and for the frames behind
+    a graph break, which all networks of a class do share, a backend of its own, which Dynamo compares too. Neither
+    another network's code nor its count of recompilations is then ever met. settings: torch.compile's.
+    """
+    number = next(_numbers)
+    code = function.__code__.replace(co_name=f"{function.__name__}_{number}")  # Dynamo remembers sizes by this name
+    own = types.FunctionType(
+        code, function.__globals__, code.co_name, function.__defaults__, function.__closure__
+    )
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:  # since torch 2.13
+        settings = {"isolate_recompiles": True, "recompile_limit": MAX_RECOMPILES, **settings}
+    filters = {"guard_filter_fn": options.pop("guard_filter_fn")} if "guard_filter_fn" in options else None
+    # a partial equals nothing but itself, where torch.compile's own wrapper of a backend's name compares options
+    own_backend = functools.partial(backend, options=options)
+    return torch.compile(own, backend=own_backend, options=filters, **settings)
 
 
 def _compile(

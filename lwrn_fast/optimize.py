@@ -3,20 +3,21 @@
 import copy
 import logging
 import re
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
-from . import heap
+from . import compiler, heap
 from .accelerate import accelerate, fold_norms
 from .rewrite.report import Report
 
 log = logging.getLogger("lwrn_fast")
 HOW = ("compile", "eager")
+_compiling = threading.RLock()
 
 
 class Optimized(nn.Module):
@@ -28,26 +29,38 @@ class Optimized(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        run: Any,
+        run: Callable[..., Any] | None,
         report: Report,
-        settings: AbstractContextManager,
         narrow: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.network, self.report = network, report
-        self._run = run
-        self._settings = settings
+        self._run = run  # compiled, of the network and its arguments; None where the network itself is called
         self._narrow = narrow  # of what goes in and out, where the network computes in float32 instead
+        self._met: set[Any] = set()  # kinds of inputs for which compiled code is there
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         # not in inference mode, for which everything would be compiled and kept a second time
-        # and frozen where this call compiles: Dynamo must know that, not inductor alone
-        with torch.inference_mode(False), torch.no_grad(), self._settings:
+        with torch.inference_mode(False), torch.no_grad():
             args, kwargs = tree_map(_normal, (args, kwargs))
             if self._narrow is None:
-                return self._run(*args, **kwargs)
+                return self._call(args, kwargs)
             args, kwargs = _cast((args, kwargs), self._narrow, torch.float32)
-            return _cast(self._run(*args, **kwargs), torch.float32, self._narrow)
+            return _cast(self._call(args, kwargs), torch.float32, self._narrow)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._run is None:
+            return self.network(*args, **kwargs)
+        kind = _kind(args, kwargs)
+        if kind in self._met:
+            return self._run(self.network, args, kwargs)
+        # Dynamo must know that weights are frozen, not inductor alone, and reads it from settings of the process
+        frozen = torch._inductor.config.patch(freezing=True)
+        many = torch._dynamo.config.patch(recompile_limit=compiler.MAX_RECOMPILES)
+        with _compiling, frozen, many:
+            result = self._run(self.network, args, kwargs)
+        self._met.add(kind)
+        return result
 
     def train(self, mode: bool = True) -> "Optimized":
         """Always for inference; RuntimeError for anything else."""
@@ -116,21 +129,51 @@ def optimize(
         log.warning("optimize runs the network without torch.compile: %s", reason)
     if how == "eager" or reason is not None:
         fold_norms(network)
-        optimized = Optimized(network, network, accelerate(network), nullcontext(), narrow)
+        optimized = Optimized(network, None, accelerate(network), narrow)
     else:
         report = Report()
         # with the calls in C++ too, networks measured faster on a CPU
-        settings = {"cpp_wrapper": on_cpu, "guard_filter_fn": _of_inputs, **(options or {}), "report": report}
-        run = torch.compile(network, backend="lwrn_fast", dynamic=dynamic, options=settings)
-        optimized = Optimized(network, run, report, torch._inductor.config.patch(freezing=True), narrow)
+        settings = {"cpp_wrapper": on_cpu, "guard_filter_fn": _guards(network), **(options or {}), "report": report}
+        run = compiler.compile_alone(_run, settings, dynamic=dynamic)
+        optimized = Optimized(network, run, report, narrow)
     optimized(*inputs)
     return optimized
 
 
-def _of_inputs(guards: Sequence[Any]) -> list[bool]:
-    """What is looked at before each call: the inputs and PyTorch's state. The network is a copy that nobody changes,
-    and Dynamo would hold thousands of its attributes against what they were, for two milliseconds."""
-    return [not guard.is_global and not re.search(r"\bself\b", guard.name) for guard in guards]
+def _run(self: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return self(*args, **kwargs)
+
+
+def _guards(network: nn.Module) -> Callable[[Sequence[Any]], list[bool]]:
+    """Which guards Dynamo checks before each call: those on inputs, on PyTorch's state, on the plain values that a
+    forward of the user's own reads from its modules and from global variables. The network is a copy with compiled
+    code of its own, so its weights and layers stay what they are: a check of thousands of them took two milliseconds.
+    """
+
+    def keep(guard: Any) -> bool:
+        name = guard.name.replace("L['self']", "self")
+        if guard.is_global:
+            return guard.guard_type in OF_VALUES and not re.match(r"G\['__(builtins|import_torch)", name)
+        if not re.match(r"self\b", name):
+            return True
+        path, attribute = re.fullmatch(r"self((?:\._modules\['[^']*'\])*)(.*)", name).groups()  # type: ignore
+        owner = network.get_submodule(".".join(re.findall(r"'([^']*)'", path)))
+        known = type(owner).__module__.startswith(("torch.", f"{__package__}."))
+        return not known and bool(attribute) and not re.match(r"\._parameters|\._modules|\.\w*_hooks", attribute)
+
+    return lambda guards: [keep(guard) for guard in guards]
+
+
+OF_VALUES = ("CONSTANT_MATCH", "EQUALS_MATCH", "NONE_MATCH", "DICT_KEYS_MATCH", "SEQUENCE_LENGTH")
+"""Kinds of guards on global variables that a program changes as it runs; functions and classes are not replaced."""
+
+
+def _kind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What compiled code depends on in the arguments of a call, hashable."""
+    leaves, spec = tree_flatten((args, kwargs))
+    return str(spec) if kwargs else len(args), *[
+        (x.shape, x.dtype, x.stride(), x.device) if isinstance(x, Tensor) else repr(x) for x in leaves
+    ]
 
 
 def _normal(x: Any) -> Any:

@@ -1,6 +1,6 @@
 """What was found in a network, what was replaced, and why the rest was not."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 
@@ -22,7 +22,7 @@ class Finding:
         return self.reason is None
 
 
-@dataclass
+@dataclass(eq=False)
 class Report:
     """All findings, in the network's order; printed, it is a table.
 
@@ -32,6 +32,13 @@ class Report:
     """
 
     findings: list[Finding] = field(default_factory=list)
+    expected: bool = False
+    """Whether nothing has been captured yet, so that the findings are only to be expected."""
+    _captured: dict[Hashable, list[Finding]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.expected:
+            self._captured[0] = list(self.findings)
 
     def count(self, kind: str) -> int:
         """How many of a kind were replaced."""
@@ -45,8 +52,11 @@ class Report:
     def refused(self) -> list[Finding]:
         return [finding for finding in self.findings if not finding.replaced]
 
-    def add(self, findings: Iterable[Finding]) -> None:
-        self.findings.extend(findings)
+    def add(self, findings: Iterable[Finding], part: Hashable = None) -> None:
+        """Add what was found in a part of the network, in place of what was found in that part before."""
+        self.expected = False
+        self._captured[len(self._captured) if part is None else ("part", part)] = list(findings)
+        self.findings[:] = [finding for found in self._captured.values() for finding in found]
 
     def __bool__(self) -> bool:
         """Whether anything was replaced."""
@@ -58,12 +68,13 @@ class Report:
     def __str__(self) -> str:
         if not self.findings:
             return "nothing of ours was found: no chained residual pooling, no fusion, no 5x5 pool"
+        done = "to be replaced" if self.expected else "replaced"
         rows = [("module", "found", "size", "")]
         for finding in self.findings:
             where = finding.where or "(the network)"
-            rows.append((where, finding.kind, finding.what, finding.reason or "replaced"))
+            rows.append((where, finding.kind, finding.what, finding.reason or done))
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = ["  ".join([*map(str.ljust, row[:3], widths), row[3]]).rstrip() for row in rows]
         kinds = dict.fromkeys(finding.kind for finding in self.replaced)
         counts = ", ".join(f"{self.count(kind)} {kind}" for kind in kinds) or "nothing"
-        return "\n".join([*lines, f"replaced: {counts}"])
+        return "\n".join([*lines, f"{done}: {counts}" + (" at the first call" if self.expected else "")])

@@ -64,21 +64,12 @@ class Tracer(fx.Tracer):
 
 
 def trace(module: nn.Module, closed: set[nn.Module]) -> tuple[fx.Graph, list[nn.Module]]:
-    """The graph, and the modules within that it looks into. NotTraced where the forward is not the same every time."""
-    kept = {inner: dict(vars(inner)) for inner in module.modules()}
+    """The graph, and the modules within that it looks into. NotTraced where the forward cannot be recorded."""
     tracer = Tracer(closed)
     try:
-        graph = tracer.trace(module)
+        return tracer.trace(module), tracer.opened
     except Exception as error:  # it is somebody else's code
-        raise NotTraced(f"its forward cannot be traced: {_first_line(error)}") from error
-    finally:
-        changed = [inner for inner, before in kept.items() if _differs(vars(inner), before)]
-        for inner in changed:
-            vars(inner).clear()
-            vars(inner).update(kept[inner])
-    if changed:
-        raise NotTraced("its forward changes its attributes")
-    return graph, tracer.opened
+        raise NotTraced(str(error)) from error
 
 
 def required(module: nn.Module) -> list[str]:
@@ -94,12 +85,3 @@ def required(module: nn.Module) -> list[str]:
 
 def _of_torch(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.")
-
-
-def _differs(now: dict[str, Any], before: dict[str, Any]) -> bool:
-    return now.keys() != before.keys() or any(now[key] is not before[key] for key in now)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:120] if lines else type(error).__name__

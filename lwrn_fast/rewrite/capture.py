@@ -1,0 +1,153 @@
+"""One instance of anybody's module, in place: Dynamo captures its forward, and our ops run in what was captured.
+
+The instance gets a subclass of its own class, as torch.nn.utils.parametrize gives one, whose forward hands the module
+to compiled code. So replicas, shallow copies and deep copies run with their own weights, and Dynamo's guards and its
+treatment of side effects decide at each call whether what was captured still stands for the forward.
+"""
+
+import copyreg
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import compiler
+from .report import Finding, Report
+
+KEY = "_lwrn_fast_capture"
+"""Where an accelerated module keeps its `Capture`."""
+SETTINGS = {
+    "skip_nnmodule_hook_guards": False,  # hooks may be registered later
+    "suppress_errors": True,  # what cannot be captured runs as it is
+    "optimize_ddp": False,  # whose buckets would cut patterns in two
+    "allow_unspec_int_on_nn_module": True,  # a counter is no reason to capture again
+    "recompile_limit": compiler.MAX_RECOMPILES,
+}
+"""Dynamo's, whenever it may capture."""
+
+
+class Capture:
+    """What has been captured of one module, its replicas and its shallow copies.
+
+    wanted: options of the backend. report: is told what was captured.
+    """
+
+    def __init__(self, wanted: dict[str, bool], report: Report) -> None:
+        self.wanted, self.report = wanted, report
+        self._run: Callable[..., Any] | None = None
+        self._forwards: tuple[tuple[type, Any], ...] = ()
+        self._lock = threading.Lock()
+
+    def __call__(self, owner: type, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The module's forward. owner: the subclass that its `forward` was found in."""
+        run = self._run
+        # Dynamo has no guards on the functions that classes hold
+        if run is None or any(kind.forward is not forward for kind, forward in self._forwards):
+            run = self._begin(owner, module)
+        revert = _set()
+        try:
+            return run(module, args, kwargs)
+        except Exception:
+            self._run = None  # Dynamo never looks again at a frame that failed, and the next call may be right
+            raise
+        finally:
+            revert()
+
+    def _begin(self, owner: type, module: nn.Module) -> Callable[..., Any]:
+        with self._lock:
+            kinds = {type(inner) for inner in module.modules()}
+            self._forwards = tuple((kind, kind.forward) for kind in kinds)
+
+            def forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                return super(owner, module).forward(*args, **kwargs)
+
+            options = {**self.wanted, "backend": "eager", "report": self.report}
+            self._run = compiler.compile_alone(forward, options)
+            return self._run
+
+    def __deepcopy__(self, memo: dict) -> "Capture":
+        return Capture(dict(self.wanted), Report())
+
+    def __reduce__(self) -> tuple:
+        return Capture, (self.wanted, Report())
+
+
+def install(module: nn.Module, capture: Capture) -> None:
+    """Have the module's forward captured from now on."""
+    module.__class__ = subclass(type(module))
+    vars(module)[KEY] = capture
+
+
+def remove(module: nn.Module) -> None:
+    """Undo `install`; nothing happens to a module without it."""
+    vars(module).pop(KEY, None)
+    if type(module) in _originals:
+        module.__class__ = _originals[type(module)]
+
+
+_originals: dict[type, type] = {}
+
+
+@functools.cache
+def subclass(kind: Any) -> Any:
+    """The class of accelerated instances of a class; it has the class's name, and its pickles name the class."""
+
+    class Accelerated(kind):
+        @functools.wraps(kind.forward)
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            capture = None if torch.compiler.is_compiling() or _is_observed() else vars(self).get(KEY)
+            if capture is None:
+                return super().forward(*args, **kwargs)
+            return capture(Accelerated, self, args, kwargs)
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            made = super().__reduce_ex__(protocol)
+            if isinstance(made, tuple) and made[1][:1] == (Accelerated,):  # copyreg's functions
+                return _of_subclass, (kind, made[0], *made[1][1:]), *made[2:]
+            if isinstance(made, tuple) and made[0] is Accelerated:
+                return _of_subclass, (kind, None, *made[1]), *made[2:]
+            return made
+
+    Accelerated.__name__, Accelerated.__qualname__ = kind.__name__, kind.__qualname__
+    Accelerated.__module__, Accelerated.__doc__ = kind.__module__, kind.__doc__
+    _originals[Accelerated] = kind
+    return Accelerated
+
+
+def _of_subclass(kind: Any, make: Callable[..., Any] | None, *args: Any) -> Any:
+    """How copy and pickle make an instance anew: by copyreg's function, or by calling the class."""
+    own = subclass(kind)
+    return own(*args) if make is None else make(own, *args)
+
+
+def _is_observed() -> bool:
+    """Whether somebody records or transforms what PyTorch computes, and so must see the network's own forward."""
+    return (
+        torch._C._is_tracing()  # torch.jit.trace
+        or torch.fx._symbolic_trace.is_fx_symbolic_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or any(_global_hooks())
+    )
+
+
+def _global_hooks() -> Iterator[Any]:
+    of_all = nn.modules.module
+    yield of_all._global_forward_hooks
+    yield of_all._global_forward_pre_hooks
+    yield of_all._global_backward_hooks
+    yield of_all._global_backward_pre_hooks
+
+
+def _set() -> Callable[[], None]:
+    """Set `SETTINGS`; the function returned sets them back. config.patch does the same in five times the time."""
+    return _change()()
+
+
+@functools.cache
+def _change() -> Callable[[], Callable[[], None]]:
+    return torch._dynamo.config._make_closure_patcher(**SETTINGS)  # type: ignore[attr-defined]
