@@ -3,13 +3,17 @@
 What is found holds for every input: what depends on sizes is left to running.py, which sees them.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+import operator
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.fx import Graph, Node
 
-from .reading import Conv, Reader, Resize
+from .effects import Effects, value_of
+from .reading import Conv, Pool, Reader, Resize
 
 
 class Refusal(NamedTuple):
@@ -21,11 +25,20 @@ class Refusal(NamedTuple):
     reason: str
 
 
+class Stage(NamedTuple):
+    """A pool, the convolution behind it, and all nodes of both."""
+
+    pool: Pool
+    pooled: Node
+    conv: Conv
+    nodes: tuple[Node, ...]
+
+
 class Chain(NamedTuple):
     """Chained residual pooling: `out` = x + the results of the stages + what else is in the same sum."""
 
     x: Node
-    stages: list[Conv]
+    stages: list[Stage]
     others: list[Node]
     out: Node
     nodes: list[Node]
@@ -36,7 +49,7 @@ class Chain(NamedTuple):
     def __str__(self) -> str:
         count = len(self.stages)
         kind = " with 3x3 convolutions: the pools" if self.pools_only else ""
-        return f"{count} stage{'s' * (count > 1)} of {self.stages[0].shape[0]} planes{kind}"
+        return f"{count} stage{'s' * (count > 1)} of {self.stages[0].conv.shape[0]} planes{kind}"
 
 
 class Term(NamedTuple):
@@ -50,16 +63,19 @@ class Term(NamedTuple):
 
 
 class Join(NamedTuple):
-    """A fusion; its first term is of the result's size."""
+    """A fusion; its first term is of the result's size. What else is in the same sum is added before the activation."""
 
     terms: list[Term]
+    others: list[Node]
     activation: str
     align_corners: bool
     out: Node
     nodes: list[Node]
 
     def __str__(self) -> str:
-        return f"{_inputs(len(self.terms))} to {self.terms[0].convs[-1].shape[0]} planes"
+        count = len(self.terms)
+        inputs = f"{count} of {_inputs(count + len(self.others))}" if self.others else _inputs(count)
+        return f"{inputs} to {self.terms[0].convs[-1].shape[0]} planes"
 
 
 class Labels(NamedTuple):
@@ -70,17 +86,16 @@ class Labels(NamedTuple):
     nodes: list[Node]
 
 
-def chains(graph: Graph, reader: Reader) -> Iterator[Chain | Refusal]:
+def chains(graph: Graph, reader: Reader, effects: Effects) -> Iterator[Chain | Refusal]:
     for node in graph.nodes:
         if reader.addition(node) and not _inner(node, reader):
-            found = _chain(node, reader)
+            found = _chain(node, reader, effects)
             if found is not None:
                 yield found
 
 
-def joins(graph: Graph, reader: Reader, crps: Iterable[Chain]) -> Iterator[Join | Refusal]:
-    """Sums with something upsampled in them, and what a chained residual pooling begins with."""
-    pooled = {chain.x for chain in crps if not chain.pools_only}
+def joins(graph: Graph, reader: Reader, effects: Effects, pooled: Collection[Node]) -> Iterator[Join | Refusal]:
+    """Sums with something upsampled in them, and what a chained residual pooling, of `pooled`, begins with."""
     done: set[Node] = set()
     for node in graph.nodes:
         activation = reader.activation(node)
@@ -89,103 +104,155 @@ def joins(graph: Graph, reader: Reader, crps: Iterable[Chain]) -> Iterator[Join 
             continue
         if not activation and (not reader.addition(node) or _inner(node, reader) or _activated(node, reader)):
             continue
-        found = _join(node, inner, activation.name if activation else "none", reader, feeds=node in pooled)
+        name, behind = (activation.name, activation.nodes) if activation else ("none", (node,))
+        found = _join(node, inner, name, behind, reader, effects, feeds=node in pooled)
         if found is not None:
             done.add(inner)
             yield found
 
 
-def labels(graph: Graph, reader: Reader) -> Iterator[Labels]:
+def labels(graph: Graph, reader: Reader, effects: Effects) -> Iterator[Labels | Refusal]:
     for node in graph.nodes:
-        x = _argmax_of(node)
+        x, nodes = _argmax_of(node)
+        x, passed = reader.through(x)
         resize = reader.resize(x)
-        if x is not None and resize is not None and len(x.users) == 1 and resize.mode == "bilinear" and resize.plain:
-            yield Labels(resize, node, [x, node])
+        if resize is None or len(x.users) > 1 or not resize.bilinear:
+            continue
+        tail = Labels(resize, node, [x, *passed, *nodes])
+        reason = reader.mixed(x, [resize.x]) or effects.why_not(tail.nodes, node, reader.fresh)
+        yield tail if reason is None else Refusal(node, "labels", "upsampling and argmax", reason)
 
 
 def pools(graph: Graph, reader: Reader) -> Iterator[Node | Refusal]:
-    """Of 5x5 with stride 1."""
+    """Of 5x5 with stride 1, and those that several of them make."""
     for node in graph.nodes:
         pool = reader.pool(node)
-        if pool and pool.kernel == (5, 5) and pool.stride == (1, 1):
-            reason = pool.why_not_5x5()
-            yield node if reason is None else Refusal(node, "pool", "1 of 5x5", reason)
+        if pool is None or (pool.steps == 0 and (pool.kernel != (5, 5) or pool.stride != (1, 1))):
+            continue
+        value = value_of(node)
+        reason = pool.why_not_5x5() if pool.steps == 0 else None
+        if reason is None and isinstance(value, Tensor) and value.device.type != "cpu":
+            reason = f"a pool by itself is as fast as it is on {value.device.type}"
+        if reason is None and isinstance(value, Tensor) and not value.is_floating_point():
+            reason = f"its values are {str(value.dtype).removeprefix('torch.')}"
+        yield node if reason is None else Refusal(node, "pool", f"1 of {pool.kernel[0]}x{pool.kernel[1]}", reason)
 
 
-def _chain(out: Node, reader: Reader) -> Chain | Refusal | None:
+def _chain(out: Node, reader: Reader, effects: Effects) -> Chain | Refusal | None:
     terms, additions = _summed(out, reader)
-    stage_of: dict[Node, tuple[Conv, Node]] = {}  # what a pool takes, to the stage that begins there
+    stage_of: dict[Node, tuple[Stage, Node]] = {}  # what a pool takes, to the stage that begins there
     results = set()
     for term in terms:
-        conv = reader.conv(term)
-        pool = conv and reader.pool(conv.x)
-        if conv and pool and len(conv.x.users) == 1:
+        found = _stage(term, terms, reader)
+        if found is not None:
             results.add(term)
-            stage_of[pool.x] = (conv, term)
+            stage_of[found[0]] = (found[1], term)
     starts = [term for term in terms if term in stage_of and term not in results]
-    if len(starts) != 1 or len(stage_of) != len(results):
-        return None
+    if len(set(starts)) != 1 or len(stage_of) != len(results):
+        return _reversed(out, terms, reader)
     x = at = starts[0]
-    stages, nodes = [], list(additions)
+    stages, nodes, trouble = [], list(additions), False
     while at in stage_of:
-        conv, result = stage_of.pop(at)
-        stages.append(conv)
-        nodes += [conv.x, *conv.nodes]
-        used = {*additions, *([] if result not in stage_of else [stage_of[result][0].x])}
-        if any(user not in used for user in result.users):
-            return None  # a stage's result is wanted elsewhere
+        stage, result = stage_of.pop(at)
+        stages.append(stage)
+        nodes += stage.nodes
+        following = stage_of[result][0].nodes if result in stage_of else ()
+        trouble = trouble or any(user not in (*additions, *following) for user in result.users)
         at = result
-    replaced = {x, *(stage.nodes[-1] for stage in stages)}
-    others = [term for term in terms if term not in replaced]
-    wide = all(stage.shape[2:] == (3, 3) and stage.stride == (1, 1) for stage in stages)
-    chain = Chain(x, stages, others, out, sorted(nodes, key=reader.place.__getitem__), wide)
-    reason = _why_not_crp(chain, reader)
+    replaced = Counter([x, *(stage.conv.nodes[-1] for stage in stages)])
+    others = list((Counter(terms) - replaced).elements())
+    wide = all(stage.conv.shape[2:] == (3, 3) and stage.conv.stride == (1, 1) for stage in stages)
+    chain = Chain(x, stages, others, out, sorted(set(nodes), key=effects.place.__getitem__), wide)
+    reason = _why_not_crp(chain)
     if reason is None and not wide:
-        reason = _disturbed(chain.nodes, [x, *others], out, reader)
+        reason = "a stage's result is used elsewhere too" if trouble or set(others) & results else None
+        reason = reason or reader.mixed(out, [x, *(stage.conv.nodes[-1] for stage in stages)])
+        reason = reason or effects.why_not(chain.nodes, out, reader.fresh)
     return chain if reason is None else Refusal(out, "crp", str(chain._replace(pools_only=False)), reason)
 
 
-def _why_not_crp(chain: Chain, reader: Reader) -> str | None:
-    planes, groups = chain.stages[0].shape[0], chain.stages[0].groups
-    for stage in chain.stages:
-        pool = reader.pool(stage.x)
-        reason = (pool and pool.why_not_5x5()) or (None if chain.pools_only else stage.why_not_1x1())
+def _stage(term: Node, terms: Sequence[Node], reader: Reader) -> tuple[Node, Stage] | None:
+    """What is pooled, and the pool and the convolution whose result the term is."""
+    conv = reader.conv(term)
+    if conv is None or len(conv.x.users) > 1:
+        return None
+    pooled, passed = reader.through(conv.x)
+    pool = reader.pool(pooled)
+    if pool is None or len(pooled.users) > 1:
+        return None
+    at, before = pool.x, []
+    while at not in terms and len(at.users) == 1 and (inner := reader.unchanged(at)) is not None:
+        before.append(at)
+        at = inner
+    return at, Stage(pool, pooled, conv, (*reversed(before), pooled, *passed, *conv.nodes))
+
+
+def _reversed(out: Node, terms: Sequence[Node], reader: Reader) -> Refusal | None:
+    """A chain whose convolutions come first: a sum of pools is no pool of a sum."""
+    count = 0
+    for term in terms:
+        pool = reader.pool(term)
+        conv = reader.conv(pool.x) if pool and pool.steps == 1 else None
+        count += conv is not None and conv.x in terms
+    if count == 0:
+        return None
+    what = f"{count} stage{'s' * (count > 1)}"
+    return Refusal(out, "crp", what, "its convolutions come before the pools, not behind them; the pools are replaced")
+
+
+def _why_not_crp(chain: Chain) -> str | None:
+    planes, groups = chain.stages[0].conv.shape[0], chain.stages[0].conv.groups
+    for pool, _, conv, _ in chain.stages:
+        reason = pool.why_not_5x5() or (None if chain.pools_only else conv.why_not_1x1())
         if reason is not None:
             return reason
         if chain.pools_only:
             continue
-        if stage.groups not in (1, planes) or stage.groups != groups:
-            return f"a convolution has {stage.groups} groups, neither 1 nor {planes}"
-        if stage.shape[:2] != (planes, planes // groups):
-            return f"a convolution is from {stage.shape[1] * groups} to {stage.shape[0]} planes"
+        if conv.groups not in (1, planes) or conv.groups != groups:
+            return f"a convolution has {conv.groups} groups, neither 1 nor {planes}"
+        if conv.shape[:2] != (planes, planes // groups):
+            return f"a convolution is from {conv.shape[1] * groups} to {conv.shape[0]} planes"
     return None
 
 
-def _join(out: Node, inner: Node, activation: str, reader: Reader, feeds: bool) -> Join | Refusal | None:
+def _join(
+    out: Node,
+    inner: Node,
+    activation: str,
+    behind: Sequence[Node],
+    reader: Reader,
+    effects: Effects,
+    feeds: bool,
+) -> Join | Refusal | None:
     summands, nodes = _summed(inner, reader) if reader.addition(inner) else ([inner], [])
-    terms = [_term(summand, reader) for summand in summands]
-    resized = [reader.resize(summand) for summand in summands]
-    if not feeds and (len(terms) < 2 or not any(term and term.resize for term in terms)):
-        upsampled = len(terms) > 1 and any(r and r.mode == "bilinear" for r in resized)
-        return Refusal(out, "fusion", _inputs(len(terms)), _why_no_term(summands, reader)) if upsampled else None
-    what = _inputs(len(terms))
-    complete = [term for term in terms if term is not None]
-    if len(complete) < len(terms):
-        return Refusal(out, "fusion", what, _why_no_term(summands, reader)) if len(terms) > 1 else None
-    planes = complete[0].convs[-1].shape[0]
-    what += f" to {planes} planes"
-    first = [term for term in complete if term.resize is None]
+    terms, others = [], []
+    for summand in summands:
+        term = None if reader.broadcast(summand, inner) else _term(summand, reader)
+        terms += [] if term is None else [term]
+        others += [summand] if term is None else []
+    first, resized = [term for term in terms if term.resize is None], [term for term in terms if term.resize]
+    if others and (len(summands) == 1 or not (first and resized)):
+        bilinear = any(resize and resize.mode == "bilinear" for resize in map(reader.resize, summands))
+        if len(summands) == 1 or not (feeds or bilinear):
+            return None
+        return Refusal(out, "fusion", _inputs(len(summands)), _why_no_term(others[0], reader))
+    if not summands or (not feeds and not (len(summands) > 1 and resized)):
+        return None
+    planes = terms[0].convs[-1].shape[0]
+    what = f"{_inputs(len(summands))} to {planes} planes"
+    modes = {term.resize.align_corners for term in resized if term.resize}
+    members = {node for term in terms for node in term.nodes} | {*nodes, inner, *behind}
+    ordered = sorted(members, key=effects.place.__getitem__)
+    join = Join([*first, *resized], others, activation, modes.pop() if modes else True, out, ordered)
+    reason = None
     if not first:
-        return Refusal(out, "fusion", what, "every input is upsampled")
-    modes = {term.resize.align_corners for term in complete if term.resize}
-    if len(modes) > 1:
-        return Refusal(out, "fusion", what, "inputs differ in align_corners")
-    if any(term.convs[-1].shape[0] != planes for term in complete):
-        return Refusal(out, "fusion", what, "inputs differ in planes, and are broadcast")
-    ordered = [*first, *(term for term in complete if term.resize)]
-    members = {node for term in complete for node in term.nodes} | {*nodes, inner, out}
-    join = Join(ordered, activation, modes.pop() if modes else True, out, sorted(members, key=reader.place.__getitem__))
-    reason = _disturbed(join.nodes, [term.x for term in ordered], out, reader)
+        reason = "every input is upsampled"
+    elif modes:
+        reason = "inputs differ in align_corners"
+    elif any(term.convs[-1].shape[0] != planes for term in terms):
+        reason = "inputs differ in planes, and are broadcast"
+    reason = reason or reader.mixed(out, [node for node in summands if node not in others])
+    reason = reason or effects.why_not(join.nodes, out, reader.fresh)
     return join if reason is None else Refusal(out, "fusion", what, reason)
 
 
@@ -195,14 +262,20 @@ def _inputs(count: int) -> str:
 
 def _term(node: Node, reader: Reader) -> Term | None:
     """What a summand of a fusion is made of; its parts are of no use to anyone else."""
+    if len(node.users) > 1:
+        return None
     nodes: list[Node] = []
     convs: list[Conv] = []
+    node, passed = reader.through(node)
     resize = reader.resize(node)
+    if resize is None and passed:
+        node = passed[-1]  # reader.conv looks through them too
     if resize is not None:
-        if resize.mode != "bilinear" or not resize.plain or len(node.users) > 1:
+        if not resize.bilinear:
             return None
-        nodes.append(node)
-        node = resize.x
+        nodes += [*passed, node]
+        node, passed = reader.through(resize.x)
+        nodes += passed
     while len(convs) < 2 and len(node.users) == 1:
         conv = reader.conv(node)
         if conv is None or conv.groups != 1 or conv.why_not_1x1() is not None:
@@ -214,83 +287,91 @@ def _term(node: Node, reader: Reader) -> Term | None:
         node = conv.x
     if not convs:
         return None
-    before = reader.resize(node)
-    if resize is None and before and before.mode == "bilinear" and before.plain and len(node.users) == 1:
-        nodes.append(node)  # a 1x1 convolution and an interpolation may change places
+    resized, passed = reader.through(node)
+    before = reader.resize(resized)
+    if resize is None and before and before.bilinear and len(node.users) == len(resized.users) == 1:
+        nodes += [resized, *passed]  # a 1x1 convolution and an interpolation may change places
         return Term(before.x, convs, before, nodes)
     return Term(node, convs, resize, nodes)
 
 
-def _why_no_term(summands: list[Node], reader: Reader) -> str:
-    for summand in summands:
-        if _term(summand, reader) is None:
-            resize = reader.resize(summand)
-            if resize and resize.mode != "bilinear":
-                return f"an input is upsampled by {resize.mode}"
-            conv = reader.conv(resize.x if resize else summand)
-            if conv is None:
-                return "an input is not the result of a convolution"
-            return conv.why_not_1x1() or (
-                f"a convolution has {conv.groups} groups" if conv.groups != 1 else "an input is used elsewhere too"
-            )
-    return "an input is used elsewhere too"
+def _why_no_term(summand: Node, reader: Reader) -> str:
+    node, _ = reader.through(summand)
+    resize = reader.resize(node)
+    if resize and resize.mode != "bilinear":
+        return f"an input is upsampled by {resize.mode}"
+    conv = reader.conv(resize.x if resize else summand)
+    if conv is None and resize:
+        return "an upsampled input has no convolution of its own, and the rest by itself is not faster fused"
+    if conv is None:
+        return "an input is not the result of a convolution"
+    if conv.groups != 1:
+        return conv.why_not_1x1() or f"a convolution has {conv.groups} groups"
+    return conv.why_not_1x1() or "an input is used elsewhere too, or is broadcast"
 
 
 def _summed(out: Node, reader: Reader) -> tuple[list[Node], list[Node]]:
-    """The summands of a sum and all its additions; numbers, as sum() begins with, are left out."""
+    """The summands of a sum and all its nodes; nothing where a number is among them, but for the 0 of sum()."""
+    found = reader.addition(out)
+    if found is None or not all(_summand(operand) for operand in found.operands):
+        return [], []
     summands: list[Node] = []
-    additions = [out]
-    for operand in reader.addition(out) or ():
-        if isinstance(operand, Node) and reader.addition(operand) and len(operand.users) == 1:
-            inner, more = _summed(operand, reader)
+    nodes = list(found.nodes)
+    for operand in found.operands:
+        if not isinstance(operand, Node):
+            continue
+        node, passed = reader.through(operand)
+        inner, more = _summed(node, reader) if len(operand.users) == len(node.users) == 1 else ([], [])
+        if inner and found.operands.count(operand) == 1:
             summands += inner
-            additions += more
-        elif isinstance(operand, Node):
+            nodes += [*more, *passed]
+        else:
             summands.append(operand)
-        elif operand != 0:
-            return [], []
-    return summands, additions
+    return summands, nodes
+
+
+def _summand(operand: Any) -> bool:
+    if isinstance(operand, Node):
+        value = value_of(operand)
+        return value is None or isinstance(value, Tensor)
+    return isinstance(operand, int | float) and operand == 0
 
 
 def _inner(node: Node, reader: Reader) -> bool:
     """Whether an addition is part of another one."""
-    return len(node.users) == 1 and all(reader.addition(user) for user in node.users)
+    behind = _behind(node, reader)
+    return bool(behind) and all(reader.addition(user) and node in _summed(user, reader)[1] for user in behind)
 
 
 def _activated(node: Node, reader: Reader) -> bool:
-    return len(node.users) == 1 and all(reader.activation(user) for user in node.users)
+    behind = _behind(node, reader)
+    return len(behind) == 1 and all(reader.activation(user) for user in behind)
 
 
-def _disturbed(nodes: list[Node], inputs: list[Node], out: Node, reader: Reader) -> str | None:
-    """What stands against computing it all at once in the place of `out`: something is written to meanwhile."""
-    inside, start, end = set(nodes), reader.place[nodes[0]], reader.place[out]
-    for node in nodes:
-        written = reader.written(node)
-        if written is None:
-            continue
-        later = any(reader.place[user] > reader.place[node] for user in written.users)
-        if later or not (written in inside or _fresh(written, reader)):
-            return "it writes into a tensor that is used elsewhere"
-    for x in inputs:
-        for user in x.users:
-            if user not in inside and start < reader.place[user] < end and reader.written(user) is x:
-                return "an input is written to between its uses"
-    return None
+def _behind(node: Node, reader: Reader) -> list[Node]:
+    """The only user of the node, but for what hands it on and for torch.stack; nothing where there are several."""
+    at = node
+    while len(at.users) == 1:
+        at = next(iter(at.users))
+        if reader.unchanged(at) is None and at.target is not torch.stack:
+            return [at]
+    return []
 
 
-def _fresh(node: Node, reader: Reader) -> bool:
-    """Whether the node's result is new memory that nobody but its users can see."""
-    if reader.written(node) is not None:
-        return _fresh(node.args[0], reader) if isinstance(node.args[0], Node) else False
-    known = (reader.conv, reader.pool, reader.addition, reader.activation, reader.resize)
-    return any(read(node) is not None for read in known)
+def _argmax_of(node: Node) -> tuple[Node | None, list[Node]]:
+    """What the node takes the class of the largest value of, along dimension 1, and the nodes that do."""
+    if node.target is operator.getitem and node.args[1:] == (1,):  # of the largest values and where they are
+        pair = node.args[0]
+        x = _along_planes(pair, "max", torch.max) if isinstance(pair, Node) and len(pair.users) == 1 else None
+        return x, [pair, node] if isinstance(pair, Node) else []
+    return _along_planes(node, "argmax", torch.argmax), [node]
 
 
-def _argmax_of(node: Node) -> Node | None:
-    """What the node takes the class of the largest value of, along dimension 1."""
-    function = node.op == "call_function" and node.target is torch.argmax
-    if not function and (node.op != "call_method" or node.target != "argmax"):
-        return None
+def _along_planes(node: Node, name: str, function: Any) -> Node | None:
+    called = (node.op == "call_function" and node.target is function) or (
+        node.op == "call_method" and node.target == name
+    )
     given = {**dict(zip(("input", "dim", "keepdim"), node.args, strict=False)), **node.kwargs}
     x = given.get("input")
-    return x if given.get("dim") == 1 and not given.get("keepdim") and isinstance(x, Node) else None
+    right = given.get("dim", given.get("axis")) == 1 and not given.get("keepdim") and "out" not in given
+    return x if called and right and isinstance(x, Node) else None

@@ -19,8 +19,8 @@ Statistics = tuple[Tensor, Tensor, Tensor | None, Tensor | None, float]
 """Of a batch normalisation: mean, variance, weight, bias, epsilon."""
 Step = tuple[Tensor, Tensor | None, Statistics | None]
 """A 1x1 convolution, weight and bias, with the normalisation behind it."""
-Target = tuple[Any, Any] | None
-"""Where a map is upsampled: size and scale_factor, as interpolate takes them."""
+Target = tuple[Any, Any, bool] | None
+"""How a map is upsampled: size, scale_factor and recompute_scale_factor, as interpolate takes them."""
 
 
 def run_crp(x: Tensor, steps: Sequence[Step], groups: int) -> Tensor:
@@ -51,33 +51,53 @@ def run_fusion(
         maps.append(x)
         parameters.append(last)
     sizes = [
-        tuple(x.shape[2:]) if to is None else _size(x, *to, align_corners) for x, to in zip(maps, targets, strict=True)
+        tuple(x.shape[2:]) if to is None else _size(x, to, align_corners) for x, to in zip(maps, targets, strict=True)
     ]
-    if maps[0].dim() == 4 and all(size == sizes[0] for size in sizes):
+    batch = maps[0].shape[0]
+    if maps[0].dim() == 4 and all(size == sizes[0] for size in sizes) and all(x.shape[0] == batch for x in maps):
         weights, biases = _all_or_none(parameters)
         return fusion(maps, weights, biases, activation, align_corners)
     out: Tensor | None = None  # something is broadcast, or there is no batch
     for x, (weight, bias), to in zip(maps, parameters, targets, strict=True):
         x = F.conv2d(x, weight, bias)
-        if to is not None:
-            x = F.interpolate(x, size=to[0], scale_factor=to[1], mode="bilinear", align_corners=align_corners)
+        x = x if to is None else _interpolate(x, to, align_corners)
         out = x if out is None else out + x
     assert out is not None
     return reference.ACTIVATIONS[activation](out)
 
 
-def run_labels(logits: Tensor, target: tuple[Any, Any], align_corners: bool) -> Tensor:
+def run_labels(logits: Tensor, target: tuple[Any, Any, bool], align_corners: bool) -> Tensor:
     """Logits (N, classes, h, w) to the classes of the upsampled ones, int64 (N, H, W), as argmax gives them."""
-    size = _size(logits, *target, align_corners) if logits.dim() == 4 else None
+    size = _size(logits, target, align_corners) if logits.dim() == 4 else None
     if size is not None and logits.shape[1] <= checks.MOST_CLASSES:
         return upsample_argmax(logits, size, align_corners).long()
-    big = F.interpolate(logits, size=target[0], scale_factor=target[1], mode="bilinear", align_corners=align_corners)
-    return big.argmax(1)
+    return _interpolate(logits, target, align_corners).argmax(1)
 
 
-def run_pool(x: Tensor) -> Tensor:
-    """The 5x5 maximum with stride 1, (N, C, H, W) to the same."""
-    return pool5x5(x) if x.is_cpu and x.is_floating_point() and x.numel() > 0 else F.max_pool2d(x, 5, 1, 2)
+def run_pool(x: Tensor, steps: int, whole: Tensor, done: int) -> Tensor:
+    """The maximum of (4 steps + 1) x (4 steps + 1) with stride 1 of `whole`, (N, C, H, W) to the same, from x, which
+    is that of `done` steps. It is made of 5x5 pools without gradients, whose way through ties is another."""
+    learns = (torch.is_grad_enabled() and whole.requires_grad) or _dual()
+    if learns or whole.dim() != 4 or not whole.is_cpu or not whole.is_floating_point() or whole.numel() == 0:
+        return F.max_pool2d(whole, 4 * steps + 1, 1, 2 * steps)
+    for _ in range(steps - done):
+        x = pool5x5(x)
+    return x
+
+
+def run_format(x: Tensor, order: Sequence[int]) -> Tensor:
+    """x, its dimensions in memory in this order, from the outermost to the innermost; itself where they are."""
+    if x.dim() != len(order):  # changed in place since
+        return x
+    ordered = x.permute(*order)
+    if ordered.is_contiguous():
+        return x
+    return ordered.contiguous().permute(*(order.index(dim) for dim in range(x.dim())))
+
+
+def _dual() -> bool:
+    """Whether tensors may carry derivatives, or batches, that they do not tell of."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 def _normalised(weight: Tensor, bias: Tensor | None, norm: Statistics | None) -> tuple[Tensor, Tensor | None]:
@@ -125,15 +145,28 @@ def _all_or_none(parameters: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[li
     return weights, [weight.new_zeros(weight.shape[0]) if bias is None else bias for weight, bias in parameters]
 
 
-def _size(x: Tensor, size: Any, scale: Any, align_corners: bool) -> tuple[int, ...] | None:
+def _interpolate(x: Tensor, target: tuple[Any, Any, bool], align_corners: bool) -> Tensor:
+    size, scale, recomputed = target
+    return F.interpolate(
+        x,
+        size=size,
+        scale_factor=scale,
+        mode="bilinear",
+        align_corners=align_corners,
+        recompute_scale_factor=recomputed or None,
+    )
+
+
+def _size(x: Tensor, target: tuple[Any, Any, bool], align_corners: bool) -> tuple[int, ...] | None:
     """Of the upsampled map; None where that does not tell how it is interpolated."""
+    size, scale, recomputed = target
     count = x.dim() - 2
     if size is not None:
         return tuple(size) if isinstance(size, (tuple, list)) else (size,) * count
     scales = scale if isinstance(scale, (tuple, list)) else (scale,) * count
     lengths = tuple(int(length * factor) for length, factor in zip(x.shape[2:], scales, strict=True))
     exact = all(new == old * factor for new, old, factor in zip(lengths, x.shape[2:], scales, strict=True))
-    return lengths if exact or align_corners else None
+    return lengths if exact or align_corners or recomputed else None
 
 
 def _learning(tensors: Sequence[Tensor]) -> bool:

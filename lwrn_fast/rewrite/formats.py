@@ -1,0 +1,148 @@
+"""Memory formats of a rewritten graph: what looks at strides sees those of the network's own operations.
+
+Our ops return channels-last memory. Values do not depend on it, and most operations only hand it on; before one that
+may see strides, and before the graph's results, the format is that of the example which Dynamo has left.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from . import running
+from .effects import Effects, arguments_of, value_of
+
+
+def keep(graph: Graph, effects: Effects, made: set[Node]) -> None:
+    """Give the memory formats that were before to all that comes from the nodes `made` and that something looks at."""
+    derived: set[Node] = set()
+    early: dict[Node, None] = {}  # formatted where they are made, for all their users
+    late: dict[Node, None] = {}  # for the graph's results alone
+    for node in graph.nodes:
+        sources = [source for source in node.all_input_nodes if source in derived]
+        if node.op == "output":
+            for source in sources:
+                root = effects.members(source)[0]
+                shared = sum(member in node.all_input_nodes for member in effects.members(source)) > 1
+                alone = not shared and _order(source) is not None and _dense(source)
+                late.update({source: None} if alone else {})
+                early.update({} if alone else {root: None})
+            continue
+        if node in made or sources:
+            derived.add(node)
+        if sources and _looks(node, effects):
+            early.update({effects.members(source)[0]: None for source in sources})
+    for node in early:
+        if node in derived:
+            _format(graph, node, list(node.users))
+    for node in late:
+        if node not in early:
+            _format(graph, node, [user for user in node.users if user.op == "output"])
+
+
+def _format(graph: Graph, node: Node, users: Sequence[Node]) -> None:
+    order = _order(node)
+    if order is None:
+        return
+    before = users[0] if users[0].op == "output" and len(users) == 1 else node.next
+    with graph.inserting_before(before):
+        new = graph.call_function(running.run_format, (node, order))
+    new.meta = dict(node.meta)
+    for user in users:
+        user.replace_input_with(node, new)
+
+
+def _looks(node: Node, effects: Effects) -> bool:
+    """Whether the result or the memory of a node depends on strides."""
+    if node.op == "call_module":
+        return False
+    name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
+    name = name.strip("_")
+    if node.op == "call_function":
+        module = str(getattr(node.target, "__module__", ""))
+        if module == running.__name__:
+            return False
+        if not module.startswith(("torch", "_operator")) or not callable(node.target):
+            return True
+    if name in RANDOM:
+        return bool(arguments_of(node).get("training", True))
+    if name in MAYBE_VIEWS:  # of the same memory or not, by strides: which only a write shows
+        return any(effects.writes(source) for source in node.all_input_nodes)
+    return name not in VALUES
+
+
+def _order(node: Node) -> tuple[int, ...] | None:
+    """The dimensions of a value in memory, from the outermost to the innermost, None where it is not known."""
+    value = value_of(node)
+    if not isinstance(value, Tensor) or not 1 < value.dim() < 7:
+        return None
+    for order in _usual(value.dim()):
+        if _lies(value, order):
+            return order
+    strides = value.stride()
+    if not all(isinstance(stride, int) for stride in strides):
+        return None
+    return tuple(sorted(range(value.dim()), key=lambda dim: (-strides[dim], dim)))
+
+
+def _usual(dims: int) -> Iterator[tuple[int, ...]]:
+    yield tuple(range(dims))
+    yield (0, *range(2, dims), 1)
+
+
+def _dense(node: Node) -> bool:
+    """Whether the value has its memory to itself, without gaps."""
+    order = _order(node)
+    return order is not None and _lies(value_of(node), order)
+
+
+def _lies(value: Any, order: Sequence[int]) -> bool:
+    expected: Any = 1
+    for dim in reversed(order):
+        length, stride = value.shape[dim], value.stride(dim)
+        if not _equal(length, 1) and not _equal(stride, expected):
+            return False
+        expected = expected * length
+    return True
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(a == b)
+
+
+# Operations whose values do not depend on strides, by the names of functions and methods; views among them keep what
+# they are views of.
+VALUES = {
+    "abs", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d",
+    "adaptive_max_pool2d", "adaptive_max_pool3d", "add", "addcdiv", "addcmul", "addmm", "affine_grid", "all", "amax",
+    "amin", "any", "argmax", "argmin", "argsort", "avg_pool1d", "avg_pool2d", "avg_pool3d", "baddbmm", "batch_norm",
+    "bilinear", "binary_cross_entropy", "binary_cross_entropy_with_logits", "bmm", "cat", "ceil", "celu", "chunk",
+    "clamp", "clamp_max", "clamp_min", "clip", "concat", "conv1d", "conv2d", "conv3d", "conv_transpose1d",
+    "conv_transpose2d", "conv_transpose3d", "cos", "cross_entropy", "cumsum", "detach", "dim", "div", "einsum", "elu",
+    "eq", "erf", "exp", "expand", "expand_as", "expm1", "floor", "floordiv", "gather", "ge", "gelu", "getitem",
+    "grid_sample", "group_norm", "gt", "hardsigmoid", "hardswish", "hardtanh", "huber_loss", "iadd", "imul",
+    "index_select", "instance_norm", "interpolate", "ipow", "isfinite", "isinf", "isnan", "isub", "item", "itruediv",
+    "kl_div", "l1_loss", "layer_norm", "le", "leaky_relu", "lerp", "linear", "local_response_norm", "log", "log1p",
+    "log_softmax", "logical_and", "logical_not", "logical_or", "logsigmoid", "lp_pool2d", "lt", "matmul", "max",
+    "max_pool1d", "max_pool2d", "max_pool3d", "maximum", "mean", "min", "minimum", "mish", "mm", "mod", "movedim",
+    "mse_loss", "mul", "narrow", "ne", "neg", "nll_loss", "norm", "normalize", "numel", "one_hot", "pad", "permute",
+    "pixel_shuffle", "pixel_unshuffle", "pow", "prelu", "prod", "relu", "relu6", "rms_norm", "round", "rsqrt",
+    "scaled_dot_product_attention", "select", "selu", "sigmoid", "sign", "silu", "sin", "size", "smooth_l1_loss",
+    "softmax", "softplus", "softsign", "sort", "split", "sqrt", "square", "squeeze", "stack", "std", "std_mean",
+    "sub", "sum", "swapaxes", "tanh", "tensor_split", "threshold", "topk", "transpose", "true_divide", "truediv",
+    "unbind", "unsqueeze", "upsample", "var", "var_mean", "where",
+}
+# Operations that copy, or give a view where strides allow it.
+MAYBE_VIEWS = {
+    "bfloat16", "clone", "contiguous", "double", "flatten", "float", "half", "int", "long", "reshape", "reshape_as",
+    "to", "type", "type_as", "unflatten",
+}
+# Operations that draw random numbers in training, in the order of memory.
+RANDOM = {
+    "alpha_dropout", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout", "rrelu",
+}
