@@ -121,7 +121,8 @@ def _record(
             graph, opened = tracing.trace(module, closed)
             seen.update(opened)
             rewriter = Rewriter(graph, module, where, **wanted)
-            if rewriter.run():
+            rewriter.run()
+            if any(finding.replaced for finding in rewriter.findings):
                 modules.append(named[where])
             findings += rewriter.findings
 

@@ -16,7 +16,7 @@ from .rewrite.replacing import Rewriter
 from .rewrite.report import Finding, Report
 
 log = logging.getLogger("lwrn_fast")
-OPTIONS = ("backend", "report", "crp", "fusion", "labels", "fold", "channels_last")
+OPTIONS = ("backend", "report", "crp", "fusion", "labels", "fold", "channels_last", "frozen")
 
 
 def backend(
@@ -31,8 +31,9 @@ def backend(
     Chained residual poolings, fusions with the batch normalisations in them, 5x5 pools, and upsampling with argmax
     become our ops, for any sizes, in training too. options, all of them optional: backend, the compiler for the rest,
     a name or a function, default "inductor"; report, a `lwrn_fast.Report` that takes the findings; crp, fusion,
-    labels, fold, False to leave those alone; whatever else is there goes to inductor, and so does mode. The
-    logger "lwrn_fast" tells what was found at level INFO.
+    labels, fold, False to leave those alone; channels_last, True to compute in channels-last memory where anything was
+    replaced; frozen, True where weights are constants, to fold batch normalisations into convolutions; whatever else
+    is there goes to inductor, and so does mode. The logger "lwrn_fast" tells what was found at level INFO.
     Raises ValueError for options that inductor does not have, or that are given with another compiler.
 
     >>> import torch, lwrn_fast
@@ -42,7 +43,6 @@ def backend(
     inner = given.pop("backend", "inductor")
     report = given.pop("report", None)
     wanted = {name: given.pop(name) for name in OPTIONS if name in given}
-    wanted.pop("channels_last", None)
     rewriter = Rewriter(graph_module.graph, None, "", **wanted)
     if rewriter.run():
         graph_module.graph.lint()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from . import compiler, heap
-from .accelerate import accelerate, fold_norms
+from .accelerate import OURS, accelerate, fold_norms
 from .rewrite.report import Report
 
 log = logging.getLogger("lwrn_fast")
@@ -111,7 +111,6 @@ def optimize(
         raise TypeError(f"optimize: example must be a tensor, or all inputs in a list, got {found}")
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     network = copy.deepcopy(model).eval().requires_grad_(False)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     on_cpu = all(parameter.is_cpu for parameter in network.parameters())
     narrow = None
     if dtype is None and {p.dtype for p in network.parameters()} in ({torch.bfloat16}, {torch.float16}):
@@ -127,14 +126,18 @@ def optimize(
     reason = _why_not_compiled() if how == "compile" and on_cpu else None
     if reason is not None:
         log.warning("optimize runs the network without torch.compile: %s", reason)
-    if how == "eager" or reason is not None:
+    eager = how == "eager" or reason is not None
+    if eager and isinstance(network, OURS):  # nothing to look for, and no time to be lost
         fold_norms(network)
         optimized = Optimized(network, None, accelerate(network), narrow)
     else:
         report = Report()
-        # with the calls in C++ too, networks measured faster on a CPU
-        settings = {"cpp_wrapper": on_cpu, "guard_filter_fn": _guards(network), **(options or {}), "report": report}
-        run = compiler.compile_alone(_run, settings, dynamic=dynamic)
+        settings = {"guard_filter_fn": _guards(network), "report": report, "channels_last": True}
+        if eager:
+            settings |= {"backend": "eager", "frozen": True}
+        else:  # with the calls in C++ too, networks measured faster on a CPU
+            settings |= {"cpp_wrapper": on_cpu, **(options or {})}
+        run = compiler.compile_alone(_run, settings, dynamic=dynamic or (None if eager else False))
         optimized = Optimized(network, run, report, narrow)
     optimized(*inputs)
     return optimized

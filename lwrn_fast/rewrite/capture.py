@@ -58,11 +58,11 @@ class Capture:
 
     def _begin(self, owner: type, module: nn.Module) -> Callable[..., Any]:
         with self._lock:
-            kinds = {type(inner) for inner in module.modules()}
+            kinds = {_originals.get(type(inner), type(inner)) for inner in module.modules()}
             self._forwards = tuple((kind, kind.forward) for kind in kinds)
 
-            def forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                return super(owner, module).forward(*args, **kwargs)
+            def forward(self: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                return super(owner, self).forward(*args, **kwargs)
 
             options = {**self.wanted, "backend": "eager", "report": self.report}
             self._run = compiler.compile_alone(forward, options)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from . import running
-from .effects import Effects, arguments_of, value_of
+from .effects import Effects, _nodes, arguments_of, value_of
 
 
 def keep(graph: Graph, effects: Effects, made: set[Node]) -> None:
@@ -39,6 +39,31 @@ def keep(graph: Graph, effects: Effects, made: set[Node]) -> None:
     for node in late:
         if node not in early:
             _format(graph, node, [user for user in node.users if user.op == "output"])
+
+
+def begin(graph: Graph, effects: Effects) -> set[Node]:
+    """Bring the maps (N, C, H, W) that come into the graph into channels-last memory; the nodes that do so."""
+    made: set[Node] = set()
+    for node in [node for node in graph.nodes if node.op == "placeholder"]:
+        value = value_of(node)
+        usual = isinstance(value, Tensor) and value.dim() == 4 and value.is_floating_point()
+        if not usual or not _lies(value, (0, 1, 2, 3)) or _lies(value, (0, 2, 3, 1)) or effects.writes(node):
+            continue
+        users = [user for user in node.users if user.op != "output" and not _is_weight(node, user)]
+        if not users:
+            continue
+        with graph.inserting_after(node):
+            new = graph.call_function(running.run_format, (node, (0, 2, 3, 1)))
+        new.meta = dict(node.meta)
+        for user in users:
+            user.replace_input_with(node, new)
+        made.add(new)
+    return made
+
+
+def _is_weight(node: Node, user: Node) -> bool:
+    """Whether a map goes into an operation behind its first argument, as the weights of a convolution do."""
+    return node in _nodes((user.args[1:], user.kwargs))
 
 
 def _format(graph: Graph, node: Node, users: Sequence[Node]) -> None:

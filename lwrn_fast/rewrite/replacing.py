@@ -1,6 +1,7 @@
 """A graph with our ops in it, in place of what they can do."""
 
 import operator
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from .. import reference
-from . import formats, matching, running
+from . import formats, freezing, matching, running
 from .effects import Effects
 from .reading import Conv, Reader, Resize, Source
 from .report import Finding
@@ -19,7 +20,8 @@ class Rewriter:
     """Rewrites one graph.
 
     root: the module that paths in the graph begin at, None where it has none. where: what findings say of it.
-    crp, fusion, labels, fold: what is wanted.
+    crp, fusion, labels, fold: what is wanted. channels_last: compute in channels-last memory where anything changes.
+    frozen: the weights are constants of the graph's module.
     """
 
     def __init__(
@@ -31,10 +33,12 @@ class Rewriter:
         fusion: bool = True,
         labels: bool = True,
         fold: bool = True,
+        channels_last: bool = False,
+        frozen: bool = False,
     ) -> None:
         self.graph, self.root, self.where = graph, root, where
         self.wanted = {"crp": crp, "fusion": fusion, "labels": labels}
-        self.fold = fold
+        self.fold, self.channels_last, self.frozen = fold, channels_last, frozen
         self.findings: list[Finding] = []
         self.nodes: list[Node] = []
         """What was replaced; no longer part of the graph."""
@@ -44,7 +48,8 @@ class Rewriter:
         self._found_at: list[tuple[int, Finding]] = []
 
     def run(self) -> bool:
-        """Whether anything was replaced."""
+        """Whether the graph is another now."""
+        folded = freezing.fold_norms(self.graph) if self.frozen else 0
         chains = self._sort("crp", matching.chains(self.graph, *self._read()))
         for chain in chains:
             self._found("crp", str(chain), chain.out)
@@ -64,9 +69,12 @@ class Rewriter:
         self._erase()
         self._pools(self._sort("crp", matching.pools(self.graph, self._read()[0])), tell=True)
         self._erase()
-        formats.keep(self.graph, self._read()[1], set(self._now.values()))
+        made = set(self._now.values())
+        if self.channels_last and (made or self.frozen):
+            made |= formats.begin(self.graph, self._read()[1])
+        formats.keep(self.graph, self._read()[1], made)
         self.findings = [finding for _, finding in sorted(self._found_at, key=lambda found: found[0])]
-        return any(finding.replaced for finding in self.findings)
+        return bool(made or folded)
 
     def _read(self) -> tuple[Reader, Effects]:
         """The graph as it is by now."""
@@ -188,5 +196,5 @@ def _path(node: Node) -> str:
     """The module whose forward the node is in, "" for the network itself."""
     for path, kind in reversed((node.meta.get("nn_module_stack") or {}).values()):
         if kind is nn.Sequential or not str(kind.__module__).startswith("torch.nn.modules."):
-            return str(path).removeprefix("L['self']").removeprefix(".")
+            return re.sub(r"^L\['\w+'\]\.?", "", str(path))
     return ""
