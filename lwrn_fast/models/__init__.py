@@ -4,7 +4,7 @@
 >>> model = models.rf_lw_mbv2(num_classes=21).eval()
 """
 
-from .checkpoint import SHAPES, CheckpointError, load
+from .checkpoint import SHAPES, CheckpointError, Loaded, load
 from .decoder import Decoder
 from .networks import (
     NETWORKS,
@@ -29,6 +29,7 @@ __all__ = [
     "STD",
     "CheckpointError",
     "Decoder",
+    "Loaded",
     "load",
     "preprocess",
     "rf50",
