@@ -38,13 +38,14 @@ def layouts(network: str) -> tuple[dict[str, str], ...]:
 
 def identity() -> dict[str, Tensor]:
     """The expansion that changes nothing: what it is given has been through ReLU6 already."""
-    return {
-        f"{EXPANSION}0.weight": torch.eye(32).reshape(32, 32, 1, 1),
-        f"{EXPANSION}1.weight": torch.ones(32),
-        f"{EXPANSION}1.bias": torch.zeros(32),
-        f"{EXPANSION}1.running_mean": torch.zeros(32),
-        f"{EXPANSION}1.running_var": torch.full((32,), 1 - 1e-5),  # with batch normalisation's epsilon 1
-    }
+    with torch.device("cpu"):  # whatever the default is
+        return {
+            f"{EXPANSION}0.weight": torch.eye(32).reshape(32, 32, 1, 1),
+            f"{EXPANSION}1.weight": torch.ones(32),
+            f"{EXPANSION}1.bias": torch.zeros(32),
+            f"{EXPANSION}1.running_mean": torch.zeros(32),
+            f"{EXPANSION}1.running_var": torch.full((32,), 1 - 1e-5),  # with batch normalisation's epsilon 1
+        }
 
 
 def _transformers(name: str) -> str | None:

@@ -71,7 +71,7 @@ def _read_archive(path: str | os.PathLike) -> Any:
     inside = {name.split("/", 1)[-1] for name in names}
     if "constants.pkl" in inside:
         raise CheckpointError(
-            "is a TorchScript archive, a program with its weights: torch.save the state_dict() of what torch.jit.load gives"
+            "is a TorchScript archive, a program with its weights: torch.save the state_dict() of torch.jit.load(...)"
         )
     if "data.pkl" in inside:
         return _read_torch(path, _uses_of_archive)
