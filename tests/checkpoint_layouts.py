@@ -126,7 +126,11 @@ def lightning(state: State) -> dict[str, Any]:
         "lr_schedulers": [{"_step_count": 4, "lr_lambdas": [None, {"total": np.int64(4)}]}],
         "hparams_name": "kwargs",
         "hyper_parameters": Config(rate=0.1, folder=pathlib.Path("data"), split=Task.Segmentation()),
-        "state_dict": {**prefixed(state, "model."), "criterion.weight": torch.ones(7), "metric.confusion": torch.ones(7, 7)},
+        "state_dict": {
+            **prefixed(state, "model."),
+            "criterion.weight": torch.ones(7),
+            "metric.confusion": torch.ones(7, 7),
+        },
     }
 
 
@@ -211,7 +215,12 @@ ROWS = {
     ),
     "references": Row(
         "torchvision, references/segmentation/train.py",
-        lambda s: {"model": s, "optimizer": optimizer(s), "lr_scheduler": {"last_epoch": 3}, "args": argparse.Namespace()},
+        lambda s: {
+            "model": s,
+            "optimizer": optimizer(s),
+            "lr_scheduler": {"last_epoch": 3},
+            "args": argparse.Namespace(),
+        },
     ),
     "references, average": Row(
         "torchvision, references/classification/train.py --model-ema",
@@ -240,7 +249,11 @@ ROWS = {
     "mmengine": Row("mmengine (mmsegmentation 1), runner and hooks/ema_hook.py", mmengine, averaged=True),
     "mmcv": Row(
         "mmcv 1 (mmsegmentation 0), runner/checkpoint.py",
-        lambda s: {"meta": {"epoch": 3, "CLASSES": ("a",), "PALETTE": None}, "state_dict": s, "optimizer": optimizer(s)},
+        lambda s: {
+            "meta": {"epoch": 3, "CLASSES": ("a",), "PALETTE": None},
+            "state_dict": s,
+            "optimizer": optimizer(s),
+        },
     ),
     "deepspeed": Row(
         "DeepSpeed, mp_rank_00_model_states.pt",
@@ -259,19 +272,26 @@ ROWS = {
         lambda s: {"model": s, "ema": {k: v + 1 for k, v in s.items() if "running" not in k and "num_b" not in k}},
         averaged=True,
     ),
-    "ignite": Row("ignite, handlers.Checkpoint", lambda s: {"optimizer": optimizer(s), "trainer": {"epoch": 3}, "model": s}),
+    "ignite": Row(
+        "ignite, handlers.Checkpoint", lambda s: {"optimizer": optimizer(s), "trainer": {"epoch": 3}, "model": s}
+    ),
     "catalyst": Row(
         "Catalyst", lambda s: {"optimizer_state_dict": optimizer(s), "criterion_state_dict": {}, "model_state_dict": s}
     ),
     "fastai": Row(
-        "fastai, Learner.save", lambda s: {"model": s, "opt": {"state": [{"mom": torch.ones(3)}], "hypers": Items([{}])}}
+        "fastai, Learner.save",
+        lambda s: {"model": s, "opt": {"state": [{"mom": torch.ones(3)}], "hypers": Items([{}])}},
     ),
     "detectron2": Row(
         "detectron2 and fvcore, Checkpointer",
         lambda s: {"model": s, "optimizer": optimizer(s), "scheduler": {"_metadata": 1}, "iteration": 3},
     ),
-    "thop": Row("thop.profile before saving", lambda s: {**s, **{f"{k}.total_ops": torch.zeros(1) for k in ("layer1", "segm")}}),
-    "auxiliary head": Row("an auxiliary head beside", lambda s: {**s, "aux_classifier.0.weight": torch.rand(7, 96, 1, 1)}),
+    "thop": Row(
+        "thop.profile before saving", lambda s: {**s, **{f"{k}.total_ops": torch.zeros(1) for k in ("layer1", "segm")}}
+    ),
+    "auxiliary head": Row(
+        "an auxiliary head beside", lambda s: {**s, "aux_classifier.0.weight": torch.rand(7, 96, 1, 1)}
+    ),
     "parts": Row(
         "an encoder and a decoder saved apart",
         lambda s: {

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoint_layouts import CLASSES, ROWS, larger, module_of, multi_task_names, prefixed
 from safetensors.torch import save_file
 
+from checkpoint_layouts import CLASSES, ROWS, larger, module_of, multi_task_names, prefixed
 from lwrn_fast import models
 from lwrn_fast.models import CheckpointError
 
@@ -139,7 +139,9 @@ class TestWhatIsLeftOut:
             "state_dict.loss.weight)"
         )
 
-    @pytest.mark.parametrize("name", ["conv8.bias", "segm.2.weight", "crp5.0.1_outvar_dimred.weight", "layer2.0.se.weight"])
+    @pytest.mark.parametrize(
+        "name", ["conv8.bias", "segm.2.weight", "crp5.0.1_outvar_dimred.weight", "layer2.0.se.weight"]
+    )
     def test_but_what_is_within_the_network(self, name, state, path):
         save({**state, name: torch.rand(3)}, path)
         with pytest.raises(CheckpointError, match=f"1 unexpected \\({name}\\)$"):
@@ -184,7 +186,9 @@ class TestMissingParts:
 
     def test_without_classes_it_says_what_to_give(self, path):
         save(self.classified(self.encoder()), path)
-        with pytest.raises(CheckpointError, match=r"its encoder is there: num_classes \(--num-classes\) adds an untrained"):
+        with pytest.raises(
+            CheckpointError, match=r"its encoder is there: num_classes \(--num-classes\) adds an untrained"
+        ):
             models.load(path, network="rf_lw50")
 
     @pytest.mark.parametrize("network", ["rf_lw101", "rf_lw152"])
@@ -249,7 +253,9 @@ def foreign_mobilenet(state: dict[str, torch.Tensor], writer: str) -> dict[str, 
             else:
                 names = ["conv_dw", "conv_pw"] if first else ["conv_pw", "conv_dw", "conv_pwl"]
                 name = f"bn{number + 1}" if index else names[number]
-            start = f"blocks.{stage}.{block}" if writer == "timm" else f"features.{blocks.index((stage, block)) + 1}.conv"
+            start = (
+                f"blocks.{stage}.{block}" if writer == "timm" else f"features.{blocks.index((stage, block)) + 1}.conv"
+            )
             found[f"{start}.{name}.{rest[4]}"] = value
     return found
 
@@ -258,7 +264,7 @@ class TestForeignEncoders:
     @pytest.mark.parametrize("writer", ["torchvision", "timm", "sequential"])
     def test_mobilenet(self, writer, state, path):
         names = foreign_mobilenet(state, writer)
-        assert len(names) == 52 * 5 + 51 - 52 - 2 * 0 or len(names) > 250
+        assert len(names) == len([name for name in state if name.startswith("layer")]) - 6
         save({**names, "classifier.1.weight": torch.zeros(1000, 1280)}, path)
         model = models.load(path, num_classes=5)
         assert model.name == "rf_lw_mbv2"

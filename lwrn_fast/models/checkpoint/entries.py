@@ -97,7 +97,9 @@ def _index(key: Any) -> str:
 def _plain(value: Tensor) -> Tensor | None:
     """The tensor without what a file may have hung on it; None for one that has no plain numbers."""
     try:
-        tensor = Tensor.detach(value).as_subclass(Tensor)
+        tensor = Tensor.detach(value)
+        if type(tensor) is not Tensor:
+            tensor = tensor.as_subclass(Tensor)
         if tensor.is_nested or tensor.is_meta:
             return None
         if tensor.layout == torch.strided:

@@ -145,12 +145,13 @@ def stand_ins(found: Uses) -> Iterator[None]:
     One file at a time, for torch keeps one list of what is allowed for the whole process. What the program itself has
     allowed with torch.serialization.add_safe_globals stays as it is.
     """
-    allowed = {_full_name(entry) for entry in torch.serialization.get_safe_globals()}
     plain = _stand_in("")
-    names = sorted(found.names - allowed)
-    entries = [(_make(name, found.filled.get(name), plain), name) for name in names]
-    with _lock, torch.serialization.safe_globals([(plain, f"{__name__}.{plain.__name__}"), *entries]):
-        yield
+    with _lock:
+        allowed = {_full_name(entry) for entry in torch.serialization.get_safe_globals()}
+        names = sorted(found.names - allowed)
+        entries = [(_make(name, found.filled.get(name), plain), name) for name in names]
+        with torch.serialization.safe_globals([(plain, f"{__name__}.{plain.__name__}"), *entries]):
+            yield
 
 
 def _full_name(entry: Any) -> str:

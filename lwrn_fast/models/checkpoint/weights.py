@@ -56,7 +56,7 @@ def whole(entries: list[Entry]) -> list[Entry]:
                 continue
             by_name[base + form.whole] = Entry(entry.place, entry.name.removesuffix(form.ends[0]) + form.whole, made)
             for end in form.ends:
-                del by_name[base + end]
+                by_name.pop(base + end)
             break
     return list(by_name.values())
 
