@@ -1,4 +1,4 @@
-"""What training scripts write, built here from a network's state dict; one row for each line of docs/models.md's table."""
+"""What training scripts write, built from a network's state dict: one row for each line of docs/models.md's table."""
 
 import argparse
 import collections

@@ -76,15 +76,16 @@ class TestSegment:
     def test_weights_are_chosen(self, tmp_path, capfd):
         torch.manual_seed(0)
         state = models.rf_lw_mbv2(3).state_dict()
+        state["segm.bias"] = torch.tensor([0.0, 0, 1000])
         other = {name: torch.zeros_like(value) for name, value in state.items()}
         other["segm.bias"] = torch.tensor([0.0, 1, 0])
         torch.save({"model": state, "ema": other}, tmp_path / "two.pth")
         Image.effect_noise((32, 32), 90).convert("RGB").save(tmp_path / "x.png")
         command = ["segment", str(tmp_path / "x.png"), "--checkpoint", str(tmp_path / "two.pth")]
-        for weights, ones in (((), True), (("--weights", "ema"), True), (("--weights", "model"), False)):
+        for weights, label in (((), 1), (("--weights", "ema"), 1), (("--weights", "model"), 2)):
             out = tmp_path / "-".join(("out", *weights))
             assert main([*command, "--out", str(out), *weights]) == 0
             with Image.open(out / "x.png") as image:
-                assert (image.getextrema() == (1, 1)) == ones
+                assert image.getextrema() == (label, label)
         assert main([*command, "--out", str(tmp_path / "o"), "--weights", "best"]) == 2
         assert "has no weights 'best', but 'ema', 'model'" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""Checkpoints are other people's files: nothing in one runs, is imported or leaves anything behind, whatever it holds."""
+"""Checkpoints are other people's files: nothing in one runs, is imported or leaves anything behind."""
 
 import builtins
 import copyreg
@@ -21,7 +21,7 @@ from lwrn_fast import models
 from lwrn_fast.models import CheckpointError
 
 ALLOWED = torch.serialization.get_safe_globals
-STATE = {name: value for name, value in models.rf_lw_mbv2(num_classes=3).state_dict().items()}
+STATE = dict(models.rf_lw_mbv2(num_classes=3).state_dict())
 
 
 class Reduced:
