@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn.utils import prune
 
 from lwrn_fast import models
 from lwrn_fast.models import CheckpointError
@@ -78,6 +79,47 @@ class TestLayouts:
         image = torch.rand(1, 3, 32, 32)
         with torch.no_grad():
             torch.testing.assert_close(models.load(tmp_path / "weights.pth")(image), original(image))
+
+
+class TestWeightsInParts:
+    """Weights as torch's own utilities leave them in a state dict: `load` has what the network computed with."""
+
+    NAMES = ("conv8", "crp3.0.2_outvar_dimred", "layer3.0.output.1.0", "segm")
+    UTILITIES = {
+        "weight_norm": lambda module: torch.nn.utils.parametrizations.weight_norm(module),
+        "weight_norm_of_inputs": lambda module: torch.nn.utils.parametrizations.weight_norm(module, dim=1),
+        "weight_norm_of_all": lambda module: torch.nn.utils.parametrizations.weight_norm(module, dim=None),
+        "weight_norm_of_old": lambda module: torch.nn.utils.weight_norm(module),
+        "spectral_norm": lambda module: torch.nn.utils.parametrizations.spectral_norm(module),
+        "spectral_norm_of_old": lambda module: torch.nn.utils.spectral_norm(module),
+        "prune": lambda module: prune.l1_unstructured(module, "weight", 0.5),
+    }
+
+    @pytest.mark.filterwarnings("ignore:.*weight_norm")
+    @pytest.mark.parametrize("utility", UTILITIES)
+    def test_are_whole(self, utility, tmp_path):
+        torch.manual_seed(0)
+        network = models.rf_lw_mbv2(num_classes=7).eval()
+        for name in self.NAMES:
+            self.UTILITIES[utility](network.get_submodule(name))
+        network.eval()
+        wanted = {}
+        for name in self.NAMES:
+            module = network.get_submodule(name)
+            for hook in module._forward_pre_hooks.values():  # which compute the weight
+                hook(module, ())
+            wanted[f"{name}.weight"] = module.weight.detach().clone()
+        torch.save(network.state_dict(), tmp_path / "weights.pth")
+        got = models.load(tmp_path / "weights.pth").state_dict()
+        for name, value in wanted.items():
+            torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-7)
+
+    def test_of_other_shapes_are_missing(self, state, tmp_path):
+        content = {name: value for name, value in state.items() if name != "conv8.weight"}
+        content |= {"conv8.weight_v": torch.rand(256, 320, 1, 1), "conv8.weight_g": torch.rand(3, 7)}
+        torch.save(content, tmp_path / "weights.pth")
+        with pytest.raises(CheckpointError, match=r"1 missing \(conv8.weight\)"):
+            models.load(tmp_path / "weights.pth")
 
 
 class TestWhatDoesNotFit:

@@ -20,7 +20,7 @@ class Options:
 
     batch: images of a step, over all processes. crop: pixels of a side. warmup: steps in which the rates rise.
     clip: the largest norm of all gradients together, 0 for any. save_every: steps between states to resume from.
-    half: export weights in float16.
+    half: export weights in float16. weights: of several in the checkpoint which, as for `models.load`.
     """
 
     data: Path

@@ -92,8 +92,8 @@ def _read_torch(path: str | os.PathLike, scan: Callable[[str | os.PathLike], Use
         raise CheckpointError(f"is damaged or not a checkpoint ({first_line(error)})") from error
     try:
         found = scan(path)
-    except Exception:  # as above
-        raise CheckpointError(f"is damaged or not a checkpoint ({_reason(refused)})") from refused
+    except Exception as error:  # as above
+        raise CheckpointError(f"is damaged or not a checkpoint ({first_line(error)})") from refused
     if found.protocol > NEWEST_PROTOCOL:
         raise CheckpointError(
             f"was written with pickle protocol {found.protocol}, of which tensors alone cannot be read: torch.save it "
