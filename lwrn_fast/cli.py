@@ -31,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the palette PNGs go")
     segment.add_argument("--model", choices=models.NETWORKS, help="network; default: the checkpoint's, or rf_lw_mbv2")
     segment.add_argument("--checkpoint", metavar="FILE", help="weights, .pth.tar or .safetensors; without: untrained")
+    segment.add_argument("--weights", metavar="WHICH", help="of several in it: ema, model or their key; default: ema")
     segment.add_argument("--num-classes", type=whole, metavar="N", help="default: the checkpoint's, or 21")
     segment.add_argument("--backend", choices=backends.BACKENDS, help="default: LWRN_FAST_BACKEND, or auto")
     segment.add_argument("--dtype", choices=("f32", "bf16", "f16"), default="f32")
@@ -68,6 +69,7 @@ def _segment(arguments: argparse.Namespace) -> int:
         network=arguments.model,
         checkpoint=arguments.checkpoint,
         num_classes=arguments.num_classes,
+        weights=arguments.weights,
         backend=arguments.backend,
         dtype=arguments.dtype,
         device=arguments.device,

@@ -26,6 +26,7 @@ def add_commands(commands: Any) -> None:
     add("--out", required=True, type=Path, metavar="FILE", help="ending in .onnx, .pt2 or .safetensors")
     add("--model", choices=models.NETWORKS, help="network; default: the checkpoint's, or rf_lw_mbv2")
     add("--checkpoint", metavar="FILE", help="weights, .pth.tar or .safetensors; without: untrained")
+    add("--weights", metavar="WHICH", help="of several in it: ema, model or their key; default: ema")
     add("--num-classes", type=whole, metavar="N", help="default: the checkpoint's, or 21")
     add("--size", nargs=2, type=whole, metavar=("H", "W"), help="of the input; default: 512 512")
     add("--dynamic", action="store_true", help="for any batch, height and width")
@@ -45,7 +46,11 @@ def _export(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         return say_error(f"{error}; {NEEDS}")
     options = segment.Options(
-        out=out, network=arguments.model, checkpoint=arguments.checkpoint, num_classes=arguments.num_classes
+        out=out,
+        network=arguments.model,
+        checkpoint=arguments.checkpoint,
+        num_classes=arguments.num_classes,
+        weights=arguments.weights,
     )
     size = tuple(arguments.size or (512, 512))
     try:

@@ -34,6 +34,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--val", type=Path, metavar="DIR", help="data to validate with; default: DATA's split val, if it has one")
     add("--model", choices=models.NETWORKS, help="network; default: the checkpoint's, or rf_lw_mbv2")
     add("--checkpoint", metavar="FILE", help="weights to start from; default: random ones")
+    add("--weights", metavar="WHICH", help="of several in it: ema, model or their key; default: ema")
     add("--num-classes", type=whole, metavar="N", help="default: what DATA/classes.txt or the checkpoint says")
     add("--epochs", type=whole, default=50, metavar="N", help="default: %(default)s")
     add("--batch", type=whole, default=8, metavar="N", help="images of a step, of all processes; default: %(default)s")
@@ -64,6 +65,7 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("data", type=Path, metavar="DATA", help="as for train")
     add("--checkpoint", required=True, metavar="FILE", help="weights, .pth.tar or .safetensors")
+    add("--weights", metavar="WHICH", help="of several in it: ema, model or their key; default: ema")
     add("--split", default="val", metavar="NAME", help="of DATA; default: %(default)s")
     add("--model", choices=models.NETWORKS, help="network; default: the checkpoint's")
     add("--scales", nargs="+", type=positive, default=(1.0,), metavar="S", help="results are averaged; default: 1")
@@ -121,6 +123,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     options = evaluate.Job(
         data=arguments.data,
         checkpoint=arguments.checkpoint,
+        weights=arguments.weights,
         split=arguments.split,
         network=arguments.model,
         predict=evaluate.Options(tuple(arguments.scales), arguments.flip),

@@ -31,6 +31,7 @@ def add_commands(commands: Any) -> None:
     add("--quality", type=natural, metavar="N", help="constant rate factor, lower is better; default: the codec's")
     add("--model", choices=models.NETWORKS, help="network; default: the checkpoint's, or rf_lw_mbv2")
     add("--checkpoint", metavar="FILE", help="weights, .pth.tar or .safetensors; without: untrained")
+    add("--weights", metavar="WHICH", help="of several in it: ema, model or their key; default: ema")
     add("--num-classes", type=whole, metavar="N", help="default: the checkpoint's, or 21")
     add("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
     add("--backend", choices=backends.BACKENDS, help="default: LWRN_FAST_BACKEND, or auto")
@@ -55,6 +56,7 @@ def _video(arguments: argparse.Namespace) -> int:
         network=arguments.model,
         checkpoint=arguments.checkpoint,
         num_classes=arguments.num_classes,
+        weights=arguments.weights,
     )
     options = video.Options(arguments.view, arguments.codec, arguments.quality, arguments.frames)
     received: list[int] = []

@@ -48,6 +48,8 @@ class Options:
     """Skip what is done, as `folders.run` does."""
     device: str | None = None
     """"cpu" or "cuda"; None is the model's."""
+    weights: str | None = None
+    """Which of several weights in the checkpoint, as for `models.load`."""
 
 
 @dataclass
@@ -93,12 +95,12 @@ def build(options: Options) -> tuple[Network, bool]:
         raise UserError(f"--num-classes must be 1 to {MOST_CLASSES}, got {classes}")
     if options.checkpoint is not None:
         try:
-            model = models.load(options.checkpoint, options.network, classes)
+            model = models.load(options.checkpoint, options.network, classes, options.weights)
         except models.CheckpointError as error:
             raise UserError(str(error)) from error
         if model.num_classes > MOST_CLASSES:
             raise UserError(f"{options.checkpoint}: has {model.num_classes} classes, label maps hold {MOST_CLASSES}")
-        return model, True
+        return model, model.loaded is None or not model.loaded.untrained
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         return models.NETWORKS[options.network or "rf_lw_mbv2"](classes or 21).eval(), False

@@ -4,8 +4,9 @@
 >>> model = models.rf_lw_mbv2(num_classes=21).eval()
 """
 
-from .checkpoint import SHAPES, CheckpointError, load
+from .checkpoint import SHAPES, CheckpointError, Loaded, Untrained, load
 from .decoder import Decoder
+from .multi_task import rf_lw_mbv2_multi_task
 from .networks import (
     NETWORKS,
     rf50,
@@ -27,8 +28,10 @@ __all__ = [
     "PALETTE",
     "SHAPES",
     "STD",
+    "Untrained",
     "CheckpointError",
     "Decoder",
+    "Loaded",
     "load",
     "preprocess",
     "rf50",
@@ -38,5 +41,6 @@ __all__ = [
     "rf_lw101",
     "rf_lw152",
     "rf_lw_mbv2",
+    "rf_lw_mbv2_multi_task",
     "rf_lw_nasnet_mobile",
 ]

@@ -1,9 +1,14 @@
 """What every network is: an encoder and a decoder in one module."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from .decoder import LevelDecoder
+
+if TYPE_CHECKING:
+    from .checkpoint import Loaded
 
 
 class Network(LevelDecoder):
@@ -15,6 +20,8 @@ class Network(LevelDecoder):
 
     name: str
     num_classes: int
+    loaded: "Loaded | None" = None
+    """What `load` took from a file; None for a network that is not from one."""
     memory_format = torch.channels_last
     """Strides the input is brought to, which the encoder then keeps. May be set at any time."""
 

@@ -41,6 +41,7 @@ class Job:
     backend: str | None = None
     confusion: bool = False
     out: Path | None = None
+    weights: str | None = None
 
 
 def run(
@@ -52,7 +53,7 @@ def run(
     """Evaluate, tell the tables, write the file; how many images failed. Raises UserError for what is wrong."""
     check_backend(job.backend)
     try:
-        model = models.load(job.checkpoint, job.network)
+        model = models.load(job.checkpoint, job.network, weights=job.weights)
     except models.CheckpointError as reason:
         raise UserError(str(reason)) from reason
     names = preparing.classes(job.data, None, model.num_classes)

@@ -20,7 +20,7 @@ class Options:
 
     batch: images of a step, over all processes. crop: pixels of a side. warmup: steps in which the rates rise.
     clip: the largest norm of all gradients together, 0 for any. save_every: steps between states to resume from.
-    half: export weights in float16.
+    half: export weights in float16. weights: of several in the checkpoint which, as for `models.load`.
     """
 
     data: Path
@@ -51,11 +51,15 @@ class Options:
     half: bool = False
     tensorboard: bool = False
     resume: bool = False
+    weights: str | None = None
 
     def decisive(self) -> dict[str, Any]:
         """Those that a resumed run must have in common with its beginning, in plain types."""
         free = ("data", "out", "val", "workers", "device", "backend", "save_every", "half", "tensorboard", "resume")
-        return {name: value for name, value in asdict(self).items() if name not in free}
+        found = {name: value for name, value in asdict(self).items() if name not in free}
+        if self.weights is None:
+            del found["weights"]  # older runs do not have it
+        return found
 
 
 @dataclass(frozen=True)
@@ -94,23 +98,40 @@ def load(options: Options) -> Network | None:
     if options.checkpoint is None:
         return None
     try:
-        return models.load(options.checkpoint, options.network)
+        return _load(options.checkpoint, options)
     except models.CheckpointError as error:
         raise UserError(str(error)) from error
 
 
+def _load(checkpoint: str, options: Options) -> Network:
+    """The checkpoint's network. What it lacks, a classifier or the decoder, gets as many classes as the data has."""
+    try:
+        return models.load(checkpoint, options.network, weights=options.weights)
+    except models.Untrained:
+        names = data.class_names(options.data)
+        asked = options.num_classes or (len(names) if names is not None else None)
+        return models.load(checkpoint, options.network, asked, options.weights)
+
+
 def network(options: Options, loaded: Network | None, num_classes: int) -> Network:
-    """The network to train: the loaded one, with a new classifier where the classes are others; or a new one."""
-    if loaded is not None and loaded.num_classes == num_classes:
+    """The network to train: the loaded one, with a new classifier where the classes are others; or a new one. What the
+    checkpoint lacks is as in a new one."""
+    untrained = loaded.loaded.untrained if loaded is not None and loaded.loaded is not None else ()
+    if loaded is not None and loaded.num_classes == num_classes and not untrained:
         return loaded
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = models.NETWORKS[loaded.name if loaded else options.network or "rf_lw_mbv2"](num_classes)
         initialise(model)
     if loaded is not None:
-        kept = {name: value for name, value in loaded.state_dict().items() if not name.startswith(f"{model.head}.")}
+        new = {*untrained} if loaded.num_classes == num_classes else {*untrained, *_head_names(model)}
+        kept = {name: value for name, value in loaded.state_dict().items() if name not in new}
         model.load_state_dict(model.state_dict() | kept)
     return model
+
+
+def _head_names(model: Network) -> list[str]:
+    return [name for name in model.state_dict() if name.startswith(f"{model.head}.")]
 
 
 def initialise(model: Network) -> None:

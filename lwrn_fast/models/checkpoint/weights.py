@@ -1,0 +1,76 @@
+"""Weights that are stored in parts: what weight_norm, spectral_norm and pruning compute before every forward."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .entries import Entry
+
+
+class _Form(NamedTuple):
+    """How the names of the parts end, the first of which holds the place in the order, and what is made of them."""
+
+    ends: tuple[str, ...]
+    whole: str
+    make: Callable[..., Tensor]
+
+
+def _weight_norm(direction: Tensor, length: Tensor) -> Tensor:
+    """Of (out, ...) and (out, 1, ...) the direction times the length (Salimans and Kingma, equation 2)."""
+    axes = [i for i in range(direction.dim()) if length.dim() == 0 or length.shape[i] == 1]
+    return direction * (length / torch.linalg.vector_norm(direction, dim=axes, keepdim=True))
+
+
+def _spectral_norm(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """The weight over its largest singular value, as the last training step estimated it (Miyato et al., section 2)."""
+    return weight / torch.dot(u, weight.flatten(1) @ v)
+
+
+FORMS = (
+    _Form(("weight_v", "weight_g"), "weight", _weight_norm),
+    _Form(("parametrizations.weight.original1", "parametrizations.weight.original0"), "weight", _weight_norm),
+    _Form(("weight_orig", "weight_u", "weight_v"), "weight", _spectral_norm),
+    _Form(
+        ("parametrizations.weight.original", "parametrizations.weight.0._u", "parametrizations.weight.0._v"),
+        "weight",
+        _spectral_norm,
+    ),
+    _Form(("weight_orig", "weight_mask"), "weight", torch.mul),
+    _Form(("bias_orig", "bias_mask"), "bias", torch.mul),
+)
+
+
+def whole(entries: list[Entry]) -> list[Entry]:
+    """The entries with every weight in one piece, computed in float64; what has no known form stays as it is."""
+    by_name = {entry.full: entry for entry in entries}
+    for entry in entries:
+        for form in FORMS:
+            base = entry.full.removesuffix(form.ends[0])
+            parts = [by_name.get(base + end) for end in form.ends]
+            if base == entry.full or not (base == "" or base.endswith(".")) or base + form.whole in by_name:
+                continue
+            made = _make(form, [part.tensor for part in parts if part is not None])
+            if made is None:
+                continue
+            by_name[base + form.whole] = Entry(entry.place, entry.name.removesuffix(form.ends[0]) + form.whole, made)
+            for end in form.ends:
+                by_name.pop(base + end)
+            break
+    return list(by_name.values())
+
+
+def _make(form: _Form, parts: list[Tensor]) -> Tensor | None:
+    if len(parts) != len(form.ends) or not all(part.is_floating_point() and _is_stored(part) for part in parts):
+        return None
+    try:
+        made = form.make(*(part.double() for part in parts))
+    except (RuntimeError, IndexError, ValueError):  # not of these shapes
+        return None
+    return made.to(parts[0].dtype) if made.shape == parts[0].shape else None
+
+
+def _is_stored(tensor: Tensor) -> bool:
+    """False for a tensor that claims more numbers than the file has, which computing would lay out in memory."""
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
