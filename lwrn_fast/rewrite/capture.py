@@ -7,6 +7,7 @@ treatment of side effects decide at each call whether what was captured still st
 
 import copyreg
 import functools
+import operator
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,6 +28,8 @@ SETTINGS = {
     "recompile_limit": compiler.MAX_RECOMPILES,
 }
 """Dynamo's, whenever it may capture."""
+MAX_BEGUN = 8
+"""Times that a network's capture is begun anew, for reasons that Dynamo does not see."""
 
 
 class Capture:
@@ -38,14 +41,14 @@ class Capture:
     def __init__(self, wanted: dict[str, bool], report: Report) -> None:
         self.wanted, self.report = wanted, report
         self._run: Callable[..., Any] | None = None
-        self._forwards: tuple[tuple[type, Any], ...] = ()
+        self._seen = _Seen([])
+        self._begun = 0
         self._lock = threading.Lock()
 
     def __call__(self, owner: type, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module's forward. owner: the subclass that its `forward` was found in."""
         run = self._run
-        # Dynamo has no guards on the functions that classes hold
-        if run is None or any(kind.forward is not forward for kind, forward in self._forwards):
+        if run is None or not self._seen.holds():
             run = self._begin(owner, module)
         revert = _set()
         try:
@@ -57,15 +60,19 @@ class Capture:
             revert()
 
     def _begin(self, owner: type, module: nn.Module) -> Callable[..., Any]:
+        def forward(self: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return super(owner, self).forward(*args, **kwargs)
+
         with self._lock:
-            kinds = {_originals.get(type(inner), type(inner)) for inner in module.modules()}
-            self._forwards = tuple((kind, kind.forward) for kind in kinds)
-
-            def forward(self: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                return super(owner, self).forward(*args, **kwargs)
-
-            options = {**self.wanted, "backend": "eager", "report": self.report}
-            self._run = compiler.compile_alone(forward, options)
+            self._seen = _Seen([inner for inner in module.modules() if not type(inner).__module__.startswith("torch.")])
+            self._begun += 1
+            if self._begun <= MAX_BEGUN:
+                options = {**self.wanted, "backend": "eager", "report": self.report}
+                self._run = compiler.compile_alone(forward, options)
+            else:
+                reason = f"its classes or attributes change at every call: it ran anew {MAX_BEGUN} times"
+                self.report.add([Finding("", "module", type(module).__name__, reason)])
+                self._run = forward
             return self._run
 
     def __deepcopy__(self, memo: dict) -> "Capture":
@@ -73,6 +80,32 @@ class Capture:
 
     def __reduce__(self) -> tuple:
         return Capture, (self.wanted, Report())
+
+
+class _Seen:
+    """What Dynamo has no guards on: the functions that classes hold, and which attributes instances have."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        kinds = {kind for module in modules for kind in type(module).__mro__}
+        own = [kind for kind in kinds if not kind.__module__.startswith(("torch.", "builtins"))]
+        self._classes = [vars(kind) for kind in own if kind not in _originals]
+        self._instances = [vars(module) for module in modules]
+        self._values = [tuple(names.values()) for names in self._classes]
+        self._counts = [len(names) for names in self._instances]
+
+    def holds(self) -> bool:
+        if [len(names) for names in self._instances] != self._counts:
+            return False
+        values = [tuple(names.values()) for names in self._classes]
+        if all(map(_same, values, self._values)):
+            return True
+        functions = [[value for value in found if callable(value)] for found in (*values, *self._values)]
+        self._values = values  # data has guards
+        return functions[: len(values)] == functions[len(values) :]
+
+
+def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    return len(a) == len(b) and all(map(operator.is_, a, b))
 
 
 def install(module: nn.Module, capture: Capture) -> None:

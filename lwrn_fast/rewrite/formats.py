@@ -50,7 +50,7 @@ def begin(graph: Graph, effects: Effects) -> set[Node]:
         if not usual or not _lies(value, (0, 1, 2, 3)) or _lies(value, (0, 2, 3, 1)) or effects.writes(node):
             continue
         users = [user for user in node.users if user.op != "output" and not _is_weight(node, user)]
-        if not users:
+        if all(_is_ours(user) for user in users):  # which reads any strides, and copies in less time
             continue
         with graph.inserting_after(node):
             new = graph.call_function(running.run_format, (node, (0, 2, 3, 1)))
@@ -86,7 +86,7 @@ def _looks(node: Node, effects: Effects) -> bool:
     name = name.strip("_")
     if node.op == "call_function":
         module = str(getattr(node.target, "__module__", ""))
-        if module == running.__name__:
+        if _is_ours(node):
             return False
         if not module.startswith(("torch", "_operator")) or not callable(node.target):
             return True
@@ -95,6 +95,10 @@ def _looks(node: Node, effects: Effects) -> bool:
     if name in MAYBE_VIEWS:  # of the same memory or not, by strides: which only a write shows
         return any(effects.writes(source) for source in node.all_input_nodes)
     return name not in VALUES
+
+
+def _is_ours(node: Node) -> bool:
+    return getattr(node.target, "__module__", "") == running.__name__
 
 
 def _order(node: Node) -> tuple[int, ...] | None:

@@ -22,7 +22,7 @@ class Finding:
         return self.reason is None
 
 
-@dataclass(eq=False)
+@dataclass
 class Report:
     """All findings, in the network's order; printed, it is a table.
 
@@ -34,7 +34,7 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     expected: bool = False
     """Whether nothing has been captured yet, so that the findings are only to be expected."""
-    _captured: dict[Hashable, list[Finding]] = field(default_factory=dict, repr=False)
+    _captured: dict[Hashable, list[Finding]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.expected:
@@ -77,4 +77,5 @@ class Report:
         lines = ["  ".join([*map(str.ljust, row[:3], widths), row[3]]).rstrip() for row in rows]
         kinds = dict.fromkeys(finding.kind for finding in self.replaced)
         counts = ", ".join(f"{self.count(kind)} {kind}" for kind in kinds) or "nothing"
-        return "\n".join([*lines, f"{done}: {counts}" + (" at the first call" if self.expected else "")])
+        when = " at the first call" if self.expected else ""
+        return "\n".join([*lines, f"{done}{when}: {counts}"])
