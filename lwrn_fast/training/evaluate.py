@@ -55,12 +55,12 @@ def run(
 ) -> int:
     """Evaluate, tell the tables, write the file; how many images failed. Raises UserError for what is wrong."""
     check_backend(job.backend)
+    label_map = preparing.label_map_of(job.map_labels)
     try:
         model = models.load(job.checkpoint, job.network)
     except models.CheckpointError as reason:
         raise UserError(str(reason)) from reason
     names = _names(job, model)
-    label_map = preparing.label_map_of(job.map_labels)
     pairs = data.find(job.data, job.split, label_map)
     with processes.joined(job.device) as device:
         first = processes.rank() == 0
