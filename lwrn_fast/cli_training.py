@@ -163,6 +163,8 @@ def _line(error: Exception) -> str:
     line = lines[-1] if lines[0].startswith("Caught ") and len(lines) > 1 else lines[0]
     if isinstance(error, MemoryError) or any(words in line for words in ("out of memory", "allocate memory")):
         return f"not enough memory; a smaller --batch, --crop or --scales needs less ({line})"
+    if isinstance(error, OSError) and error.strerror:
+        return ("" if error.filename is None else f"{error.filename}: ") + error.strerror.lower()
     # such as a backend that cannot do this; a name says more about what nobody thought of
     return line if isinstance(error, (RuntimeError, OSError)) else f"{type(error).__name__}: {line}"
 

@@ -505,6 +505,19 @@ class TestSaid:
         assert run.code == 0
         assert any(line.startswith("warning: ") and message in line for line in run.out.splitlines())
 
+    def test_label_maps_without_image(self, tmp_path, capsys, checkpoint):
+        """An image that is missing, or that nobody can read, does not go unnoticed."""
+        folder = pairs_folder(tmp_path / "d", grey(0, 1))
+        for split in ("train", "val"):
+            (folder / split / "images" / "p1.jpg").rename(folder / split / "images" / "p1.raw")
+        run = Run(capsys, "train", folder, "--out", tmp_path / "r", *TRAIN)
+        assert run.code == 0
+        for use in ("train on", "validate with"):
+            assert f"labels: label maps without an image to {use}: p1.png" in run.out
+        run = Run(capsys, "eval", folder, "--checkpoint", checkpoint(2))
+        assert "warning: " in run.out
+        assert "without an image to evaluate with: p1.png" in run.out
+
     def test_many_names_are_few(self, tmp_path):
         folder = pairs_folder(tmp_path / "d", grey(0, 1))
         pairs = data.find(folder, "train")

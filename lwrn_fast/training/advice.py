@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .augment import IGNORE
-from .data import beyond
+from .data import beyond, without_image
 from .label_map import OPTION, PALETTE, PRESETS, LabelMap
 from .survey import Survey, Tally, tally
 
@@ -37,7 +37,8 @@ def judge(survey: Survey, label_map: LabelMap | None, names: Sequence[str], use:
     for error in (judged.files(each), judged.nothing(), judged.one_class(), judged.palettes()):
         if error is not None:
             return Advice(error)
-    return Advice(None, [line for line in (judged.mixed(), judged.blank(), judged.absent()) if line is not None])
+    lines = (judged.mixed(), judged.blank(), judged.absent(), judged.alone())
+    return Advice(None, [line for line in lines if line is not None])
 
 
 class _Judge:
@@ -165,6 +166,13 @@ class _Judge:
             number = len(self.names)
             return f"{never}; if the labels count from 1, give {OPTION} 1-{number}:0-{number - 1}"
         return never
+
+    def alone(self) -> str | None:
+        """Label maps whose image is missing, or is of a kind that is not read."""
+        alone = [path.name for path in without_image(self.survey.pairs)]
+        if not alone:
+            return None
+        return f"{self.folder}: label maps without an image to {self.use}: {_few(alone)}"
 
     def _deliberate(self) -> bool:
         """Whether the user has said what 255 means."""

@@ -46,6 +46,15 @@ def find(folder: Path, split: str, label_map: LabelMap | None = None) -> list[Pa
     raise DataError(f"{folder}: has neither {split}/images nor images nor JPEGImages")
 
 
+def without_image(pairs: Sequence[Pair]) -> list[Path]:
+    """Label maps beside those of the pairs that no image has; none in VOC's layout, where a list decides."""
+    folder = pairs[0].labels.parent
+    if not (folder.parent / "images").is_dir():
+        return []
+    used = {pair.labels.stem for pair in pairs}
+    return sorted(file for file in _Folder(folder, labels.ENDINGS).files() if file.stem not in used)
+
+
 def has_split(folder: Path, split: str) -> bool:
     """Whether the folder keeps this split apart from others."""
     return (folder / split / "images").is_dir() or (folder / f"ImageSets/Segmentation/{split}.txt").is_file()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .. import images
 from ..segment import UserError
@@ -117,6 +117,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except DataError:
         raise
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path}: cannot be read (is not an image)") from error
     except _WrongValuesError as error:
         raise DataError(f"{path}: {error}") from error
     except Exception as error:  # a damaged file can fail anywhere in a decoder
