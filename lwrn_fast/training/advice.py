@@ -84,6 +84,8 @@ class _Judge:
             unlabelled = f"where 0 means unlabelled, as in ADE20K, {OPTION} 0:{IGNORE},1-{number}:0-{number - 1}"
             more = "" if self.trained else f"--num-classes {number + 1}, or, "
             return f"; 0 to {number} are {number + 1} classes: {more}{unlabelled}"
+        if number == 2 and len(values) > 3:
+            return f"; smoothed masks need {OPTION} 0-127:0,128-255:1"
         every = [*values, IGNORE] if self.tally.values[IGNORE] and IGNORE not in self.label_map.values else values
         if len(every) <= MAX_NAMED:
             example = ",".join(f"{value}:{i}" for i, value in enumerate(every))

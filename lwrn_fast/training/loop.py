@@ -85,6 +85,7 @@ class _Run:
             self.data.train, len(self.data.names), preparing.augmentation(options), options.seed
         )
         self.model = preparing.network(options, loaded, self.data.logits)
+        self.new_classifier = loaded is not None and self.model is not loaded
         preparing.check_batch(self.model, options)
         self.about_labels = processes.by_first(lambda tick: self._look(progress, tick)) or []
         self.model = self.model.to(device)
@@ -254,6 +255,8 @@ class _Run:
 
     def _say_what(self) -> None:
         start = self.options.checkpoint or "random weights"
+        if self.new_classifier:
+            start += ", with a new classifier"
         logits = " in one logit" if self.data.logits == 1 else ""
         self.say(f"{self.model.name}, {len(self.data.names)} classes{logits}, from {start}")
         validation = f"{len(self.data.val)} to validate with" if self.data.val else "none to validate with"
@@ -262,7 +265,8 @@ class _Run:
             f"{len(self.samples)} images, {validation}; {self.steps} steps of {self.options.batch} on "
             f"{self.device.type}" + (f", {count} processes" if count > 1 else "")
         )
-        for line in self.about_labels:
+        unused = preparing.unused_names(self.options, self.data.names)
+        for line in self.about_labels if unused is None else [unused, *self.about_labels]:
             self.say(line)
         if self.step:
             self.say(f"resumed after step {self.step}")

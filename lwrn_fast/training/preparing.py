@@ -127,6 +127,14 @@ def look(
     return [advice.table(tallies, pairs.names), *lines]
 
 
+def unused_names(options: Options, used: Sequence[str]) -> str | None:
+    """A line where the data names another number of classes than are asked for."""
+    names = data.class_names(options.data)
+    if names is None or options.num_classes is None or set(names) <= set(used):
+        return None
+    return f"warning: {options.data} names {len(names)} classes, --num-classes asks for {options.num_classes}"
+
+
 def load(options: Options) -> Network | None:
     """The network of the starting checkpoint, None where there is none to start from."""
     if options.checkpoint is None:
