@@ -1,6 +1,7 @@
 """The commands `lwrn-fast generate`, `train` and `eval`: parse, call, print."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from . import backends, models
 from .terminal import natural, not_negative, positive, progress_bar, say, say_error, tqdm_class, whole
 
 NEEDS = "this command needs Pillow, safetensors and torchmetrics: pip install 'lwrn-fast[train]'"
+MAP = "classes of the values or colours of label maps: 255:1 or 0:255,1-150:0-149 or ff0000:1,000000:0 or cityscapes"
 
 
 def add_commands(commands: Any) -> None:
@@ -35,7 +37,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--model", choices=models.NETWORKS, help="network; default: the checkpoint's, or rf_lw_mbv2")
     add("--checkpoint", metavar="FILE", help="weights to start from; default: random ones")
     add("--weights", metavar="WHICH", help="of several in it: ema, model or their key; default: ema")
-    add("--num-classes", type=whole, metavar="N", help="default: what DATA/classes.txt or the checkpoint says")
+    add("--num-classes", type=whole, metavar="N", help="default: as classes.txt or the checkpoint says; 1: one logit")
+    add("--map-labels", metavar="MAP", help=MAP)
     add("--epochs", type=whole, default=50, metavar="N", help="default: %(default)s")
     add("--batch", type=whole, default=8, metavar="N", help="images of a step, of all processes; default: %(default)s")
     add("--crop", type=whole, default=256, metavar="N", help="pixels of a side; default: %(default)s")
@@ -68,6 +71,7 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     add("--weights", metavar="WHICH", help="of several in it: ema, model or their key; default: ema")
     add("--split", default="val", metavar="NAME", help="of DATA; default: %(default)s")
     add("--model", choices=models.NETWORKS, help="network; default: the checkpoint's")
+    add("--map-labels", metavar="MAP", help=MAP)
     add("--scales", nargs="+", type=positive, default=(1.0,), metavar="S", help="results are averaged; default: 1")
     add("--flip", action="store_true", help="average with the mirrored image's result")
     add("--dtype", choices=("f32", "bf16", "f16"), default="f32")
@@ -79,23 +83,22 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
 
 def _generate(arguments: argparse.Namespace) -> int:
     try:
-        from .segment import UserError
         from .training import generate
     except ImportError as error:
         return say_error(f"{error}; {NEEDS}")
-    try:
+
+    def work() -> int:
         counts = generate.generate(
             arguments.out, arguments.images, arguments.seed, tuple(arguments.size), progress_bar()
         )
-    except UserError as error:
-        return say_error(str(error))
-    print(f"{arguments.out}: " + ", ".join(f"{count} images in {split}" for split, count in counts.items()))
-    return 0
+        print(f"{arguments.out}: " + ", ".join(f"{count} images in {split}" for split, count in counts.items()))
+        return 0
+
+    return _in_one_line(work)
 
 
 def _train(arguments: argparse.Namespace) -> int:
     try:
-        from .segment import UserError
         from .training import loop
     except ImportError as error:
         return say_error(f"{error}; {NEEDS}")
@@ -105,18 +108,16 @@ def _train(arguments: argparse.Namespace) -> int:
         "scales": tuple(arguments.scales),
     }
     options = loop.Options(**{name: given[name] for name in loop.Options.__dataclass_fields__})
-    try:
+
+    def work() -> int:
         loop.train(options, say, _steps_bar)
-    except UserError as error:
-        return say_error(str(error))
-    except (RuntimeError, MemoryError) as error:  # too large for this machine, or not for this backend
-        return say_error((str(error).strip() or "not enough memory").splitlines()[0])
-    return 0
+        return 0
+
+    return _in_one_line(work)
 
 
 def _eval(arguments: argparse.Namespace) -> int:
     try:
-        from .segment import UserError
         from .training import evaluate
     except ImportError as error:
         return say_error(f"{error}; {NEEDS}")
@@ -132,12 +133,43 @@ def _eval(arguments: argparse.Namespace) -> int:
         backend=arguments.backend,
         confusion=arguments.confusion,
         out=arguments.out,
+        map_labels=arguments.map_labels,
     )
+    return _in_one_line(lambda: 2 if evaluate.run(options, say, say_error, progress_bar()) else 0)
+
+
+def _in_one_line(work: Callable[[], int]) -> int:
+    """The exit code of the work; what it raises becomes one line on stderr, and 2.
+
+    A failure of our own keeps its traceback where Python runs with -X dev.
+    """
+    from .segment import UserError
+    from .training.processes import ToldError
+
     try:
-        failed = evaluate.run(options, say, say_error, progress_bar())
+        return work()
+    except ToldError:
+        return 0  # torchrun would end the others, of which the first one tells what is wrong
     except UserError as error:
         return say_error(str(error))
-    return 2 if failed else 0
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if sys.flags.dev_mode:
+            raise
+        return say_error(_line(error))
+
+
+def _line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # a worker of the data loader puts its traceback into the message
+    line = lines[-1] if lines[0].startswith("Caught ") and len(lines) > 1 else lines[0]
+    if isinstance(error, MemoryError) or any(words in line for words in ("out of memory", "allocate memory")):
+        return f"not enough memory; a smaller --batch, --crop or --scales needs less ({line})"
+    if isinstance(error, OSError) and error.strerror:
+        return ("" if error.filename is None else f"{error.filename}: ") + error.strerror.lower()
+    # such as a backend that cannot do this; a name says more about what nobody thought of
+    return line if isinstance(error, (RuntimeError, OSError)) else f"{type(error).__name__}: {line}"
 
 
 def _steps_bar(items: Iterable, length: int) -> Iterable:

@@ -86,11 +86,11 @@ class TestLayouts:
         with pytest.raises(data.DataError, match="has neither train/images nor images nor JPEGImages"):
             data.find(tmp_path, "train")
         pairs_folder(tmp_path)
-        image, labels = example()
+        _, labels = example()
         wrong = {
             "is 48 x 40 pixels, its image 56 x 40": labels[:, :48],
             "has the class 9, classes are 0 to 3, and 255": np.where(labels == 3, 9, labels).astype(np.uint8),
-            "must hold classes as a palette or 8-bit grey, is RGB": image,
+            r"is a colour mask \(4 colours\), label maps hold classes: --map-labels": models.PALETTE[labels],
         }
         for message, array in wrong.items():
             pair = data.find(tmp_path, "train")[1]
@@ -106,6 +106,74 @@ class TestLayouts:
         pair.labels.unlink()
         with pytest.raises(data.DataError, match="labels/1.png: no such file; it should hold the labels of .*1.png"):
             data.find(tmp_path, "train")
+
+    @pytest.mark.parametrize("layout", [pairs_folder, voc_folder])
+    def test_files_that_systems_leave(self, layout, tmp_path):
+        """macOS writes "._x.png" beside "x.png" on disks of others; and there are thumbnails, and folders."""
+        layout(tmp_path)
+        wanted = data.find(tmp_path, "train")
+        for folder in {path.parent for pair in wanted for path in (pair.image, pair.labels)}:
+            for file in list(folder.iterdir()):
+                (folder / f"._{file.name}").write_bytes(b"\0\5\26\7")
+            for name in (".DS_Store", "Thumbs.db", "desktop.ini", ".hidden.png", ".png", "notes.txt"):
+                (folder / name).write_bytes(b"text")
+            (folder / "folder.png").mkdir()
+        assert data.find(tmp_path, "train") == wanted
+
+    def test_nothing_but_what_systems_leave(self, tmp_path):
+        pairs_folder(tmp_path, 1)
+        for kind in ("images", "labels"):
+            (tmp_path / kind / "0.png").rename(tmp_path / kind / "._0.png")
+        with pytest.raises(data.DataError, match="images: no images in this folder"):
+            data.find(tmp_path, "train")
+
+    @pytest.mark.parametrize("ending", ["tif", "TIFF", "bmp", "PNG"])
+    @pytest.mark.parametrize("layout", [pairs_folder, voc_folder])
+    def test_endings_of_labels(self, layout, ending, tmp_path):
+        layout(tmp_path)
+        for pair in data.find(tmp_path, "train"):
+            pair.labels.unlink()
+            save(pair.labels.with_suffix(f".{ending}"), example(1)[1])
+        pairs = data.find(tmp_path, "train")
+        assert {pair.labels.suffix for pair in pairs} == {f".{ending}"}
+        np.testing.assert_array_equal(data.read(pairs[0], CLASSES)[1], example(1)[1])
+
+    def test_png_is_preferred(self, tmp_path):
+        pairs_folder(tmp_path, 1)
+        for ending in ("bmp", "jpg", "tif"):
+            save(tmp_path / "labels" / f"0.{ending}", example()[1])
+        assert data.find(tmp_path, "train")[0].labels.name == "0.png"
+
+    @pytest.mark.parametrize("layout", [pairs_folder, voc_folder])
+    def test_labels_that_lose(self, layout, tmp_path):
+        layout(tmp_path)
+        pair = data.find(tmp_path, "train")[0]
+        pair.labels.rename(pair.labels.with_suffix(".jpg"))
+        with pytest.raises(data.DataError, match="jpg: is JPG, which may change values; save label maps as PNG"):
+            data.find(tmp_path, "train")
+
+    def test_voc_images_of_other_kinds(self, tmp_path):
+        voc_folder(tmp_path)
+        image = tmp_path / "JPEGImages" / "2007_01.jpg"
+        image.unlink()
+        save(image.with_suffix(".png"), example()[0])
+        assert data.find(tmp_path, "train")[1].image == image.with_suffix(".png")
+
+    def test_links_that_lead_nowhere(self, tmp_path):
+        """They are files that are missing, and not files that nobody asked for."""
+        pairs_folder(tmp_path)
+        (tmp_path / "images" / "1.png").unlink()
+        (tmp_path / "images" / "1.png").symlink_to(tmp_path / "nowhere")
+        with pytest.raises(data.DataError, match="images/1.png: cannot be read"):
+            data.read(data.find(tmp_path, "train")[1], CLASSES)
+
+    def test_class_names(self, tmp_path):
+        pairs_folder(tmp_path)
+        (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfground\r\nsky\r\n")  # as Windows' editor has it
+        assert data.class_names(tmp_path) == ["ground", "sky"]
+        (tmp_path / "classes.txt").write_text("ground\nsky\nground\n")
+        with pytest.raises(data.DataError, match="classes.txt: names 'ground' twice"):
+            data.class_names(tmp_path)
 
     def test_voc_lists_are_checked(self, tmp_path):
         voc_folder(tmp_path)

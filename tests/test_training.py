@@ -256,6 +256,134 @@ class TestTrain:
         assert len(list((tmp_path / "r" / "tensorboard").iterdir())) == 1
 
 
+class TestBatchNormalisation:
+    """One value per channel has no variance to normalise with."""
+
+    @pytest.mark.parametrize(
+        ("model", "batch", "crop"), [("rf_lw_mbv2", 1, 32), ("rf_lw50", 1, 17), ("rf_lw_nasnet_mobile", 1, 1)]
+    )
+    def test_one_line(self, model, batch, crop, folder, tmp_path, capsys):
+        options = [*SMALL, "--model", model, "--batch", str(batch), "--crop", str(crop)]
+        arguments = ["train", str(folder), "--out", str(tmp_path / "r"), "--epochs", "1", *options]
+        assert cli.main(arguments) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err == (
+            f"{MARK}--batch {batch} with --crop {crop} leaves batch normalisation one value per channel to train with: "
+            "give --batch 2, a larger --crop, or --freeze-bn\n"
+        )
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("remedy", [["--batch", "2"], ["--crop", "33"], ["--freeze-bn"]])
+    def test_remedies(self, remedy, folder, tmp_path):
+        options = [*SMALL, "--batch", "1", "--crop", "32", *remedy]
+        assert cli.main(["train", str(folder), "--out", str(tmp_path / "r"), "--epochs", "1", *options]) == 0
+        assert all(np.isfinite(losses(tmp_path / "r")))
+
+    def test_agrees_with_a_step(self, five):
+        """What is foreseen from shapes alone is what a forward pass says."""
+        for batch, crop in ((1, 32), (1, 33), (2, 1), (3, 32)):
+            model = models.load(str(five)).train()
+            options = preparing.Options(Path(), Path(), batch=batch, crop=crop)
+            refused = False
+            try:
+                model(torch.zeros(batch, 3, crop, crop))
+            except ValueError:
+                refused = True
+            try:
+                preparing.check_batch(model, options)
+                assert not refused
+            except preparing.UserError:
+                assert refused
+
+
+class TestUnexpected:
+    """Whatever fails becomes one line, and 2."""
+
+    FAILURES = {
+        "memory": (MemoryError(), "not enough memory; a smaller --batch, --crop or --scales needs less (MemoryError)"),
+        "allocator": (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"),
+            "not enough memory; a smaller --batch, --crop",
+        ),
+        "gpu": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"), "not enough memory; "),
+        "worker": (
+            RuntimeError("Caught OSError in DataLoader worker process 0.\nOriginal Traceback:\n  x\nOSError: no\n"),
+            "OSError: no",
+        ),
+        "files": (OSError(24, "Too many open files"), "too many open files"),
+        "file": (PermissionError(13, "Permission denied", "a.txt"), "a.txt: permission denied"),
+        "nobody_thought_of": (KeyError("x"), "KeyError: 'x'"),
+        "silent": (AssertionError(), "AssertionError: AssertionError"),
+    }
+
+    @pytest.mark.parametrize("failure", FAILURES)
+    @pytest.mark.parametrize("command", ["train", "eval", "generate"])
+    def test_one_line(self, command, failure, folder, five, tmp_path, capsys, monkeypatch):
+        error, message = self.FAILURES[failure]
+
+        def fails(*_, **__):
+            raise error
+
+        monkeypatch.setattr(preparing, "load", fails)
+        monkeypatch.setattr(evaluate.data, "find", fails)
+        monkeypatch.setattr(generate, "generate", fails)
+        monkeypatch.setattr(evaluate, "_names", lambda *_: [])
+        out = str(tmp_path / "r")
+        arguments = {
+            "train": ["train", str(folder), "--out", out],
+            "eval": ["eval", str(folder), "--checkpoint", str(five)],
+            "generate": ["generate", out],
+        }
+        assert cli.main(arguments[command]) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith(f"{MARK}{message}")
+        assert captured.err.count("\n") == 1
+        assert captured.out == ""
+
+    def test_disk_that_is_full(self, folder, tmp_path):
+        """Nothing half-written is left, and the same command works where there is room."""
+        arguments = ["train", str(folder), "--out", str(tmp_path / "r"), "--epochs", "1", *SMALL]
+        limited = f"ulimit -f 100; exec '{sys.executable}' -m lwrn_fast " + " ".join(arguments)
+        done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert "cannot be written" in line
+        assert list((tmp_path / "r").iterdir()) == []
+        assert cli.main(arguments) == 0
+
+    def test_interrupted(self, folder, tmp_path):
+        out = tmp_path / "r"
+        arguments = ["train", str(folder), "--out", str(out), "--epochs", "500", *SMALL, "--workers", "2"]
+        command = [sys.executable, "-m", "lwrn_fast", *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        while not (out / "state.pt").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 130
+        assert errors == f"{MARK}interrupted\n"
+        assert not [path for path in out.iterdir() if "unfinished" in path.name]
+
+    STATES = {
+        "list": lambda state: [1],
+        "nothing": lambda state: {},
+        "no_losses": lambda state: {name: value for name, value in state.items() if name != "losses"},
+        "other_weights": lambda state: state | {"model": {}},
+        "other_optimiser": lambda state: state | {"optimizer": {}},
+        "rows": lambda state: state | {"rows": 3},
+    }
+
+    @pytest.mark.parametrize("state", STATES)
+    def test_states_of_others(self, state, trained, folder, tmp_path, capsys):
+        torch.save(self.STATES[state](saving.load_state(trained)), tmp_path / "state.pt")
+        arguments = ["train", str(folder), "--out", str(tmp_path), "--epochs", "2", *SMALL, "--resume"]
+        assert cli.main(arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"{MARK}{tmp_path}/state.pt: cannot be resumed from (")
+        assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+
+
 class TestKilled:
     def test_continues_to_the_same_losses(self, trained, folder, tmp_path, capsys):
         """SIGKILL within an epoch, as soon as there is a state; then the same command with --resume."""

@@ -15,7 +15,9 @@ from ..normalise import normalise
 from ..segment import DTYPES, UserError, check_backend
 from ..segmenter import averaged_labels
 from ..upsample_argmax import upsample_argmax
-from . import data, preparing, processes, saving
+from . import advice, data, preparing, processes, saving, survey
+from .augment import IGNORE
+from .label_map import LabelMap
 from .scores import Counter, Scores
 
 
@@ -42,6 +44,8 @@ class Job:
     confusion: bool = False
     out: Path | None = None
     weights: str | None = None
+    map_labels: str | None = None
+    """The classes of values or colours in label maps, as `label_map.parse` reads it."""
 
 
 def run(
@@ -52,23 +56,27 @@ def run(
 ) -> int:
     """Evaluate, tell the tables, write the file; how many images failed. Raises UserError for what is wrong."""
     check_backend(job.backend)
+    label_map = preparing.label_map_of(job.map_labels)
     try:
         model = models.load(job.checkpoint, job.network, weights=job.weights)
     except models.CheckpointError as reason:
         raise UserError(str(reason)) from reason
-    names = preparing.classes(job.data, None, model.num_classes)
-    if len(names) != model.num_classes:
-        raise UserError(f"{job.checkpoint}: has {model.num_classes} classes, {job.data} has {len(names)}")
-    pairs = data.find(job.data, job.split)
+    names = _names(job, model)
+    pairs = data.find(job.data, job.split, label_map)
     with processes.joined(job.device) as device:
         first = processes.rank() == 0
+        seen = processes.by_first(lambda tick: _look(pairs, label_map, names, progress, tick))
+        if seen is not None:
+            say(f"{model.name}, {job.dtype}, {len(pairs)} images of {job.split}")
+            for line in seen[1]:
+                say(f"warning: {line}")
         model = model.to(device, DTYPES[job.dtype])
         with nullcontext() if job.backend is None else backends.use_backend(job.backend):
             scores, failed = evaluate(model, pairs, job.predict, error, progress if first else iter)
-    if not first:
+    if seen is None:
         return failed
-    say(f"{model.name}, {job.dtype}, {len(pairs) - failed} images of {job.split}")
-    say(scores.table(names))
+    counts = seen[0]
+    say(scores.table(names, counts.images))
     if job.confusion:
         say(scores.confusion_table(names))
     if failed:
@@ -77,11 +85,38 @@ def run(
         about = {
             **{"network": model.name, "checkpoint": job.checkpoint, "data": str(job.data), "split": job.split},
             **{"images": len(pairs) - failed, "failed": failed, "dtype": job.dtype, "backend": job.backend},
-            **{"scales": job.predict.scales, "flip": job.predict.flip},
+            **{"scales": job.predict.scales, "flip": job.predict.flip, "map_labels": job.map_labels},
+            "labels": {"ignored": counts.pixels[IGNORE], "classes": advice.rows(counts, names)},
         }
         text = scores.to_csv(names) if job.out.suffix == ".csv" else scores.to_json(names, **about)
         saving.write_text(job.out, text)
     return failed
+
+
+def _names(job: Job, model: Network) -> list[str]:
+    """The names of the network's classes. Raises UserError where the data has another number of them."""
+    number = model.num_classes
+    known = data.class_names(job.data)
+    # one logit is for two classes, of which data may name the second alone
+    fitting = {number, 2} if number == 1 else {number, 1} if number == 2 else {number}
+    if known is not None and len(known) not in fitting:
+        raise UserError(f"{job.checkpoint}: has {number} classes, {job.data} has {len(known)}")
+    return preparing.classes(job.data, number, None)[0]
+
+
+def _look(
+    pairs: Sequence[data.Pair],
+    label_map: LabelMap | None,
+    names: Sequence[str],
+    progress: Callable[[Sequence], Iterable],
+    tick: Callable[[], object],
+) -> tuple[survey.Tally, list[str]]:
+    """Look through all label maps: their counts, and what may be wrong. Raises UserError."""
+    seen = survey.look(pairs, progress, tick)
+    judged = advice.judge(seen, label_map, names, advice.EVALUATE, each=False)
+    if judged.error is not None:
+        raise UserError(judged.error)
+    return survey.tally(seen, label_map, len(names)), judged.warnings
 
 
 def evaluate(
@@ -96,11 +131,12 @@ def evaluate(
     error: is told, one line each, which pair cannot be used, and the rest is done; without it the first one raises.
     """
     device = next(model.parameters()).device
-    counter = Counter(model.num_classes, device)
+    num_classes = max(2, model.num_classes)  # one logit is for two
+    counter = Counter(num_classes, device)
     failed = 0
     for pair in progress(pairs[processes.rank() :: processes.count()]):
         try:
-            image, labels = data.read(pair, model.num_classes)
+            image, labels = data.read(pair, num_classes)
             predicted = predict(model, image, options)
         except (UserError, RuntimeError, MemoryError) as reason:  # unusable, or too large for this machine
             if error is None:
@@ -122,5 +158,14 @@ def predict(model: Network, image: np.ndarray, options: Options = Options()) -> 
         sizes = [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in options.scales]
         inputs = [normalise(picture, size, like.dtype) for size in sizes]
         if len(inputs) == 1 and not options.flip:
-            return upsample_argmax(model(inputs[0]), (height, width))[0]
-        return averaged_labels(model, inputs, options.flip, (height, width))[0]
+            return upsample_argmax(one_per_class(model(inputs[0])), (height, width))[0]
+        return averaged_labels(lambda x: one_per_class(model(x)), inputs, options.flip, (height, width))[0]
+
+
+def one_per_class(logits: Tensor) -> Tensor:
+    """(N, classes, h, w) as it is; of one logit, (N, 1, h, w), two: 0 for class 0, so that class 1 begins above 0.
+
+    >>> one_per_class(torch.tensor([-2.0, 3.0]).reshape(1, 1, 1, 2)).argmax(1)
+    tensor([[[0, 1]]])
+    """
+    return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits

@@ -17,7 +17,7 @@ from .. import backends, images
 from ..segment import UserError, check_backend
 from . import data, preparing, processes, records, saving
 from .augment import IGNORE
-from .evaluate import evaluate
+from .evaluate import evaluate, one_per_class
 from .preparing import Options
 from .scores import Counter, Scores
 
@@ -39,7 +39,7 @@ def train(options: Options, say: Callable[[str], object] = print, progress: Prog
         if options.amp == "f16" and device.type != "cuda":
             raise UserError("--amp f16 needs a GPU; bf16 runs on CPUs too")
         with nullcontext() if options.backend is None else backends.use_backend(options.backend):
-            _Run(options, device, say).run(progress)
+            _Run(options, device, say, progress).run(progress)
 
 
 def poly(step: int, steps: int, power: float, warmup: int = 0) -> float:
@@ -63,15 +63,20 @@ def batches(count: int, batch: int, seed: int, epoch: int) -> list[list[int]]:
 
 
 def loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy, summed over the pixels that count. logits: (N, classes, h, w); labels: int64 (N, H, W)."""
-    full = F.interpolate(logits.float(), labels.shape[1:], mode="bilinear", align_corners=True)
+    """Cross entropy, summed over the pixels that count. logits: (N, classes, h, w); labels: int64 (N, H, W).
+
+    One logit is class 1's against 0 for class 0: their cross entropy is the binary one.
+    """
+    full = F.interpolate(one_per_class(logits).float(), labels.shape[1:], mode="bilinear", align_corners=True)
     return F.cross_entropy(full, labels, ignore_index=IGNORE, reduction="sum")
 
 
 class _Run:
     """One training run in one process."""
 
-    def __init__(self, options: Options, device: torch.device, say: Callable[[str], object]) -> None:
+    def __init__(
+        self, options: Options, device: torch.device, say: Callable[[str], object], progress: Progress
+    ) -> None:
         self.options, self.device, self.say = options, device, say
         loaded = preparing.load(options)
         self.data = preparing.find_data(options, loaded.num_classes if loaded else None)
@@ -79,7 +84,11 @@ class _Run:
         self.samples = data.TrainingSet(
             self.data.train, len(self.data.names), preparing.augmentation(options), options.seed
         )
-        self.model = preparing.network(options, loaded, len(self.data.names)).to(device)
+        self.model = preparing.network(options, loaded, self.data.logits)
+        self.new_classifier = loaded is not None and self.model is not loaded
+        preparing.check_batch(self.model, options)
+        self.about_labels = processes.by_first(lambda tick: self._look(progress, tick)) or []
+        self.model = self.model.to(device)
         self.steps_per_epoch = len(self.samples) // options.batch
         self.steps = self.steps_per_epoch * options.epochs
         groups = preparing.parameter_groups(self.model, options.encoder_lr, options.decoder_lr)
@@ -119,11 +128,7 @@ class _Run:
 
     def _epoch(self, epoch: int, progress: Progress) -> None:
         start = time.perf_counter() - self.seconds
-        self.model.train()
-        if self.options.freeze_bn:
-            for module in self.model.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()  # its statistics stay as they are
+        preparing.begin_training(self.model, self.options.freeze_bn)
         done = self.step - epoch * self.steps_per_epoch
         rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
         for batch in progress(self._loader(epoch, done), self.steps_per_epoch - done):
@@ -194,6 +199,10 @@ class _Run:
         scores, _ = evaluate(self.model, self.data.val, progress=lambda pairs: progress(pairs, len(pairs)))
         return scores
 
+    def _look(self, progress: Progress, tick: Callable[[], object]) -> list[str]:
+        label_map = preparing.label_map_of(self.options.map_labels)
+        return preparing.look(self.data, label_map, lambda pairs: progress(pairs, len(pairs)), tick)
+
     def _open(self) -> None:
         """Make the folder, and take up the state in it."""
         out = self.options.out
@@ -209,10 +218,12 @@ class _Run:
         for name, value in self._about().items():
             if state["about"].get(name) != value:
                 raise UserError(f"{out}: was begun with {name} {state['about'].get(name)}, now it is {value}")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.losses, self.rows, self.seconds = state["losses"].tolist(), state["rows"], state["seconds"]
+        with saving.resuming(out):
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.losses, self.rows = state["losses"].tolist(), list(state["rows"])
+            self.seconds = float(state["seconds"])
         if processes.rank() == 0:
             records.write_csv(out, self.rows, self.losses)  # a killed run may have come further in one than in another
 
@@ -244,13 +255,19 @@ class _Run:
 
     def _say_what(self) -> None:
         start = self.options.checkpoint or "random weights"
-        self.say(f"{self.model.name}, {len(self.data.names)} classes, from {start}")
+        if self.new_classifier:
+            start += ", with a new classifier"
+        logits = " in one logit" if self.data.logits == 1 else ""
+        self.say(f"{self.model.name}, {len(self.data.names)} classes{logits}, from {start}")
         validation = f"{len(self.data.val)} to validate with" if self.data.val else "none to validate with"
         count = processes.count()
         self.say(
             f"{len(self.samples)} images, {validation}; {self.steps} steps of {self.options.batch} on "
             f"{self.device.type}" + (f", {count} processes" if count > 1 else "")
         )
+        unused = preparing.unused_names(self.options, self.data.names)
+        for line in self.about_labels if unused is None else [unused, *self.about_labels]:
+            self.say(line)
         if self.step:
             self.say(f"resumed after step {self.step}")
 

@@ -1,6 +1,6 @@
 """What a run begins with: the options, the classes, the network, its parameters in two groups."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -8,10 +8,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .. import models
+from .. import backends, models
 from ..models.networks import Network
 from ..segment import MOST_CLASSES, UserError
-from . import augment, data, processes
+from . import advice, augment, data, processes, survey
+from .label_map import LabelMap, parse
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,9 @@ class Options:
 
     batch: images of a step, over all processes. crop: pixels of a side. warmup: steps in which the rates rise.
     clip: the largest norm of all gradients together, 0 for any. save_every: steps between states to resume from.
-    half: export weights in float16. weights: of several in the checkpoint which, as for `models.load`.
+    half: export weights in float16. num_classes: 1 is one logit, above 0 for class 1, below for class 0.
+    map_labels: the classes of values or colours in label maps, as `label_map.parse` reads it. weights: of several in
+    the checkpoint which, as for `models.load`.
     """
 
     data: Path
@@ -52,6 +55,7 @@ class Options:
     tensorboard: bool = False
     resume: bool = False
     weights: str | None = None
+    map_labels: str | None = None
 
     def decisive(self) -> dict[str, Any]:
         """Those that a resumed run must have in common with its beginning, in plain types."""
@@ -64,33 +68,76 @@ class Options:
 
 @dataclass(frozen=True)
 class Data:
-    """The pairs to train on, those to validate with, which may be none, and the classes' names."""
+    """The pairs to train on, those to validate with, which may be none, the classes' names, and the network's logits.
+
+    logits: as many as classes, or one for two classes.
+    """
 
     train: list[data.Pair]
     val: list[data.Pair]
     names: list[str]
+    logits: int
 
 
 def find_data(options: Options, held: int | None) -> Data:
     """What the options name. held: how many classes the starting checkpoint has, if there is one."""
-    train = data.find(options.data, "train")
+    label_map = label_map_of(options.map_labels)
+    train = data.find(options.data, "train", label_map)
     val = []
     if options.val is not None or data.has_split(options.data, "val"):
-        val = data.find(options.val or options.data, "val")
+        val = data.find(options.val or options.data, "val", label_map)
     if len(train) < options.batch:
         raise UserError(f"{options.data}: has {len(train)} images to train on, fewer than a batch of {options.batch}")
-    return Data(train, val, classes(options.data, options.num_classes, held))
+    return Data(train, val, *classes(options.data, options.num_classes, held))
 
 
-def classes(folder: Path, asked: int | None, held: int | None) -> list[str]:
-    """The names of the classes: as many as are asked for, else named by the data, else held by the checkpoint."""
+def classes(folder: Path, asked: int | None, held: int | None) -> tuple[list[str], int]:
+    """The names of the classes, and the number of logits: asked for, else as the data names, else of the checkpoint.
+
+    One logit is for two classes.
+    """
     names = data.class_names(folder)
     number = asked or (len(names) if names is not None else held)
     if number is None:
         raise UserError(f"{folder}: has no {data.CLASSES_FILE} that says which classes there are; give --num-classes")
     if number >= MOST_CLASSES:
         raise UserError(f"--num-classes must be 1 to {MOST_CLASSES - 1}, got {number}")
-    return names if names is not None and len(names) == number else [str(i) for i in range(number)]
+    count = max(2, number)
+    if names is not None and len(names) == 1 and count == 2:
+        names = ["background", *names]
+    return names if names is not None and len(names) == count else [str(i) for i in range(count)], number
+
+
+def label_map_of(text: str | None) -> LabelMap | None:
+    """The map that --map-labels says. Raises UserError."""
+    return None if text is None else parse(text)
+
+
+def look(
+    pairs: Data, label_map: LabelMap | None, progress: survey.Progress = iter, tick: Callable[[], object] = lambda: None
+) -> list[str]:
+    """Look through all label maps; lines for people: a table of their classes, and what may be wrong.
+
+    Raises UserError where nothing can be learnt from them.
+    """
+    lines, tallies = [], {}
+    for use, split in ((advice.TRAIN, pairs.train), (advice.VALIDATE, pairs.val)):
+        if split:
+            seen = survey.look(split, progress, tick)
+            judged = advice.judge(seen, label_map, pairs.names, use)
+            if judged.error is not None:
+                raise UserError(judged.error)
+            tallies[f"to {use}"] = survey.tally(seen, label_map, len(pairs.names))
+            lines += [f"warning: {line}" for line in judged.warnings]
+    return [advice.table(tallies, pairs.names), *lines]
+
+
+def unused_names(options: Options, used: Sequence[str]) -> str | None:
+    """A line where the data names another number of classes than are asked for."""
+    names = data.class_names(options.data)
+    if names is None or options.num_classes is None or set(names) <= set(used):
+        return None
+    return f"warning: {options.data} names {len(names)} classes, --num-classes asks for {options.num_classes}"
 
 
 def load(options: Options) -> Network | None:
@@ -174,10 +221,42 @@ def _strings(nested: Sequence | None) -> Iterator[str]:
 
 def check(options: Options) -> None:
     """UserError for options that cannot go together, before anything is read or written."""
+    label_map_of(options.map_labels)
     if options.batch % processes.count():
         raise UserError(f"--batch {options.batch} cannot be shared among {processes.count()} processes")
     if options.scales[0] > options.scales[1]:
         raise UserError(f"--scales: {options.scales[0]:g} is more than {options.scales[1]:g}")
+
+
+def begin_training(model: nn.Module, freeze_bn: bool) -> None:
+    """Train mode, but for the batch normalisations whose statistics stay as they are."""
+    model.train()
+    if freeze_bn:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+
+
+def check_batch(model: Network, options: Options) -> None:
+    """UserError where a step would leave batch normalisation one value per channel, which has no variance.
+
+    Several processes take the statistics of all of them together, at least two values.
+    """
+    if processes.count() > 1:
+        return
+    with torch.device("meta"):  # shapes without values
+        shadow = models.NETWORKS[model.name](model.num_classes)
+    begin_training(shadow, options.freeze_bn)
+    try:
+        with backends.use_backend("reference"), torch.no_grad():
+            shadow(torch.empty(options.batch, 3, options.crop, options.crop, device="meta"))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"--batch {options.batch} with --crop {options.crop} leaves batch normalisation one value per channel to "
+            f"train with: give --batch {options.batch + 1}, a larger --crop, or --freeze-bn"
+        ) from error
 
 
 def augmentation(options: Options) -> augment.Options:

@@ -2,15 +2,23 @@
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..segment import UserError
+
+T = TypeVar("T")
+# What the first process tells the others while they wait for it.
+_WORKING, _DONE, _REFUSED = 0, 1, 2
+
+
+class ToldError(UserError):
+    """What is wrong has been found by the first process, which tells it."""
 
 
 @contextmanager
@@ -60,6 +68,36 @@ def total(value: Tensor) -> Tensor:
         value = value.detach().clone()
         dist.all_reduce(value)
     return value
+
+
+def by_first(work: Callable[[Callable[[], object]], T]) -> T | None:
+    """What `work` returns in the first process, None in the others, which wait.
+
+    work: is given a function to call now and then, so that nobody who waits takes it for dead. Where it raises
+    UserError, the others raise ToldError.
+    """
+    if count() == 1:
+        return work(lambda: None)
+    if rank() > 0:
+        while (told := _from_first(_WORKING)) == _WORKING:
+            pass
+        if told == _REFUSED:
+            raise ToldError("the first process says what is wrong")
+        return None
+    try:
+        result = work(lambda: _from_first(_WORKING))
+    except UserError:
+        _from_first(_REFUSED)
+        raise
+    _from_first(_DONE)
+    return result
+
+
+def _from_first(value: int) -> int:
+    """The value of the first process, in all of them."""
+    told = torch.tensor(value, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.broadcast(told, 0)
+    return int(told)
 
 
 class _Sum(torch.autograd.Function):

@@ -1,6 +1,7 @@
 """What a run leaves on disk, each file written beside its place and moved there, so that none is ever half there."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,17 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     path = folder / STATE
     if not path.is_file():
         return None
+    with resuming(folder):
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not isinstance(state.get("about"), dict):
+            raise TypeError("holds no state of a run")
+        return state
+
+
+@contextmanager
+def resuming(folder: Path) -> Iterator[None]:
+    """Within it, whatever fails is a UserError that names the state."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        yield
     except Exception as error:  # a damaged file can fail in any way
-        raise UserError(f"{path}: cannot be resumed from ({images.reason(error)[:200]})") from error
+        raise UserError(f"{folder / STATE}: cannot be resumed from ({images.reason(error)[:200]})") from error

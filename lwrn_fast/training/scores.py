@@ -80,12 +80,14 @@ class Scores:
             for i, (name, pixels, iou, accuracy) in enumerate(columns)
         ]
 
-    def table(self, names: Sequence[str]) -> str:
-        """For people."""
+    def table(self, names: Sequence[str], images: Sequence[int] | None = None) -> str:
+        """For people. images: in how many label maps each class occurs, for a column of its own."""
         width = max(14, *map(len, names))
-        lines = [f"{'class':{width}}{'IoU':>9}{'accuracy':>10}{'pixels':>13}"]
-        for row in self.rows(names):
-            lines.append(f"{row['name']:{width}}{_cell(row['iou']):>9}{_cell(row['accuracy']):>10}{row['pixels']:13,}")
+        lines = [f"{'class':{width}}{'IoU':>9}{'accuracy':>10}{'pixels':>13}{'' if images is None else '  images'}"]
+        for i, row in enumerate(self.rows(names)):
+            last = "" if images is None else f"{images[i]:8}"
+            scores = f"{_cell(row['iou']):>9}{_cell(row['accuracy']):>10}"
+            lines.append(f"{row['name']:{width}}{scores}{row['pixels']:13,}{last}")
         pixels = int(self.confusion.sum())
         lines.append(f"{'mean / all':{width}}{_cell(self.mean_iou):>9}{_cell(self.pixel_accuracy):>10}{pixels:13,}")
         return "\n".join(lines)
