@@ -9,7 +9,8 @@ A backend asked for by name runs the call or raises. Under torch.compile the cho
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -81,6 +82,17 @@ class use_backend:  # noqa: N801  a function to its users, and a context manager
         else:
             self._before, _thread.name = _thread.name, self._name
         self._active = True
+
+
+@contextmanager
+def in_this_thread(name: str | None) -> Iterator[None]:
+    """Set the backend for this thread alone, the main thread too; None leaves it as it is."""
+    before = _thread.name
+    _thread.name = name or before
+    try:
+        yield
+    finally:
+        _thread.name = before
 
 
 def requested() -> str:

@@ -1,12 +1,16 @@
 """The results of other people's segmentation networks: a tensor, a dictionary, a tuple, or an object of these."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # torchvision's and transformers' names for the logits of the segmentation; the first one that is there is taken.
 NAMES = ("out", "logits")
+# Sizes of maps are numbers too, and symbols of such while a network is captured.
+NO_TENSOR = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.SymInt, torch.SymFloat)
 
 
 def logits(result: Any, op: str = "logits") -> Tensor:
@@ -40,6 +44,76 @@ def logits(result: Any, op: str = "logits") -> Tensor:
     raise TypeError(
         f"{op}: the network must return a tensor, a tuple or list that holds one, or a mapping or object "
         f'with "out" or "logits", got {describe(result)}'
+    )
+
+
+def leaves(result: Any, op: str = "leaves") -> list[tuple[str, Tensor]]:
+    """All tensors in what a network returned, each with a name: its keys, "output0", "output1" in a tuple.
+
+    result: a tensor, called "output", or mappings, tuples, lists and dataclasses of these; None and numbers are left
+    out. Raises TypeError for other objects.
+
+    >>> import torch
+    >>> [name for name, _ in leaves({"out": torch.ones(1), "features": [torch.ones(1), torch.ones(1)]})]
+    ['out', 'features_0', 'features_1']
+    """
+    found: list[tuple[str, Tensor]] = []
+    names: set[str] = set()
+
+    def visit(item: Any, path: tuple[str, ...]) -> None:
+        if isinstance(item, Tensor):
+            name = "_".join(path) or "output"
+            name = f"output{name}" if name[0].isdigit() else name
+            while name in names:
+                name += "_"
+            names.add(name)
+            found.append((name, item))
+        elif not isinstance(item, NO_TENSOR):
+            for key, value in _items(item, op):
+                visit(value, (*path, str(key)))
+
+    visit(result, ())
+    if not found:
+        raise TypeError(f"{op}: the network must return tensors, got {describe(result)}")
+    return found
+
+
+def plain(result: Any) -> Any:
+    """What a network returned, in dictionaries, tuples and lists alone, and None for what is no tensor.
+
+    A tensor that occurs twice is copied, for a file has each result once.
+
+    >>> import collections
+    >>> plain(collections.OrderedDict(out=None, size=(3, 4)))
+    {'out': None, 'size': (None, None)}
+    """
+    seen: set[int] = set()
+
+    def visit(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            again = id(item) in seen
+            seen.add(id(item))
+            return item.clone() if again else item
+        if isinstance(item, NO_TENSOR):
+            return None
+        if isinstance(item, (tuple, list)):
+            return (list if isinstance(item, list) else tuple)(visit(value) for value in item)
+        return {key: visit(value) for key, value in _items(item, "plain")}
+
+    return visit(result)
+
+
+def _items(item: Any, op: str) -> Iterable[tuple[Any, Any]]:
+    if isinstance(item, Mapping):
+        return item.items()
+    if isinstance(item, tuple) and hasattr(item, "_fields"):
+        return zip(item._fields, item, strict=True)
+    if isinstance(item, (tuple, list)):
+        return enumerate(item)
+    if dataclasses.is_dataclass(item) and not isinstance(item, type):
+        return [(field.name, getattr(item, field.name)) for field in dataclasses.fields(item)]
+    raise TypeError(
+        f"{op}: the network must return tensors, in tuples, lists, mappings or dataclasses, got {describe(item)}"
     )
 
 
