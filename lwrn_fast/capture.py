@@ -5,6 +5,7 @@ import io
 import itertools
 import logging
 import os
+import re
 import sys
 import threading
 import traceback
@@ -31,10 +32,11 @@ TRAINS = (_BatchNorm, _DropoutNd, nn.RReLU)
 _turn = threading.Lock()
 
 
-class _Told:
+class Told:
     """What the forward of a graph tells while it is captured; torch.export puts lists back as they were."""
 
     names: Sequence[str] = ()
+    changed: Sequence[str] = ()
 
 
 class Graph(nn.Module):
@@ -43,7 +45,8 @@ class Graph(nn.Module):
     The network is a copy, so that what its forward stores stays out of the original; its parameters are the original's,
     and nothing of it is altered. Its inputs are copies too: a network may write to them, and a file may not.
     labels: end with the label map. sizes: what `package_input` demands of the tensors (N, C, H, W), for AOTInductor.
-    flat: return the tensors alone. `names` holds the names of the tensors after a capture.
+    flat: return the tensors alone. After a capture, `told` holds the names of the results and of the buffers that
+    change.
     """
 
     def __init__(
@@ -51,25 +54,23 @@ class Graph(nn.Module):
     ) -> None:
         super().__init__()
         self.op, self.labels, self.sizes, self.flat = op, labels, sizes, flat
-        self._told = _Told()
+        self.told = Told()
         self.model = _copy(model)
         self.training = False  # of this module alone
 
     def forward(self, *arguments: Any) -> Any:
         maps = [tensor for tensor in tensors(arguments) if tensor.dim() == 4]
         sizes = iter(self.sizes or ())
+        before = {name: buffer._version for name, buffer in self.model.named_buffers()}
         result = self.model(*map_tensors(lambda tensor: self._own(tensor, sizes), arguments))
+        self.told.changed = [n for n, buffer in self.model.named_buffers() if buffer._version != before.get(n)]
         if self.labels:
             result = upsample_argmax(outputs.logits(result, self.op), maps[0].shape[2:])
         leaves = outputs.leaves(result, self.op)
-        self._told.names = [name for name, _ in leaves]
+        self.told.names = [name for name, _ in leaves]
         if self.flat:
             return tuple(tensor for _, tensor in outputs.leaves(outputs.plain(result), self.op))
         return outputs.plain(result)
-
-    @property
-    def names(self) -> Sequence[str]:
-        return self._told.names
 
     def _own(self, tensor: Tensor, sizes: Iterator[list[int]]) -> Tensor:
         size = next(sizes, None) if tensor.dim() == 4 else None
@@ -83,12 +84,13 @@ def capture(graph: Graph, arguments: tuple, dynamic: bool) -> torch.export.Expor
     shapes = dimensions(arguments, lambda: (torch.export.Dim.DYNAMIC,) * 3) if dynamic else None
     program = torch.export.export(graph, _like(arguments, dynamic), dynamic_shapes=shapes)
     log = logging.getLogger("lwrn_fast")
-    changed = [name.removeprefix("model.") for name in program.graph_signature.buffers_to_mutate.values()]
-    if changed:
-        log.warning("%s: each call of the file begins with the present %s", graph.op, ", ".join(changed))
+    if graph.told.changed:
+        names = ", ".join(graph.told.changed)
+        log.warning("%s: the network changes %s; each call of the file begins with the present value", graph.op, names)
     for guard in getattr(program, "_guards_code", ()):
         if "%" in guard:  # the others are about strides, and maps of one pixel
-            log.warning("%s: the network decides by the size of its input; the file is for %s", graph.op, guard)
+            guard = re.sub(r"L\['arguments'\](.*?)\.size\(\)", r"arguments\1.shape", guard)
+            log.warning("%s: the network decides by sizes; the file is only for %s", graph.op, guard)
     return program
 
 
@@ -141,7 +143,7 @@ def reason(error: BaseException) -> tuple[type[Exception], str]:
     root = chain[-1]
     text = _first_line(root)
     if "data-dependent" in text or type(root).__name__ == "GuardOnDataDependentSymNode":
-        text = f"the network decides by the values of its input, which a file cannot: {text.rstrip('. ')}"
+        text = f"the network decides by the values of its input, which a file cannot: {text.split(' (unhinted')[0]}"
     place = next(filter(None, map(_place, reversed(chain))), "")
     return type(root) if type(root) in (ValueError, TypeError) else RuntimeError, text + place
 
@@ -163,13 +165,12 @@ def _first_line(error: BaseException) -> str:
 def _place(error: BaseException) -> str:
     """Where in the user's code an exception came from, " (net.py:12, in forward: if x.sum() > 0:)"; "" if nowhere."""
     tools = [os.path.dirname(getattr(sys.modules.get(name), "__file__", None) or "/nowhere/-") for name in TOOLS]
-    ours = os.path.dirname(__file__)
+    tools.append(os.path.dirname(__file__))
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        inside = frame.filename.startswith("<") or os.path.dirname(frame.filename) == ours
-        if not inside and not any(frame.filename.startswith(folder + os.sep) for folder in tools):
+        if frame.filename[0] != "<" and not any(frame.filename.startswith(folder + os.sep) for folder in tools):
             if frame.name == "<module>":
                 return ""
-            line = f": {frame.line}" if frame.line else ""
+            line = f": {frame.line}" if frame.line and not frame.line.startswith("raise ") else ""
             return f" ({os.path.basename(frame.filename)}:{frame.lineno}, in {frame.name}{line})"
     return ""
 
@@ -181,7 +182,7 @@ def check_model(op: str, model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
     model = getattr(model, "_orig_mod", model)  # torch.compile's OptimizedModule
-    if model.training:
+    if model.training and not isinstance(model, Optimized):
         raise ValueError(f"{op}: model must be in eval mode, got one in training mode: call model.eval()")
     for name, module in model.named_modules():
         where = f" at {name}" if name else ""
@@ -207,7 +208,7 @@ def _copy(model: nn.Module) -> nn.Module:
     for module in inner_first:
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
-                memo[id(tensor)] = tensor
+                memo[id(tensor)] = _normal(tensor) if tensor.is_inference() else tensor
         for value in vars(module).values():
             if isinstance(value, Tensor):
                 memo[id(value)] = value.detach()  # weight_norm keeps its result, which has a graph
@@ -218,6 +219,12 @@ def _copy(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise TypeError(f"model cannot be copied: {_first_line(error)}") from error
+
+
+def _normal(tensor: Tensor) -> Tensor:
+    """A copy of a tensor born in inference mode, which torch.export cannot take."""
+    copied = tensor.detach().clone()
+    return nn.Parameter(copied, requires_grad=False) if isinstance(tensor, nn.Parameter) else copied
 
 
 def _like(arguments: tuple, dynamic: bool) -> tuple:

@@ -66,7 +66,7 @@ def to_onnx(
 
         # weights that are made of weights, at any size: the exporter itself stops at a few kilobytes
         optimizer.optimize(program.model, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
-        _name_values(program.model.graph, _output_names(model, labels, graph.names, inputs))
+        _name_values(program.model.graph, _output_names(model, labels, graph.told.names, inputs))
         program.model.metadata_props.update(_about(model))
         files.write_together(Path(path), program.save)
 
@@ -78,7 +78,7 @@ def to_aoti(
 
     model, example: on the CPU. dynamic, labels: as for `to_onnx`. The weights are constants of the package, packed for
     oneDNN. To run it: `torch._inductor.aoti_load_package(path)` after `import lwrn_fast`, or, without Python,
-    csrc/examples/run_package.cpp. Several results come in tuples, lists and dictionaries, with None for what is no
+    csrc/examples/run_package.cpp. Several results come in tuples, lists and dictionaries, without what is no
     tensor. Tensors (N, C, H, W) may have any strides, and those of another size or dtype are refused; the package uses
     as many threads as torch does.
     Raises RuntimeError without the compiled part of lwrn_fast or without a C++ compiler, and with the reason for what

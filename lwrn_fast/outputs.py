@@ -79,13 +79,13 @@ def leaves(result: Any, op: str = "leaves") -> list[tuple[str, Tensor]]:
 
 
 def plain(result: Any) -> Any:
-    """What a network returned, in dictionaries, tuples and lists alone, and None for what is no tensor.
+    """What a network returned, in dictionaries, tuples and lists alone, without what is no tensor.
 
     A tensor that occurs twice is copied, for a file has each result once.
 
     >>> import collections
-    >>> plain(collections.OrderedDict(out=None, size=(3, 4)))
-    {'out': None, 'size': (None, None)}
+    >>> plain(collections.OrderedDict(out=(torch.ones(1), None), size=3))
+    {'out': (tensor([1.]),)}
     """
     seen: set[int] = set()
 
@@ -94,11 +94,10 @@ def plain(result: Any) -> Any:
             again = id(item) in seen
             seen.add(id(item))
             return item.clone() if again else item
-        if isinstance(item, NO_TENSOR):
-            return None
+        items = [(key, visit(value)) for key, value in _items(item, "plain") if not isinstance(value, NO_TENSOR)]
         if isinstance(item, (tuple, list)):
-            return (list if isinstance(item, list) else tuple)(visit(value) for value in item)
-        return {key: visit(value) for key, value in _items(item, "plain")}
+            return (list if isinstance(item, list) else tuple)(value for _, value in items)
+        return dict(items)
 
     return visit(result)
 
