@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _native, files, outputs
-from .capture import Graph, capture, check_model, dimensions, exporting, map_tensors, tensors
+from .capture import MAP_DTYPES, Graph, capture, check_model, dimensions, exporting, map_tensors, tensors
 from .models.base import Network
 from .upsample_argmax import upsample_argmax
 
@@ -103,7 +103,9 @@ def to_aoti(
             from torch._inductor import aoti_compile_and_package
 
             made = os.path.join(folder, "model.pt2")
-            settings = {"freezing": True, "cpp.dynamic_threads": True, "aot_inductor.metadata": _about(model)}
+            floats = {t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()}
+            freezing = floats <= set(MAP_DTYPES)  # oneDNN, for which it packs the weights, knows no float64
+            settings = {"freezing": freezing, "cpp.dynamic_threads": True, "aot_inductor.metadata": _about(model)}
             aoti_compile_and_package(program, package_path=made, inductor_configs=settings)
             files.write(Path(path), lambda beside: shutil.copyfile(made, beside))
 
