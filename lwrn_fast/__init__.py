@@ -5,6 +5,8 @@
 torch.Size([1, 8, 6, 7])
 """
 
+import torch
+
 from . import ops, reference
 from ._version import __version__
 from .backends import explain, use_backend
@@ -21,6 +23,9 @@ from .rewrite.report import Report  # isort: skip
 from .optimize import optimize  # isort: skip
 from .segmenter import Segmenter  # isort: skip
 from . import export  # isort: skip  takes models
+
+for _name in ("crp", "fusion", "upsample_argmax"):  # one node each in what torch.fx.symbolic_trace makes of a network
+    torch.fx.wrap(_name)
 
 __all__ = [
     "CRP",

@@ -3,13 +3,15 @@
 The choice is `use_backend`'s, else that of the environment variable LWRN_FAST_BACKEND when lwrn_fast was imported, else
 "auto": the fastest proven backend that can run the call, and `reference` where none can, which is said once per reason
 through the logger `lwrn_fast`.
-A backend asked for by name runs the call or raises. Under torch.compile the choice is made while tracing.
+A backend asked for by name runs the call or raises. Under torch.compile the choice is made while tracing;
+torch.jit.trace and torch.onnx.export get PyTorch's own operations, unless another backend is asked for.
 """
 
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -83,6 +85,17 @@ class use_backend:  # noqa: N801  a function to its users, and a context manager
         self._active = True
 
 
+@contextmanager
+def in_this_thread(name: str | None) -> Iterator[None]:
+    """Set the backend for this thread alone, the main thread too; None leaves it as it is."""
+    before = _thread.name
+    _thread.name = name or before
+    try:
+        yield
+    finally:
+        _thread.name = before
+
+
 def requested() -> str:
     """The backend asked for in this thread; ValueError where LWRN_FAST_BACKEND names none."""
     chosen = _thread.name or _process
@@ -102,6 +115,8 @@ def select(op: str, tensors: Sequence[Tensor], hindrance: str | None = None) -> 
         if reason is not None:
             raise RuntimeError(f"{op}: the backend {name!r} cannot run this call: {reason}")
         return name
+    if checks.tracing_state() is not None or (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()):
+        return "reference"  # for files that run anywhere: torch.jit.trace and torch.onnx.export
     reasons = []
     for name in _fastest_first(tensors[0]):
         reason = why_not(name, op, tensors, hindrance) or UNPROVEN.get(name)

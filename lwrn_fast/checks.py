@@ -1,8 +1,8 @@
 """What each op accepts. Every function has the signature of its op, raises ValueError or TypeError with the op, the
 argument, what was expected and what came, and returns all tensors of the call, the one that sets the dtype first."""
 
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -10,9 +10,12 @@ from torch import Tensor
 from .reference import ACTIVATIONS, MEAN, STD
 
 MOST_CLASSES = 256  # labels are uint8
+tracing_state = torch._C._get_tracing_state  # None where torch.jit.trace is not at work
 
 
 def crp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None, groups: int = 1) -> list[Tensor]:
+    if tracing_state() is not None:
+        return _untraced(crp, x, weights, biases, groups)
     _image("crp", "x", x)
     planes = x.shape[1]
     # one plane: both readings are the same
@@ -30,6 +33,8 @@ def fusion(
     activation: str = "relu",
     align_corners: bool = True,
 ) -> list[Tensor]:
+    if tracing_state() is not None:
+        return _untraced(fusion, inputs, weights, biases, activation, align_corners)
     _count("fusion", "inputs", inputs, None)
     first = inputs[0]
     for k, x in enumerate(inputs):
@@ -48,6 +53,8 @@ def fusion(
 
 
 def upsample_argmax(logits: Tensor, size: int | Sequence[int], align_corners: bool = True) -> list[Tensor]:
+    if tracing_state() is not None:
+        return _untraced(upsample_argmax, logits, _numbers(size), align_corners)
     _image("upsample_argmax", "logits", logits)
     if logits.shape[1] > MOST_CLASSES:
         _fail("upsample_argmax", "logits", f"of at most {MOST_CLASSES} classes, for labels are uint8", logits.shape[1])
@@ -82,7 +89,10 @@ def normalise(
 
 
 def height_and_width(op: str, size: int | Sequence[int]) -> tuple[int, int]:
-    """`size` as (height, width): one number stands for both."""
+    """`size` as (height, width): one number stands for both. While torch.jit traces, sizes that it follows stay so."""
+    if tracing_state() is not None:
+        _untraced(height_and_width, op, _numbers(size))
+        return (size, size) if isinstance(size, (int, Tensor)) else (size[0], size[1])
     if isinstance(size, (int, torch.SymInt)) and not isinstance(size, bool):
         size = (size, size)
     if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 2:
@@ -91,6 +101,28 @@ def height_and_width(op: str, size: int | Sequence[int]) -> tuple[int, int]:
         if not isinstance(length, (int, torch.SymInt)) or isinstance(length, bool) or length < 1:
             _fail(op, "size", "of integers >= 1", repr(size))
     return size[0], size[1]
+
+
+def not_scriptable(module: object) -> TypeError:
+    """What torch.jit.script is told, in place of the first line that it cannot read."""
+    return TypeError(f"{type(module).__name__}: torch.jit.script cannot read this module; use torch.jit.trace")
+
+
+def _untraced(check: Callable[..., Any], *arguments: Any) -> Any:
+    """A check as without torch.jit.trace, which makes tensors of shapes, and warns about each comparison."""
+    state = tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        return check(*arguments)
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
+
+
+def _numbers(size: Any) -> Any:
+    """A size without the tensors that torch.jit.trace makes of it."""
+    if isinstance(size, (list, tuple)):
+        return tuple(_numbers(length) for length in size)
+    return _untraced(size.item) if isinstance(size, Tensor) and size.dim() == 0 else size
 
 
 def _parameters(

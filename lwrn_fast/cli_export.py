@@ -66,7 +66,7 @@ def _export(arguments: argparse.Namespace) -> int:
         return say_error(str(error))
     except OSError as error:
         return say_error(f"{out}: cannot be written ({images.reason(error)})")
-    except (RuntimeError, MemoryError) as error:  # no compiler, or too large for this machine
+    except (RuntimeError, ValueError, TypeError, MemoryError) as error:  # no compiler, not captured, or too large
         return say_error(f"{out}: {_first_line(error)}")
     taken = f", for {_shape(size, arguments.dynamic)} float32" if kind != "safetensors" else ""
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB{taken}", flush=True)

@@ -100,3 +100,9 @@ class CRP(nn.Module):
 
     def extra_repr(self) -> str:
         return f"n_stages={self.n_stages}, groups={self.groups}"
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise checks.not_scriptable(self)
+
+
+torch.fx.wrap("crp")  # one node of a graph, as PyTorch's own functions

@@ -2,31 +2,29 @@
 
 Each file is written beside its place and renamed when it is whole. An example is what the model is called with: one
 tensor, or a tuple of all positional arguments, tensors and lists of tensors; of its tensors, shapes and dtypes count.
+A file computes what the network computes, operations in place included, but never writes to its inputs. Exports of
+several threads take turns.
 """
 
-import copy
 import importlib.util
-import logging
 import math
 import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import _native, backends, files
+from . import _native, files, outputs
+from .capture import MAP_DTYPES, Graph, capture, check_model, dimensions, exporting, map_tensors, tensors
 from .models.base import Network
 from .upsample_argmax import upsample_argmax
 
 Example = Tensor | Sequence[Any]
 ANY_SIZE = 1 << 40
-MAP_DTYPES = backends.KERNEL_DTYPES
 
 
 def to_onnx(
@@ -34,31 +32,33 @@ def to_onnx(
 ) -> None:
     """The model as an ONNX file of standard operators alone, which any runtime reads.
 
-    model: in eval mode. A network's input is called "image" and its output "logits"; else "input" and "output".
-    dynamic: True for any batch, height and width of (N, C, H, W) tensors; else the example's.
+    model: in eval mode. A network's input is called "image" and its output "logits"; else "input" and "output". Several
+    results are called by their keys or fields, or "output0", "output1", ...; None and numbers are left out.
+    dynamic: True for any batch, height and width of (N, C, H, W) tensors; else the example's. Where the network decides
+    by sizes, the file has what it does for the example's.
     labels: True to end with the label map, uint8 (N, H, W), called "labels", of the size of the example's first tensor
-    (N, C, H, W); the model's result must be (N, classes, h, w), of at most 256 classes.
-    Raises ImportError without the packages onnx and onnxscript, ValueError and TypeError for what does not fit, OSError
-    where the file cannot be written.
+    (N, C, H, W), made from the model's logits (N, classes, h, w), of at most 256 classes; where the model has several
+    results, these are what `lwrn_fast.outputs.logits` takes.
+    Weights of more than 1.5 GB are written to a second file beside it, its name with ".data" behind.
+    Raises ImportError without the packages onnx and onnxscript, ValueError and TypeError for what does not fit,
+    RuntimeError with the reason for what cannot be exported, OSError where the file cannot be written.
 
     >>> import lwrn_fast
     >>> lwrn_fast.export.to_onnx(lwrn_fast.CRP(8, 8).eval(), torch.rand(1, 8, 6, 7), "crp.onnx")  # doctest: +SKIP
     """
-    _check("to_onnx", model, path, ".onnx")
+    model = _check("to_onnx", model, path, ".onnx")
     absent = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if absent:
         raise ImportError(f"to_onnx: needs {' and '.join(absent)}: pip install 'lwrn-fast[onnx]'")
     arguments = _arguments("to_onnx", example, labels)
-    network = isinstance(model, Network)
-    count = len(_tensors(arguments))
-    name = "image" if network else "input"
-    with _tracing(), backends.use_backend("reference"):
+    with exporting("to_onnx", backend="reference"):
+        graph = Graph("to_onnx", model, labels, flat=True)
+        captured = capture(graph, arguments, dynamic)
+        inputs = _input_names(model, len(tensors(arguments)))
         program: Any = torch.onnx.export(
-            _Graph(model, labels),
-            _for_tracing(arguments, dynamic),
-            input_names=[name] if count == 1 else [f"{name}{i}" for i in range(count)],
-            output_names=["labels" if labels else "logits" if network else "output"],
-            dynamic_shapes=_dimensions(arguments, _names()) if dynamic else None,
+            captured,
+            input_names=inputs,
+            dynamic_shapes=dimensions(arguments, _dimension_names()) if dynamic else None,
             dynamo=True,
             verbose=False,
         )
@@ -66,10 +66,9 @@ def to_onnx(
 
         # weights that are made of weights, at any size: the exporter itself stops at a few kilobytes
         optimizer.optimize(program.model, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
-        for weight in list(program.model.graph.initializers.values()):
-            weight.name = weight.name.removeprefix("model.")  # by their names in the state dict
-    program.model.metadata_props.update(_about(model))
-    files.write(Path(path), program.save)
+        _name_values(program.model.graph, _output_names(model, labels, graph.told.names, inputs))
+        program.model.metadata_props.update(_about(model))
+        files.write_together(Path(path), program.save)
 
 
 def to_aoti(
@@ -79,35 +78,34 @@ def to_aoti(
 
     model, example: on the CPU. dynamic, labels: as for `to_onnx`. The weights are constants of the package, packed for
     oneDNN. To run it: `torch._inductor.aoti_load_package(path)` after `import lwrn_fast`, or, without Python,
-    csrc/examples/run_package.cpp. Tensors (N, C, H, W) may have any strides, and those of another size or dtype are
-    refused; the package uses as many threads as torch does.
-    Raises RuntimeError without the compiled part of lwrn_fast or without a C++ compiler, ValueError and TypeError for
-    what does not fit, OSError where the file cannot be written.
+    csrc/examples/run_package.cpp. Several results come in tuples, lists and dictionaries, without what is no
+    tensor. Tensors (N, C, H, W) may have any strides, and those of another size or dtype are refused; the package uses
+    as many threads as torch does.
+    Raises RuntimeError without the compiled part of lwrn_fast or without a C++ compiler, and with the reason for what
+    cannot be exported, ValueError and TypeError for what does not fit, OSError where the file cannot be written.
 
     >>> import lwrn_fast
     >>> lwrn_fast.export.to_aoti(lwrn_fast.CRP(8, 8).eval(), torch.rand(1, 8, 6, 7), "crp.pt2")  # doctest: +SKIP
     """
-    _check("to_aoti", model, path, ".pt2")
+    model = _check("to_aoti", model, path, ".pt2")
     missing = _native.missing()
     if missing is not None:
         raise RuntimeError(f"to_aoti: {missing}")
     arguments = _arguments("to_aoti", example, labels)
-    for tensor in (*model.parameters(), *model.buffers(), *_tensors(arguments)):
+    for tensor in (*model.parameters(), *model.buffers(), *tensors(arguments)):
         if tensor.device.type != "cpu":
             raise ValueError(f"to_aoti: model and example must be on the CPU, got {tensor.device}")
-    sizes = [[-1, t.shape[1], -1, -1] if dynamic else list(t.shape) for t in _tensors(arguments) if t.dim() == 4]
-    with _tracing():
-        program = torch.export.export(
-            _Graph(model, labels, sizes),
-            _for_tracing(arguments, dynamic),
-            dynamic_shapes=_dimensions(arguments, lambda: (torch.export.Dim.DYNAMIC,) * 3) if dynamic else None,
-        )
+    sizes = [[-1, t.shape[1], -1, -1] if dynamic else list(t.shape) for t in tensors(arguments) if t.dim() == 4]
+    with exporting("to_aoti"):
+        program = capture(Graph("to_aoti", model, labels, sizes), arguments, dynamic)
         _give_biases(program)
         with tempfile.TemporaryDirectory() as folder:
             from torch._inductor import aoti_compile_and_package
 
             made = os.path.join(folder, "model.pt2")
-            settings = {"freezing": True, "cpp.dynamic_threads": True, "aot_inductor.metadata": _about(model)}
+            floats = {t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()}
+            freezing = floats <= set(MAP_DTYPES)  # oneDNN, for which it packs the weights, knows no float64
+            settings = {"freezing": freezing, "cpp.dynamic_threads": True, "aot_inductor.metadata": _about(model)}
             aoti_compile_and_package(program, package_path=made, inductor_configs=settings)
             files.write(Path(path), lambda beside: shutil.copyfile(made, beside))
 
@@ -137,9 +135,11 @@ def to_safetensors(model: nn.Module, path: str | os.PathLike) -> None:
 def compare(path: str | os.PathLike, model: nn.Module, example: Example, labels: bool = False) -> float:
     """How far a file of this module is from the model: it is run by ONNX Runtime or AOTInductor, or read.
 
-    Returns the largest difference of the results (of safetensors, of the weights), relative to the largest value; with
-    labels, the share of labels that differ.
-    Raises ImportError without the package onnxruntime, and whatever the runtime raises.
+    model: called as it is, once, on a copy of the example, without gradients.
+    Returns the largest difference of the results (of safetensors, of the weights), each relative to its largest value;
+    with labels, the share of labels that differ. Infinite where the file has other results, of other shapes, or a NaN.
+    Raises ValueError where the model is in training mode, ImportError without the package onnxruntime, and whatever the
+    runtime or the model raises.
 
     >>> import lwrn_fast, tempfile
     >>> path = os.path.join(tempfile.mkdtemp(), "crp.safetensors")
@@ -154,20 +154,25 @@ def compare(path: str | os.PathLike, model: nn.Module, example: Example, labels:
 
         state = load_file(path)
         return max((_difference(state[name], value.detach()) for name, value in _state(model)), default=0.0)
+    if ending not in (".onnx", ".pt2"):
+        raise ValueError(f"compare: path must end in .onnx, .pt2 or .safetensors, got {os.fspath(path)!r}")
+    if model.training:
+        raise ValueError("compare: model must be in eval mode, got one in training mode: call model.eval()")
     with torch.no_grad():
-        if ending == ".onnx":
-            result = _run_onnx(path, arguments)
-        elif ending == ".pt2":
-            from torch._inductor import aoti_load_package
+        got = _run_onnx(path, arguments) if ending == ".onnx" else _run_aoti(path, arguments)
+        result = model(*map_tensors(Tensor.clone, arguments))
+        if labels:
+            size = next(tensor.shape[2:] for tensor in tensors(arguments) if tensor.dim() == 4)
+            result = upsample_argmax(outputs.logits(result, "compare"), size)
+    expected = [tensor for _, tensor in outputs.leaves(result, "compare")]
+    if len(got) != len(expected):
+        return math.inf
+    if labels:
+        return (got[0] != expected[0]).float().mean().item() if got[0].shape == expected[0].shape else math.inf
+    return max(map(_difference, got, expected))
 
-            result = aoti_load_package(os.fspath(path))(*arguments)
-        else:
-            raise ValueError(f"compare: path must end in .onnx, .pt2 or .safetensors, got {os.fspath(path)!r}")
-        expected = _Graph(model, labels)(*arguments)
-    return (result != expected).float().mean().item() if labels else _difference(result, expected)
 
-
-def _run_onnx(path: str | os.PathLike, arguments: tuple) -> Tensor:
+def _run_onnx(path: str | os.PathLike, arguments: tuple) -> list[Tensor]:
     try:
         import onnxruntime
     except ImportError as error:
@@ -177,92 +182,60 @@ def _run_onnx(path: str | os.PathLike, arguments: tuple) -> Tensor:
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
-    tensors = (tensor.numpy() for tensor in _tensors(arguments))
-    return torch.from_numpy(session.run(None, dict(zip(names, tensors, strict=True)))[0])
+    arrays = (tensor.detach().cpu().numpy() for tensor in tensors(arguments))
+    return [torch.from_numpy(array) for array in session.run(None, dict(zip(names, arrays, strict=True)))]
+
+
+def _run_aoti(path: str | os.PathLike, arguments: tuple) -> list[Tensor]:
+    from torch._inductor import aoti_load_package
+
+    result = aoti_load_package(os.fspath(path))(*map_tensors(Tensor.clone, arguments))
+    return [tensor for _, tensor in outputs.leaves(result, "compare")]
 
 
 def _difference(got: Tensor, expected: Tensor) -> float:
-    """Relative to the largest value; infinite where the shapes differ, or a NaN is in either."""
+    """Relative to the largest finite value; infinite where the shapes differ, or a NaN is in either."""
     if got.shape != expected.shape:
         return math.inf
     if not expected.numel():
         return 0.0
-    got, expected = got.double(), expected.double()
-    found = ((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
+    got, expected = got.double(), expected.to(got.device).double()
+    apart = torch.where(got == expected, 0.0, (got - expected).abs()).max()  # infinities are equal too
+    largest = torch.where(expected.isfinite(), expected, 0.0).abs().max()
+    found = (apart / largest.clamp_min(1e-30)).item()
     return math.inf if math.isnan(found) else found
 
 
-class _Graph(nn.Module):
-    """What is exported: the model, with what goes before and after it.
-
-    sizes: those that `package_input` demands of the tensors (N, C, H, W), for AOTInductor.
-    """
-
-    def __init__(self, model: nn.Module, labels: bool, sizes: Sequence[list[int]] | None = None) -> None:
-        super().__init__()
-        self.model = copy.deepcopy(model)
-        for module in self.model.modules():
-            if getattr(module, "inplace", False) is True:
-                module.inplace = False  # type: ignore[assignment]  # with symbolic sizes, tracing takes twice as long
-        self.labels = labels
-        self.sizes = sizes
-        self.eval()
-
-    def forward(self, *arguments: Any) -> Tensor:
-        maps = [tensor for tensor in _tensors(arguments) if tensor.dim() == 4]
-        if self.sizes is not None:
-            sizes = iter(self.sizes)
-            arguments = _map(lambda tensor: self._input(tensor, sizes), arguments)
-        result = self.model(*arguments)
-        return upsample_argmax(result, maps[0].shape[2:]) if self.labels else result
-
-    def _input(self, tensor: Tensor, sizes: Iterator[list[int]]) -> Tensor:
-        if tensor.dim() != 4:
-            return tensor
-        size = next(sizes)
-        if tensor.dtype not in MAP_DTYPES:
-            return tensor
-        return torch.ops.lwrn_fast.package_input(tensor, size, tensor.dtype)
+def _input_names(model: nn.Module, count: int) -> list[str]:
+    name = "image" if isinstance(model, Network) else "input"
+    return [name] if count == 1 else [f"{name}{i}" for i in range(count)]
 
 
-@contextmanager
-def _tracing() -> Iterator[None]:
-    """Without gradients, so that what is folded at inference is, and without what exporters have to say meanwhile."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        log.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            log.setLevel(level)
+def _output_names(model: nn.Module, labels: bool, found: Sequence[str], inputs: Sequence[str]) -> list[str]:
+    if list(found) == ["output"]:
+        return ["labels" if labels else "logits" if isinstance(model, Network) else "output"]
+    return [f"{name}_out" if name in inputs else name for name in found]
 
 
-def _for_tracing(arguments: tuple, dynamic: bool) -> tuple:
-    """Zeros like the arguments; for any size, large enough that no map inside is of size 1, which would be special."""
-    shortest = min((min(t.shape[2:]) for t in _tensors(arguments) if t.dim() == 4), default=64)
-    factor = -(-64 // max(1, shortest)) if dynamic else 1
-
-    def zeros(tensor: Tensor) -> Tensor:
-        shape = list(tensor.shape)
-        if dynamic and tensor.dim() == 4:
-            shape = [max(2, shape[0]), shape[1], factor * shape[2], factor * shape[3]]
-        return torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
-
-    return _map(zeros, arguments)
-
-
-def _dimensions(arguments: tuple, three: Callable[[], tuple]) -> tuple:
-    """What torch.export wants to know: of each (N, C, H, W) the `three` dimensions that may be any."""
-
-    def of(tensor: Tensor) -> dict[int, Any] | None:
-        return dict(zip((0, 2, 3), three(), strict=True)) if tensor.dim() == 4 else None
-
-    return (_map(of, arguments),)
+def _name_values(graph: Any, names: list[str]) -> None:
+    """The outputs by these names, and the weights by theirs in the state dict; what is inside makes room for both."""
+    taken = {*names, *(value.name for value in graph.inputs)}
+    for weight in list(graph.initializers.values()):
+        name = weight.name.removeprefix("model.")
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        weight.name = name
+    ends = list(graph.outputs)
+    for node in graph:
+        for value in node.outputs:
+            if value.name in taken and value not in ends:
+                value.name = f"{value.name}_inside"
+    for value, name in zip(ends, names, strict=True):
+        value.name = name
 
 
-def _names() -> Callable[[], tuple[str, str, str]]:
+def _dimension_names() -> Callable[[], tuple[str, str, str]]:
     """("batch", "height", "width"), then ("batch", "height1", "width1"), ..."""
     numbers = iter(["", *map(str, range(1, 100))])
 
@@ -301,17 +274,9 @@ def _arguments(op: str, example: Example, labels: bool) -> tuple:
             )
 
     check(arguments)
-    if labels and all(tensor.dim() != 4 for tensor in _tensors(arguments)):
+    if labels and all(tensor.dim() != 4 for tensor in tensors(arguments)):
         raise ValueError(f"{op}: example must hold a tensor (N, C, H, W), whose size the label map has, got none")
     return arguments
-
-
-def _map(function: Callable[[Tensor], Any], item: Any) -> Any:
-    return function(item) if isinstance(item, Tensor) else type(item)(_map(function, each) for each in item)
-
-
-def _tensors(item: Any) -> list[Tensor]:
-    return [item] if isinstance(item, Tensor) else [tensor for each in item for tensor in _tensors(each)]
 
 
 def _about(model: nn.Module) -> dict[str, str]:
@@ -323,12 +288,10 @@ def _state(model: nn.Module) -> list[tuple[str, Tensor]]:
     return list(model.state_dict().items())
 
 
-def _check(op: str, model: nn.Module, path: str | os.PathLike, ending: str) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
-    if model.training:
-        raise ValueError(f"{op}: model must be in eval mode, got one in training mode: call model.eval()")
+def _check(op: str, model: nn.Module, path: str | os.PathLike, ending: str) -> nn.Module:
+    model = check_model(op, model)
     _check_path(op, path, ending)
+    return model
 
 
 def _check_path(op: str, path: str | os.PathLike, ending: str) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +21,36 @@ def write(path: Path, save: Callable[[Path], object], ending: str = "") -> None:
     beside = unfinished(path, ending)
     try:
         save(beside)
-        with open(beside, "rb+") as file:
-            os.fsync(file.fileno())
-        beside.chmod(permissions())  # safetensors makes private files
-        beside.replace(path)
+        _finish(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_together(path: Path, save: Callable[[Path], object]) -> None:
+    """As `write`, for a `save` that may write other files beside the one it is given, which go by its name.
+
+    >>> path = Path(tempfile.mkdtemp()) / "net.onnx"
+    >>> write_together(path, lambda inside: [inside.write_text("graph"), inside.with_name("net.onnx.data").touch()])
+    >>> sorted(file.name for file in path.parent.iterdir())
+    ['net.onnx', 'net.onnx.data']
+    """
+    folder = unfinished(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        save(folder / path.name)
+        # the one that names the others is last
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
+            _finish(file, path.with_name(file.name))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _finish(file: Path, path: Path) -> None:
+    with open(file, "rb+") as opened:
+        os.fsync(opened.fileno())
+    file.chmod(permissions())  # safetensors makes private files
+    file.replace(path)
 
 
 def unfinished(path: Path, ending: str = "") -> Path:

@@ -97,3 +97,9 @@ class Fusion(nn.Module):
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}, align_corners={self.align_corners}"
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise checks.not_scriptable(self)
+
+
+torch.fx.wrap("fusion")  # one node of a graph, as PyTorch's own functions

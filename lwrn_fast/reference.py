@@ -106,7 +106,8 @@ def join(maps: Sequence[Tensor], activation: str, align_corners: bool) -> Tensor
 
 def resize(x: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
     """(N, C, h, w) to (N, C, height, width), bilinearly; x itself where it has that size."""
-    if x.shape[2] == height and x.shape[3] == width:
+    # torch.jit.trace would keep what holds for its example
+    if torch._C._get_tracing_state() is None and x.shape[2] == height and x.shape[3] == width:
         return x
     return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=align_corners)
 

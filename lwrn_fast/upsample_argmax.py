@@ -52,3 +52,9 @@ class UpsampleArgmax(nn.Module):
 
     def extra_repr(self) -> str:
         return f"size={self.size}, align_corners={self.align_corners}"
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise checks.not_scriptable(self)
+
+
+torch.fx.wrap("upsample_argmax")  # one node of a graph, as PyTorch's own functions

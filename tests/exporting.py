@@ -1,6 +1,8 @@
 """What the tests of exported files share."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +31,19 @@ class Small(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         fine = self.fine(x).relu()
         return self.decoder([fine, self.coarse(fine).relu()])
+
+
+class Net(torch.nn.Module):
+    """Two convolutions, 3 to 8 to 8 channels, and whatever a function of the network and its input does."""
+
+    def __init__(self, function: Callable[["Net", Tensor], Any]) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 1)
+        self.function = function
+        self.eval()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
 
 
 def results(model: torch.nn.Module, arguments: tuple, labels: bool = False) -> Tensor:

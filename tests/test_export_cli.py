@@ -11,6 +11,11 @@ from exporting import Small, error, needs_compiler, results, run_onnx
 from lwrn_fast import cli, export, models
 
 
+def in_place(model: Small, x: torch.Tensor, act=torch.relu_) -> torch.Tensor:
+    fine = model.fine(x)
+    return model.decoder([act(fine) + fine, model.coarse(fine)])
+
+
 @pytest.fixture
 def small(monkeypatch) -> Small:
     """What the command takes for the network it is asked for."""
@@ -106,6 +111,36 @@ class TestCommand:
         monkeypatch.setattr("torch._inductor.aoti_compile_and_package", absent)
         assert self.main("--to", "aoti", "--out", tmp_path / "net.pt2", "--size", 40, 64) == 2
         self.check_error(capsys, tmp_path, "net.pt2: No working C++ compiler found")
+
+    def test_compares_with_the_untouched_network(self, small, tmp_path, capsys, monkeypatch):
+        """A network with operations in place; and a file of the network without them is an error."""
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package)
+        monkeypatch.setattr(Small, "forward", lambda model, x: in_place(model, x))
+        path = tmp_path / "net.onnx"
+        assert self.main("--to", "onnx", "--out", path, "--size", 40, 64, "--dynamic") == 0
+        assert float(capsys.readouterr().out.splitlines()[2].split()[7]) < 1e-5
+        plain = type("Plain", (Small,), {"forward": lambda model, x: in_place(model, x, torch.relu)})().eval()
+        plain.load_state_dict(small.state_dict())
+        export_it = export.to_onnx
+        monkeypatch.setattr(export, "to_onnx", lambda model, *rest, **more: export_it(plain, *rest, **more))
+        assert self.main("--to", "onnx", "--out", path, "--size", 40, 64) == 2
+        assert "differs from PyTorch by" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("forward", "text"),
+        [
+            pytest.param(lambda model, x: model.fine(x) if x.sum() > 0 else x, "decides by the values", id="value"),
+            pytest.param(lambda model, x: model.coarse(x), "Given groups=1, weight of size", id="sizes"),
+            pytest.param(lambda model, x: object(), "must return tensors", id="object"),
+        ],
+    )
+    def test_what_cannot_be_exported(self, small, forward, text, tmp_path, capsys, monkeypatch):
+        for package in ("onnx", "onnxscript"):
+            pytest.importorskip(package)
+        monkeypatch.setattr(Small, "forward", forward)
+        assert self.main("--to", "onnx", "--out", tmp_path / "net.onnx", "--size", 40, 64) == 2
+        self.check_error(capsys, tmp_path, text)
 
     def test_a_wrong_file_is_an_error(self, small, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(export, "compare", lambda *_: float("nan"))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .. import checks
 from .decoder import LevelDecoder
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ class Network(LevelDecoder):
 
     def forward(self, x: Tensor) -> Tensor:
         """An image (N, 3, H, W), normalised, to logits (N, num_classes, ceil(H / 4), ceil(W / 4))."""
-        if x.dim() != 4 or x.shape[1] != 3:
+        # not for the proxies of torch.fx, and torch.jit.trace would warn about the comparison
+        seen = isinstance(x, Tensor) and checks.tracing_state() is None
+        if seen and (x.dim() != 4 or x.shape[1] != 3):
             raise ValueError(f"{self.name}: x must be (N, 3, H, W), got {tuple(x.shape)}")
         return self.decode(self.features(x.contiguous(memory_format=self.memory_format)))
 

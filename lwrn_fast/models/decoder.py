@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import reference
+from .. import checks, reference
 from ..crp import CRP
 from ..fusion import fusion
 from .folding import FoldCache
@@ -132,9 +132,15 @@ class LevelDecoder(nn.Module):
             return feature, [last]
         first = self._weight(chain[0])
         learning = torch.is_grad_enabled() and (first.requires_grad or last.requires_grad)
-        if self.plain or self.training or learning:
+        if self.plain or self.training or learning or torch.jit.is_tracing():  # a trace follows its weights
             return getattr(self, chain[0])(feature), [last]
         return feature, [self._folds.get(chain[0], last, first)]
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise checks.not_scriptable(self)
+
+
+torch.fx.wrap("fusion")  # one node of a graph, as in its own module
 
 
 class Decoder(LevelDecoder):
@@ -184,7 +190,7 @@ class Decoder(LevelDecoder):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Feature maps (N, in_planes[i], H_i, W_i), finest first, to logits (N, num_classes, H_0, W_0)."""
-        if len(features) != len(self.in_planes):
+        if isinstance(features, (list, tuple)) and len(features) != len(self.in_planes):
             raise ValueError(f"Decoder: features must be {len(self.in_planes)} maps, got {len(features)}")
         return self.decode(features)
 

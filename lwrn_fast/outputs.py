@@ -1,0 +1,145 @@
+"""The results of other people's segmentation networks: a tensor, a dictionary, a tuple, or an object of these."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# torchvision's and transformers' names for the logits of the segmentation; the first one that is there is taken.
+NAMES = ("out", "logits")
+# Sizes of maps are numbers too, and symbols of such while a network is captured.
+NO_TENSOR = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.SymInt, torch.SymFloat)
+
+
+def logits(result: Any, op: str = "logits") -> Tensor:
+    """Return the tensor of logits in what a segmentation network returned.
+
+    result: a tensor; a mapping or an object with "out" or "logits", which holds a tensor or a tuple, or a mapping of
+    one tensor; a tuple or a list, of which the first tensor counts. Where tensors of several ranks are beside each
+    other, those of (N, classes, h, w) count. op: the name that an error begins with.
+    Raises TypeError for anything else; the message says what came.
+
+    >>> import torch
+    >>> logits({"out": torch.rand(1, 21, 6, 7), "aux": torch.rand(1, 21, 3, 4)}).shape
+    torch.Size([1, 21, 6, 7])
+    """
+    if isinstance(result, Tensor):
+        return result
+    named = _named(result)
+    if named is not None:
+        return logits(named, op)
+    if isinstance(result, Mapping):
+        tensors = _maps(result.values())
+        if len(tensors) == 1:
+            return tensors[0]
+    elif isinstance(result, (tuple, list)):
+        tensors = _maps(result)
+        if tensors:
+            return tensors[0]
+        lists = [item for item in result if isinstance(item, (tuple, list, Mapping))]
+        if len(lists) == 1:
+            return logits(lists[0], op)
+    raise TypeError(
+        f"{op}: the network must return a tensor, a tuple or list that holds one, or a mapping or object "
+        f'with "out" or "logits", got {describe(result)}'
+    )
+
+
+def leaves(result: Any, op: str = "leaves") -> list[tuple[str, Tensor]]:
+    """All tensors in what a network returned, each with a name: its keys, "output0", "output1" in a tuple.
+
+    result: a tensor, called "output", or mappings, tuples, lists and dataclasses of these; None and numbers are left
+    out. Raises TypeError for other objects.
+
+    >>> import torch
+    >>> [name for name, _ in leaves({"out": torch.ones(1), "features": [torch.ones(1), torch.ones(1)]})]
+    ['out', 'features_0', 'features_1']
+    """
+    found: list[tuple[str, Tensor]] = []
+    names: set[str] = set()
+
+    def visit(item: Any, path: tuple[str, ...]) -> None:
+        if isinstance(item, Tensor):
+            name = "_".join(path) or "output"
+            name = f"output{name}" if name[0].isdigit() else name
+            while name in names:
+                name += "_"
+            names.add(name)
+            found.append((name, item))
+        elif not isinstance(item, NO_TENSOR):
+            for key, value in _items(item, op):
+                visit(value, (*path, str(key)))
+
+    visit(result, ())
+    if not found:
+        raise TypeError(f"{op}: the network must return tensors, got {describe(result)}")
+    return found
+
+
+def plain(result: Any) -> Any:
+    """What a network returned, in dictionaries, tuples and lists alone, without what is no tensor.
+
+    A tensor that occurs twice is copied, for a file has each result once.
+
+    >>> import collections
+    >>> plain(collections.OrderedDict(out=(torch.ones(1), None), size=3))
+    {'out': (tensor([1.]),)}
+    """
+    seen: set[int] = set()
+
+    def visit(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            again = id(item) in seen
+            seen.add(id(item))
+            return item.clone() if again else item
+        items = [(key, visit(value)) for key, value in _items(item, "plain") if not isinstance(value, NO_TENSOR)]
+        if isinstance(item, (tuple, list)):
+            return (list if isinstance(item, list) else tuple)(value for _, value in items)
+        return dict(items)
+
+    return visit(result)
+
+
+def _items(item: Any, op: str) -> Iterable[tuple[Any, Any]]:
+    if isinstance(item, Mapping):
+        return item.items()
+    if isinstance(item, tuple) and hasattr(item, "_fields"):
+        return zip(item._fields, item, strict=True)
+    if isinstance(item, (tuple, list)):
+        return enumerate(item)
+    if dataclasses.is_dataclass(item) and not isinstance(item, type):
+        return [(field.name, getattr(item, field.name)) for field in dataclasses.fields(item)]
+    raise TypeError(
+        f"{op}: the network must return tensors, in tuples, lists, mappings or dataclasses, got {describe(item)}"
+    )
+
+
+def describe(result: Any) -> str:
+    """What came, in a few words: the class, and the keys or the classes of the items.
+
+    >>> describe({"depth": 1, "normals": 2})
+    "a dict of ['depth', 'normals']"
+    """
+    kind = type(result).__name__
+    if isinstance(result, Mapping):
+        return f"a {kind} of {[str(key) for key in result]}"
+    if isinstance(result, (tuple, list)):
+        return f"a {kind} of {[type(item).__name__ for item in result]}"
+    return f"an object of {kind}"
+
+
+def _named(result: Any) -> Any:
+    """What is called "out" or "logits", as a key or as an attribute; None where nothing is."""
+    for name in NAMES:
+        value = result.get(name) if isinstance(result, Mapping) else getattr(result, name, None)
+        if isinstance(value, (Tensor, tuple, list, Mapping)):
+            return value
+    return None
+
+
+def _maps(items: Any) -> list[Tensor]:
+    """The tensors (N, C, h, w) among the items; where there is none, all tensors."""
+    tensors = [item for item in items if isinstance(item, Tensor)]
+    return [tensor for tensor in tensors if tensor.dim() == 4] or tensors
