@@ -25,6 +25,8 @@ CHECKS: dict[str, Callable[..., list[Tensor]]] = {
     "upsample_argmax": checks.upsample_argmax,
     "normalise": checks.normalise,
 }
+# Plain PyTorch, whose results stay in the memory that it chooses; not for users to ask for.
+PLAIN = "plain"
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 log = logging.getLogger("lwrn_fast")
@@ -83,6 +85,16 @@ class use_backend:  # noqa: N801  a function to its users, and a context manager
         self._active = True
 
 
+class plain:  # noqa: N801  as above
+    """A context in which this thread runs plain PyTorch, whatever was asked for."""
+
+    def __enter__(self) -> None:
+        self._before, _thread.name = _thread.name, PLAIN
+
+    def __exit__(self, *_: object) -> None:
+        _thread.name = self._before
+
+
 def requested() -> str:
     """The backend asked for in this thread; ValueError where LWRN_FAST_BACKEND names none."""
     chosen = _thread.name or _process
@@ -129,7 +141,7 @@ def explain(op: str, *args: object, **kwargs: object) -> dict[str, str]:
 
 def why_not(name: str, op: str, tensors: Sequence[Tensor], hindrance: str | None = None) -> str | None:
     """Why the backend cannot run this call, None where it can."""
-    if name == "reference":
+    if name in ("reference", PLAIN):
         return can_run_reference(op, tensors)
     if hindrance is not None:
         return hindrance

@@ -38,8 +38,9 @@ def fusion(
             return fusion(inputs, weights, biases, activation, align_corners)
     tensors = checks.fusion(inputs, weights, biases, activation, align_corners)
     backend = backends.select("fusion", tensors)
-    if backend == "reference":
-        return reference.channels_last(reference.fusion(inputs, weights, biases, activation, align_corners))
+    if backend in ("reference", backends.PLAIN):
+        out = reference.fusion(inputs, weights, biases, activation, align_corners)
+        return out if backend == backends.PLAIN else reference.channels_last(out)
     if backend == "triton":
         maps, weights, biases = list(inputs), list(weights), list(biases or [])
         return _triton.run("fusion", tensors, maps, weights, biases, activation, align_corners)
@@ -89,11 +90,10 @@ class Fusion(nn.Module):
         found = children.parameters(convs)
         if not isinstance(found, str):
             return fusion(maps, *found, self.activation, self.align_corners)
-        backends.select("fusion", maps, hindrance=found)
-        joined = reference.join(
-            [conv(x) for conv, x in zip(convs, maps, strict=True)], self.activation, self.align_corners
-        )
-        return reference.channels_last(joined)
+        backend = backends.select("fusion", maps, hindrance=found)
+        called = [conv(x) for conv, x in zip(convs, maps, strict=True)]
+        out = reference.join(called, self.activation, self.align_corners)
+        return out if backend == backends.PLAIN else reference.channels_last(out)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}, align_corners={self.align_corners}"

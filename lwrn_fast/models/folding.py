@@ -16,6 +16,27 @@ def fold(outer: Tensor, inner: Tensor) -> Tensor:
     return product.to(outer.dtype)[:, :, None, None]
 
 
+def why_not_folded(*weights: Tensor) -> str | None:
+    """Why the values of these weights are not all that a result depends on, None where they are.
+
+    Derivatives, batches of weights, tracing, subclasses of Tensor and modes that count or replace operations all need
+    the convolutions themselves. torch.compile sees folding as a part of its graph.
+    """
+    if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
+        return "the weights learn"
+    if torch.compiler.is_compiling():
+        return None
+    if any(type(weight) not in (Tensor, torch.nn.Parameter) for weight in weights):
+        return "a weight is a subclass of Tensor"
+    if torch._C._are_functorch_transforms_active():
+        return "a transform of torch.func is active"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active"
+    if torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing():
+        return "operations are traced or counted"
+    return None
+
+
 class FoldCache:
     """Remembers folded weights by name and folds again when either weight has changed.
 
@@ -27,16 +48,22 @@ class FoldCache:
     def __init__(self) -> None:
         self._entries: dict[str, tuple[list[_Seen], Tensor]] = {}
 
-    def get(self, name: str, outer: Tensor, inner: Tensor) -> Tensor:
-        """`fold(outer, inner)`, detached: from the cache where both weights are as they were."""
+    def get(self, name: str, outer: Tensor, inner: Tensor) -> Tensor | None:
+        """`fold(outer, inner)`, detached: from the cache where both weights are as they were.
+
+        None where their values are not all there is to the weights, and the two convolutions have to run.
+        """
+        if why_not_folded(outer, inner) is not None:
+            return None
         if torch.compiler.is_compiling():
             return fold(outer, inner)  # part of the graph, so a compiled network follows its weights as well
-        entry = self._entries.get(name)
+        key = f"{name} on {outer.device}"
+        entry = self._entries.get(key)
         if entry is None or not all(seen.holds(now) for seen, now in zip(entry[0], (outer, inner), strict=True)):
             # a tensor born in inference mode could not be used where gradients flow later
             with torch.inference_mode(False), torch.no_grad():
                 entry = ([_Seen(outer), _Seen(inner)], fold(outer, inner))
-            self._entries[name] = entry
+            self._entries[key] = entry  # another thread's may be replaced: each goes on with its own
         return entry[1]
 
     def __deepcopy__(self, memo: dict) -> "FoldCache":
@@ -59,7 +86,8 @@ class _Seen:
             return False
         if weight.is_cpu:
             return torch.equal(self.kept, weight)
-        return self.version == _version(weight) != -1 and self.kept.data_ptr() == weight.data_ptr()
+        same = self.kept.data_ptr() == weight.data_ptr() and self.kept.shape == weight.shape
+        return same and self.kept.stride() == weight.stride() and self.version == _version(weight) != -1
 
 
 def _version(weight: Tensor) -> int:
