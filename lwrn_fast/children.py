@@ -16,7 +16,6 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 OBSERVERS = ("torch.utils.module_tracker", "torch.distributed._tools.mod_tracker")
 _FORWARDS: dict[Any, Any] = {kind: kind.forward for kind in (nn.Conv2d, nn.MaxPool2d)}
 _CONV_FORWARD = nn.Conv2d._conv_forward
-_CALL = nn.Module.__call__
 
 
 def parameters(convs: Sequence[nn.Module], depthwise: bool = False) -> tuple[list[Tensor], list[Tensor]] | str:
@@ -98,7 +97,6 @@ def why_not_here() -> str | None:
         nn.Conv2d.forward is not _FORWARDS[nn.Conv2d]
         or nn.Conv2d._conv_forward is not _CONV_FORWARD
         or nn.MaxPool2d.forward is not _FORWARDS[nn.MaxPool2d]
-        or nn.Module.__call__ is not _CALL
     ):
         return "PyTorch's own modules are patched"
     return None

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _native, autocast, gradients, reference
+from . import _native, autocast, batching, flops, gradients, reference
 
 SCHEMAS = (
     "crp(Tensor x, Tensor[] weights, Tensor[] biases, int groups) -> Tensor",
@@ -118,6 +118,21 @@ def differentiate_crp(backward: str) -> Callable[..., tuple[Any, ...]]:
     return differentiate
 
 
+def save_crp_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    grad, x, stages, weights, biases, ctx.groups, ctx.needs = inputs
+    ctx.stages, ctx.counts = len(stages), (len(weights), len(biases))
+    ctx.save_for_backward(grad, x, *weights, *biases)  # the stages follow from x
+
+
+def differentiate_crp_backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    def backward(grad: Tensor, x: Tensor, *parameters: Tensor) -> Any:
+        weights, biases = _split(parameters, ctx.counts)
+        return _masked(gradients.crp(grad, x, [], weights, biases, ctx.groups, ctx.needs), ctx.needs)
+
+    grad, x, *parameters = gradients.pull_back(backward, ctx.saved_tensors, grads)
+    return (grad, x, [None] * ctx.stages, *_split(parameters, ctx.counts), None, None)
+
+
 def fusion(
     inputs: list[Tensor], weights: list[Tensor], biases: list[Tensor], activation: str, align_corners: bool
 ) -> Tensor:
@@ -189,6 +204,25 @@ def differentiate_fusion(backward: str) -> Callable[..., tuple[Any, ...]]:
     return differentiate
 
 
+def save_fusion_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    grad, out, maps, weights, biases, ctx.activation, ctx.align_corners, ctx.needs = inputs
+    ctx.counts = (len(maps), len(weights), len(biases))
+    ctx.save_for_backward(out, grad, *maps, *weights, *biases)
+
+
+def differentiate_fusion_backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    out, *tensors = ctx.saved_tensors
+
+    def backward(grad: Tensor, *given: Tensor) -> Any:
+        found = gradients.fusion(
+            grad, out, *_split(given, ctx.counts), ctx.activation, ctx.align_corners, ctx.needs
+        )
+        return _masked(found, ctx.needs)
+
+    grad, *others = gradients.pull_back(backward, tensors, grads)
+    return (grad, None, *_split(others, ctx.counts), None, None, None)  # the activation has no curvature
+
+
 def upsample_argmax(logits: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
     return reference.upsample_argmax(logits, (height, width), align_corners)
 
@@ -230,6 +264,10 @@ def _own_memory(found: Sequence[Tensor | None], needs: Sequence[bool]) -> list[T
     return [g.clone(memory_format=_format(g)) for g, need in zip(found, needs, strict=True) if need and g is not None]
 
 
+def _masked(found: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
+    return [g if need else None for g, need in zip(found, needs, strict=True)]
+
+
 def _gradients_fake(tensors: list[Tensor], needs: Sequence[bool]) -> list[Tensor]:
     return [
         torch.empty(t.shape, dtype=t.dtype, device=t.device, memory_format=_format(t))
@@ -264,16 +302,6 @@ def _spread(found: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | Non
     return [next(gradients) if need else None for need in needs]
 
 
-def no_second_derivative(op: str) -> Callable[..., Any]:
-    def refuse(ctx: Any, *grads: Tensor) -> Any:
-        raise RuntimeError(
-            f"{op}: second derivatives are not available from the fused op; "
-            f'compute them with lwrn_fast.use_backend("reference")'
-        )
-
-    return refuse
-
-
 _library.impl("crp", crp, "CompositeExplicitAutograd")
 _library.impl("crp_training", crp_training, "CompositeExplicitAutograd")
 _library.impl("crp_backward", crp_backward, "CompositeExplicitAutograd")
@@ -299,8 +327,15 @@ for _op, _setup in (("crp", save_crp), ("crp_training", save_crp_training)):
 torch.library.register_autograd(
     "lwrn_fast::fusion", differentiate_fusion("fusion_backward"), setup_context=save_fusion, lib=_library
 )
-torch.library.register_autograd("lwrn_fast::crp_backward", no_second_derivative("crp"), lib=_library)
-torch.library.register_autograd("lwrn_fast::fusion_backward", no_second_derivative("fusion"), lib=_library)
+torch.library.register_autograd(
+    "lwrn_fast::crp_backward", differentiate_crp_backward, setup_context=save_crp_backward, lib=_library
+)
+torch.library.register_autograd(
+    "lwrn_fast::fusion_backward", differentiate_fusion_backward, setup_context=save_fusion_backward, lib=_library
+)
+for _op, _function in batching.FUNCTIONS.items():
+    for _key in batching.KEYS:
+        _library.impl(_op, _function, _key)
 for _op in ("upsample_argmax", "normalise"):  # labels have no gradient, and bytes neither
     _library.impl(_op, torch.library.fallthrough_kernel, "Autograd")
 
@@ -308,3 +343,5 @@ for _key in ("AutocastCPU", "AutocastCUDA"):
     for _op in ("crp", "crp_training"):
         _library.impl(_op, crp_autocast(_op), _key)
     _library.impl("fusion", fusion_autocast, _key)
+
+flops.register()

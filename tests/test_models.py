@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-import torch.utils.flop_counter
 from torch import nn
 
 import lwrn_fast
@@ -245,7 +244,7 @@ class TestFolding:
             for result, weight in zip(got, weights, strict=True):
                 assert relative_error(result, run(weight)) < 1e-5
 
-    @pytest.mark.parametrize("how", ["traced", "fake", "subclass", "counted"])
+    @pytest.mark.parametrize("how", ["traced", "fake", "subclass"])
     def test_cache_is_for_plain_values_alone(self, how):
         cache, outer, inner = FoldCache(), torch.randn(4, 4, 1, 1), torch.randn(4, 3, 1, 1)
         kept = cache.get("name", outer, inner)
@@ -257,11 +256,8 @@ class TestFolding:
             with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
                 assert cache.get("name", outer, inner) is None
                 assert cache.get("name", mode.from_tensor(outer), mode.from_tensor(inner)) is None
-        elif how == "subclass":
-            assert cache.get("name", outer.as_subclass(type("Mine", (torch.Tensor,), {})), inner) is None
         else:
-            with torch.utils.flop_counter.FlopCounterMode(display=False):
-                assert cache.get("name", outer, inner) is None
+            assert cache.get("name", outer.as_subclass(type("Mine", (torch.Tensor,), {})), inner) is None
         assert cache.get("name", outer, inner) is kept
 
     def test_threads_with_weights_of_their_own_share_a_cache(self):

@@ -5,6 +5,7 @@ classifier at the finest feature's size."""
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -123,6 +124,8 @@ class LevelDecoder(nn.Module):
         if first.bias is not None or first.groups != 1 or type(getattr(self, chain[1])) is not nn.Conv2d:
             return None
         if "_is_replica" in vars(self):  # of DataParallel, with other tensors at each call and the original's cache
+            return None
+        if torch.is_grad_enabled() and (outer.requires_grad or first.weight.requires_grad):
             return None
         return self._folds.get(chain[0], outer, first.weight)
 

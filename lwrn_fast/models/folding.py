@@ -1,7 +1,13 @@
 """Two consecutive 1x1 convolutions with nothing between them are one, at inference."""
 
+from contextlib import nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
+
+COUNTER = "torch.utils.flop_counter"
 
 
 def fold(outer: Tensor, inner: Tensor) -> Tensor:
@@ -19,11 +25,10 @@ def fold(outer: Tensor, inner: Tensor) -> Tensor:
 def why_not_folded(*weights: Tensor) -> str | None:
     """Why the values of these weights are not all that a result depends on, None where they are.
 
-    Derivatives, batches of weights, tracing, subclasses of Tensor and modes that count or replace operations all need
-    the convolutions themselves. torch.compile sees folding as a part of its graph.
+    Derivatives, batches of weights, tracing, subclasses of Tensor and modes that replace operations all need the
+    convolutions themselves. torch.compile sees folding as a part of its graph, and a counter of operations counts the
+    one convolution that runs, not the folding.
     """
-    if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
-        return "the weights learn"
     if torch.compiler.is_compiling():
         return None
     if any(type(weight) not in (Tensor, torch.nn.Parameter) for weight in weights):
@@ -32,9 +37,14 @@ def why_not_folded(*weights: Tensor) -> str | None:
         return "a transform of torch.func is active"
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
-    if torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing():
-        return "operations are traced or counted"
+    if torch.jit.is_tracing() or not all(type(mode).__module__ == COUNTER for mode in _modes()):
+        return "operations are traced or replaced"
     return None
+
+
+def _modes() -> list[Any]:
+    """What sees every operation of this thread."""
+    return _get_current_dispatch_mode_stack() if torch._C._len_torch_dispatch_stack() else []
 
 
 class FoldCache:
@@ -61,7 +71,7 @@ class FoldCache:
         entry = self._entries.get(key)
         if entry is None or not all(seen.holds(now) for seen, now in zip(entry[0], (outer, inner), strict=True)):
             # a tensor born in inference mode could not be used where gradients flow later
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), _disable_current_modes() if _modes() else nullcontext():
                 entry = ([_Seen(outer), _Seen(inner)], fold(outer, inner))
             self._entries[key] = entry  # another thread's may be replaced: each goes on with its own
         return entry[1]
