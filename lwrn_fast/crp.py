@@ -28,6 +28,8 @@ def crp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = 
         with autocast.off(x):
             return crp(autocast.cast(x, dtype), autocast.cast(weights, dtype), autocast.cast(biases, dtype), groups)
     tensors = checks.crp(x, weights, biases, groups)
+    if type(groups) is not int:
+        groups = int(groups)  # one of NumPy's
     backend = backends.select("crp", tensors)
     if backend in ("reference", backends.PLAIN):
         out = reference.crp(x, weights, biases, groups)
@@ -70,8 +72,11 @@ class CRP(nn.Module):
         self, in_planes: int, out_planes: int, n_stages: int = 4, groups: bool = False, bias: bool = False
     ) -> None:
         super().__init__()
+        in_planes = checks.integer("CRP", "in_planes", in_planes)
+        out_planes = checks.integer("CRP", "out_planes", out_planes)
         if in_planes < 1 or in_planes != out_planes:
             raise ValueError(f"CRP: out_planes must equal in_planes and be >= 1, got {in_planes} and {out_planes}")
+        n_stages = checks.integer("CRP", "n_stages", n_stages)
         if n_stages < 1:
             raise ValueError(f"CRP: n_stages must be >= 1, got {n_stages}")
         for i in range(1, n_stages + 1):

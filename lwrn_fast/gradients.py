@@ -101,7 +101,7 @@ def pull_back(
         return tuple(g for g in backward(*given) if g is not None)
 
     with autocast.off(tensors[0]):
-        out, pull = torch.func.vjp(needed, *tensors)
+        out, pull, *_ = torch.func.vjp(needed, *tensors)
         return pull(tuple(torch.zeros_like(o) if g is None else g for o, g in zip(out, grads, strict=True)))
 
 

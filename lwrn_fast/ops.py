@@ -214,9 +214,8 @@ def differentiate_fusion_backward(ctx: Any, grads: Sequence[Tensor | None]) -> t
     out, *tensors = ctx.saved_tensors
 
     def backward(grad: Tensor, *given: Tensor) -> Any:
-        found = gradients.fusion(
-            grad, out, *_split(given, ctx.counts), ctx.activation, ctx.align_corners, ctx.needs
-        )
+        maps, weights, biases = _split(given, ctx.counts)
+        found = gradients.fusion(grad, out, maps, weights, biases, ctx.activation, ctx.align_corners, ctx.needs)
         return _masked(found, ctx.needs)
 
     grad, *others = gradients.pull_back(backward, tensors, grads)

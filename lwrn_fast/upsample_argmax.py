@@ -44,7 +44,7 @@ class UpsampleArgmax(nn.Module):
     def __init__(self, size: int | Sequence[int], align_corners: bool = True) -> None:
         super().__init__()
         self.size = checks.height_and_width("UpsampleArgmax", size)
-        self.align_corners = align_corners
+        self.align_corners = bool(align_corners)
 
     def forward(self, logits: Tensor) -> Tensor:
         """(N, classes, h, w) to (N, H, W) uint8."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import backends, children, reference
+from .. import backends, checks, children, reference
 from ..crp import CRP
 from ..fusion import fusion
 from .folding import FoldCache
@@ -202,15 +202,20 @@ class Decoder(LevelDecoder):
         crp: bool = True,
     ) -> None:
         super().__init__()
+        in_planes = checks.integers("Decoder", "in_planes", in_planes)
+        num_classes = checks.integer("Decoder", "num_classes", num_classes)
+        planes = checks.integer("Decoder", "planes", planes)
         if not in_planes:
             raise ValueError("Decoder: in_planes must name at least one feature map's channels, got none")
         if num_classes < 1:
             raise ValueError(f"Decoder: num_classes must be at least 1, got {num_classes}")
+        if min(*in_planes, planes) < 1:
+            raise ValueError(f"Decoder: in_planes and planes must be >= 1, got {in_planes} and {planes}")
         if activation not in ("relu", "relu6", "none"):
             raise ValueError(f'Decoder: activation must be "relu", "relu6" or "none", got {activation!r}')
-        self.in_planes = tuple(in_planes)
+        self.in_planes = in_planes
         self.activation = activation
-        self.align_corners = align_corners
+        self.align_corners = bool(align_corners)
         self.dropout = dropout
         self._add_levels(self.in_planes, num_classes, planes, n_stages, groups, rcu, crp)
 

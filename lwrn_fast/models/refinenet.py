@@ -75,7 +75,7 @@ class RefineNet(ResNet, Network):
             deeper = f"mflow_conv_g{number - 1}_b3_joint_varout_dimred" if number > 1 else None
             levels.append(Level(tuple(paths), crp=f"{block}_pool", deeper=deeper, refine=f"{block}_b"))
         self.levels = tuple(levels)
-        self.clf_conv = nn.Conv2d(PLANES, num_classes, 3, padding=1)
+        self.clf_conv = nn.Conv2d(PLANES, self.num_classes, 3, padding=1)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """(N, 3, H, W) to the results of the four stages, finest first, and for two scales each one's larger first."""

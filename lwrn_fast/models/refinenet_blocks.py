@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import backends, reference
+from .. import backends, checks, reference
 
 
 class ResidualUnits(nn.Module):
@@ -45,6 +45,7 @@ class LightResidualUnits(nn.Module):
 
     def __init__(self, planes: int, count: int) -> None:
         super().__init__()
+        planes, count = (checks.integer("LightResidualUnits", *item) for item in (("planes", planes), ("count", count)))
         if planes % 2:
             raise ValueError(f"LightResidualUnits: planes must be even, got {planes}")
         self.count = count
