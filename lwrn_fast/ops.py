@@ -113,7 +113,8 @@ def differentiate_crp(backward: str) -> Callable[..., tuple[Any, ...]]:
             return (None, [None] * len(weights), [None] * len(biases), None)
         run = getattr(torch.ops.lwrn_fast, backward)
         grad_x, *grads = _spread(run(grad, x, stages, weights, biases, ctx.groups, needs), needs)
-        return (grad_x, *_split(grads, ctx.counts[1:]), None)
+        weight_grads, bias_grads = _split(grads, ctx.counts[1:])
+        return (grad_x, _strided_as(weights, weight_grads), bias_grads, None)
 
     return differentiate
 
@@ -198,8 +199,9 @@ def differentiate_fusion(backward: str) -> Callable[..., tuple[Any, ...]]:
         needs = _flat(ctx.needs_input_grad[:3])
         given = _split(tensors, ctx.counts)
         run = getattr(torch.ops.lwrn_fast, backward)
-        found = run(grad, out, *given, ctx.activation, ctx.align_corners, needs)
-        return (*_split(_spread(found, needs), ctx.counts), None, None)
+        found = _spread(run(grad, out, *given, ctx.activation, ctx.align_corners, needs), needs)
+        map_grads, weight_grads, bias_grads = _split(found, ctx.counts)
+        return (map_grads, _strided_as(given[1], weight_grads), bias_grads, None, None)
 
     return differentiate
 
@@ -281,6 +283,19 @@ def _format(tensor: Tensor) -> torch.memory_format:
 
 def _channels_last(like: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _strided_as(weights: list[Tensor], grads: list[Tensor | None]) -> list[Tensor | None]:
+    """The gradients with the strides of their 1x1 weights, where only those of the last two dimensions differ.
+
+    Such strides say nothing, but DistributedDataParallel compares them and warns.
+    """
+    for i, (weight, grad) in enumerate(zip(weights, grads, strict=True)):
+        if grad is not None and grad.shape == weight.shape and not torch.compiler.is_compiling():
+            strides, own = weight.stride(), grad.stride()
+            if strides != own and strides[0] == own[0] and (strides[1] == own[1] or grad.shape[1] == 1):
+                grads[i] = grad.as_strided(weight.shape, strides)
+    return grads
 
 
 def _split(items: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:

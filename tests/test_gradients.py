@@ -1,5 +1,8 @@
 """Gradients of crp and fusion on every backend."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -215,6 +218,67 @@ class TestBatchedGradients:
             for i, result in enumerate(got):
                 one = [a if d is None else a.select(d, i) for a, d in zip(arguments, in_dims, strict=True)]
                 torch.testing.assert_close(result, function(*one))
+
+
+def contiguous(parameter: torch.nn.Parameter) -> torch.Tensor:
+    return parameter.detach().clone(memory_format=torch.contiguous_format)
+
+
+def channels_last(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """In the strides that are said to be channels-last, which a 1x1 weight does not need to be it."""
+    out, inner = parameter.shape[:2]
+    return contiguous(parameter).as_strided((out, inner, 1, 1), (inner, 1, inner, inner))
+
+
+class TestStrides:
+    """A gradient lies as its parameter does, even where strides say nothing: DistributedDataParallel compares them."""
+
+    BLOCKS = {
+        "crp": (lambda: lwrn_fast.CRP(8, 8, bias=True), [(2, 8, 6, 7)]),
+        "crp_depthwise": (lambda: lwrn_fast.CRP(8, 8, groups=True), [(2, 8, 6, 7)]),
+        "crp_of_one_channel": (lambda: lwrn_fast.CRP(1, 1), [(2, 1, 6, 7)]),
+        "fusion": (lambda: lwrn_fast.Fusion([8, 4, 1], 5), [(2, 8, 6, 7), (2, 4, 3, 4), (2, 1, 6, 7)]),
+        "fusion_to_one": (lambda: lwrn_fast.Fusion([8, 4], 1), [(2, 8, 6, 7), (2, 4, 3, 4)]),
+    }
+
+    @pytest.mark.kernels_only
+    @pytest.mark.parametrize("layout", [contiguous, channels_last])
+    @pytest.mark.parametrize("name", BLOCKS)
+    def test_are_those_of_the_parameters(self, backend, name, layout):
+        block, shapes = self.BLOCKS[name][0](), self.BLOCKS[name][1]
+        for parameter in block.parameters():
+            if parameter.dim() == 4:
+                parameter.data = layout(parameter)
+        block(*[torch.randn(shape) for shape in shapes]).square().sum().backward()
+        for parameter in block.parameters():
+            assert parameter.grad.stride() == parameter.stride()
+
+    def test_distributed_training_does_not_warn(self, native, tmp_path):
+        script = f"""
+import sys, warnings
+import torch, lwrn_fast
+from torch import distributed, nn
+warnings.filterwarnings("error", message=".*strides.*")
+torch.set_warn_always(True)
+rank = int(sys.argv[1])
+distributed.init_process_group("gloo", init_method="file://{tmp_path}/store", rank=rank, world_size=2)
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fusion, self.crp = lwrn_fast.Fusion([8, 4], 8), lwrn_fast.CRP(8, 8)
+        self.decoder = lwrn_fast.models.Decoder([8, 8], 3, planes=8)
+    def forward(self, fine, coarse):
+        x = self.crp(self.fusion(fine, coarse))
+        return self.decoder([x, x[:, :, ::2, ::2]])
+for layout in (torch.contiguous_format, torch.channels_last):
+    parallel = nn.parallel.DistributedDataParallel(Network().to(memory_format=layout))
+    for _ in range(3):
+        parallel(torch.rand(2, 8, 6, 8), torch.rand(2, 4, 3, 4)).square().mean().backward()
+    del parallel
+distributed.destroy_process_group()
+"""
+        ranks = [subprocess.Popen([sys.executable, "-c", script, str(rank)]) for rank in range(2)]
+        assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
 
 
 def test_the_first_maximum_gets_it(backend):
