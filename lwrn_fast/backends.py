@@ -27,6 +27,8 @@ CHECKS: dict[str, Callable[..., list[Tensor]]] = {
     "upsample_argmax": checks.upsample_argmax,
     "normalise": checks.normalise,
 }
+# Plain PyTorch, whose results stay in the memory that it chooses; not for users to ask for.
+PLAIN = "plain"
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 log = logging.getLogger("lwrn_fast")
@@ -85,15 +87,18 @@ class use_backend:  # noqa: N801  a function to its users, and a context manager
         self._active = True
 
 
-@contextmanager
-def in_this_thread(name: str | None) -> Iterator[None]:
-    """Set the backend for this thread alone, the main thread too; None leaves it as it is."""
-    before = _thread.name
-    _thread.name = name or before
-    try:
-        yield
-    finally:
-        _thread.name = before
+class in_this_thread:  # noqa: N801  as above
+    """A context with a backend for this thread alone, the main thread too; None leaves it as it is."""
+
+    def __init__(self, name: str | None) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._before = _thread.name
+        _thread.name = self._name or self._before
+
+    def __exit__(self, *_: object) -> None:
+        _thread.name = self._before
 
 
 def requested() -> str:
@@ -144,7 +149,7 @@ def explain(op: str, *args: object, **kwargs: object) -> dict[str, str]:
 
 def why_not(name: str, op: str, tensors: Sequence[Tensor], hindrance: str | None = None) -> str | None:
     """Why the backend cannot run this call, None where it can."""
-    if name == "reference":
+    if name in ("reference", PLAIN):
         return can_run_reference(op, tensors)
     if hindrance is not None:
         return hindrance

@@ -2,7 +2,8 @@
 argument, what was expected and what came, and returns all tensors of the call, the one that sets the dtype first."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from numbers import Integral
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ def crp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = 
         return _untraced(crp, x, weights, biases, groups)
     _image("crp", "x", x)
     planes = x.shape[1]
+    if type(groups) is not int:
+        integer("crp", "groups", groups)
     # one plane: both readings are the same
     if groups not in (1, planes):
         _fail("crp", "groups", f"1 or the number of planes ({planes})", groups)
@@ -89,18 +92,49 @@ def normalise(
 
 
 def height_and_width(op: str, size: int | Sequence[int]) -> tuple[int, int]:
-    """`size` as (height, width): one number stands for both. While torch.jit traces, sizes that it follows stay so."""
+    """`size` as (height, width): one number stands for both. NumPy's integers and arrays of two will do. While
+    torch.jit traces, sizes that it follows stay so.
+    """
     if tracing_state() is not None:
         _untraced(height_and_width, op, _numbers(size))
         return (size, size) if isinstance(size, (int, Tensor)) else (size[0], size[1])
-    if isinstance(size, (int, torch.SymInt)) and not isinstance(size, bool):
-        size = (size, size)
+    if _is_integer(size):
+        size = (size, size)  # type: ignore[assignment]
+    elif type(size).__module__ == "numpy":
+        size = size.tolist()  # type: ignore[union-attr]
     if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 2:
         _fail(op, "size", "an integer or (height, width)", repr(size))
     for length in size:
-        if not isinstance(length, (int, torch.SymInt)) or isinstance(length, bool) or length < 1:
+        if not _is_integer(length) or length < 1:
             _fail(op, "size", "of integers >= 1", repr(size))
-    return size[0], size[1]
+    return _plain_integer(size[0]), _plain_integer(size[1])
+
+
+def integer(owner: str, name: str, value: Any) -> int:
+    """`value` as Python's integer; it may be one of NumPy's, and neither a bool, a tensor nor a float."""
+    if not _is_integer(value):
+        raise TypeError(f"{owner}: {name} must be an integer, got {value!r}, a {type(value).__name__}")
+    return _plain_integer(value)
+
+
+def integers(owner: str, name: str, values: Any) -> tuple[int, ...]:
+    """A sequence of integers, or an array of NumPy's, as Python's integers."""
+    values = values.tolist() if type(values).__module__ == "numpy" else values
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise TypeError(f"{owner}: {name} must be a list of integers, got {values!r}, a {type(values).__name__}")
+    return tuple(integer(owner, f"{name}[{i}]", value) for i, value in enumerate(values))
+
+
+def _is_integer(value: object) -> bool:
+    if type(value) is int:
+        return True
+    return isinstance(value, (Integral, torch.SymInt)) and not isinstance(value, bool)
+
+
+def _plain_integer(value: Any) -> int:
+    if isinstance(value, torch.SymInt):
+        return cast(int, value)  # int() would make it a constant
+    return int(value)
 
 
 def not_scriptable(module: object) -> TypeError:

@@ -28,10 +28,12 @@ def crp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = 
         with autocast.off(x):
             return crp(autocast.cast(x, dtype), autocast.cast(weights, dtype), autocast.cast(biases, dtype), groups)
     tensors = checks.crp(x, weights, biases, groups)
+    if type(groups) is not int:
+        groups = int(groups)  # one of NumPy's
     backend = backends.select("crp", tensors)
-    if backend == "reference":
-        return reference.channels_last(reference.crp(x, weights, biases, groups))
-    out: Tensor
+    if backend in ("reference", backends.PLAIN):
+        out = reference.crp(x, weights, biases, groups)
+        return out if backend == backends.PLAIN else reference.channels_last(out)
     if backend == "triton":
         arguments = (x, list(weights), list(biases or []), groups)
         if _trains(tensors):
@@ -70,8 +72,11 @@ class CRP(nn.Module):
         self, in_planes: int, out_planes: int, n_stages: int = 4, groups: bool = False, bias: bool = False
     ) -> None:
         super().__init__()
+        in_planes = checks.integer("CRP", "in_planes", in_planes)
+        out_planes = checks.integer("CRP", "out_planes", out_planes)
         if in_planes < 1 or in_planes != out_planes:
             raise ValueError(f"CRP: out_planes must equal in_planes and be >= 1, got {in_planes} and {out_planes}")
+        n_stages = checks.integer("CRP", "n_stages", n_stages)
         if n_stages < 1:
             raise ValueError(f"CRP: n_stages must be >= 1, got {n_stages}")
         for i in range(1, n_stages + 1):
@@ -87,16 +92,16 @@ class CRP(nn.Module):
         modules = self._modules  # a fifth of the time of getattr
         convs = [cast(nn.Conv2d, modules[f"{i}_outvar_dimred"]) for i in range(1, self.n_stages + 1)]
         pool = cast(nn.Module, modules["maxpool"])
-        found = "the pooling inside the block has hooks" if children.has_hooks(pool) else children.parameters(convs)
+        found = children.why_not_pool5x5(pool) or children.parameters(convs, depthwise=True)
         if not isinstance(found, str):
             return crp(x, *found, groups=convs[0].groups)
-        backends.select("crp", [x], hindrance=found)
+        backend = backends.select("crp", [x], hindrance=found)
         dtype = autocast.dtype_for(x)
         out = stage = x if dtype is None else autocast.cast(x, dtype)
         for conv in convs:
             stage = conv(pool(stage))
             out = out + stage
-        return reference.channels_last(out)
+        return out if backend == backends.PLAIN else reference.channels_last(out)
 
     def extra_repr(self) -> str:
         return f"n_stages={self.n_stages}, groups={self.groups}"

@@ -38,8 +38,9 @@ def fusion(
             return fusion(inputs, weights, biases, activation, align_corners)
     tensors = checks.fusion(inputs, weights, biases, activation, align_corners)
     backend = backends.select("fusion", tensors)
-    if backend == "reference":
-        return reference.channels_last(reference.fusion(inputs, weights, biases, activation, align_corners))
+    if backend in ("reference", backends.PLAIN):
+        out = reference.fusion(inputs, weights, biases, activation, align_corners)
+        return out if backend == backends.PLAIN else reference.channels_last(out)
     if backend == "triton":
         maps, weights, biases = list(inputs), list(weights), list(biases or [])
         return _triton.run("fusion", tensors, maps, weights, biases, activation, align_corners)
@@ -68,15 +69,17 @@ class Fusion(nn.Module):
         bias: bool = False,
     ) -> None:
         super().__init__()
-        if isinstance(in_planes, int) or not in_planes or min(in_planes) < 1:
+        planes = () if isinstance(in_planes, int) else checks.integers("Fusion", "in_planes", in_planes)
+        if not planes or min(planes) < 1:
             raise ValueError(f"Fusion: in_planes must be one number >= 1 for each input, got {in_planes!r}")
+        out_planes = checks.integer("Fusion", "out_planes", out_planes)
         if out_planes < 1:
             raise ValueError(f"Fusion: out_planes must be >= 1, got {out_planes}")
         if activation not in reference.ACTIVATIONS:
             raise ValueError(f'Fusion: activation must be "relu", "relu6" or "none", got {activation!r}')
-        self.convs = nn.ModuleList(nn.Conv2d(planes, out_planes, 1, bias=bias) for planes in in_planes)
+        self.convs = nn.ModuleList(nn.Conv2d(channels, out_planes, 1, bias=bias) for channels in planes)
         self.activation = activation
-        self.align_corners = align_corners
+        self.align_corners = bool(align_corners)
 
     def forward(self, *inputs: Tensor | Sequence[Tensor]) -> Tensor:
         """(N, C_k, H_k, W_k), as arguments or as one list, to (N, P, H_0, W_0)."""
@@ -89,11 +92,10 @@ class Fusion(nn.Module):
         found = children.parameters(convs)
         if not isinstance(found, str):
             return fusion(maps, *found, self.activation, self.align_corners)
-        backends.select("fusion", maps, hindrance=found)
-        joined = reference.join(
-            [conv(x) for conv, x in zip(convs, maps, strict=True)], self.activation, self.align_corners
-        )
-        return reference.channels_last(joined)
+        backend = backends.select("fusion", maps, hindrance=found)
+        called = [conv(x) for conv, x in zip(convs, maps, strict=True)]
+        out = reference.join(called, self.activation, self.align_corners)
+        return out if backend == backends.PLAIN else reference.channels_last(out)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}, align_corners={self.align_corners}"

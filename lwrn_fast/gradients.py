@@ -1,14 +1,15 @@
 """Gradients of the ops in PyTorch's own operators: what autograd does with the reference.
 
-They are spelled out, because below autograd, where an op's kernel runs, autograd records nothing.
+They are spelled out, because below autograd, where an op's kernel runs, autograd records nothing. Autograd can derive
+them in turn: `pull_back` does so for second derivatives, of which there are no kernels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from . import reference
+from . import autocast, reference
 
 _aten = torch.ops.aten
 _POOL = ([5, 5], [1, 1], [2, 2])
@@ -86,6 +87,22 @@ def fusion(
         found.append(_convolution(low_grad, x, weight, 1, mask))
     by_kind = list(zip(*found, strict=True))
     return [g for kind in by_kind[: 3 if biases else 2] for g in kind]
+
+
+def pull_back(
+    backward: Callable[..., Sequence[Tensor | None]], tensors: Sequence[Tensor], grads: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
+    """The gradients of `tensors` from those of what `backward` makes of them, leaving out None; differentiable again.
+
+    A gradient of None counts as zero.
+    """
+
+    def needed(*given: Tensor) -> tuple[Tensor, ...]:
+        return tuple(g for g in backward(*given) if g is not None)
+
+    with autocast.off(tensors[0]):
+        out, pull, *_ = torch.func.vjp(needed, *tensors)
+        return pull(tuple(torch.zeros_like(o) if g is None else g for o, g in zip(out, grads, strict=True)))
 
 
 def _convolution(

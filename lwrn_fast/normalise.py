@@ -33,7 +33,7 @@ def normalise(
     backend = backends.select("normalise", tensors)
     images = images if images.dim() == 4 else images[None]
     height, width = images.shape[1:3] if size is None else checks.height_and_width("normalise", size)
-    if backend == "reference":
+    if backend in ("reference", backends.PLAIN):
         return reference.channels_last(reference.normalise(images, (height, width), dtype, mean, std))
     arguments = (images, height, width, [float(x) for x in mean], [float(x) for x in std], dtype)
     if backend == "triton":

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _native, autocast, gradients, reference
+from . import _native, autocast, batching, flops, gradients, reference
 
 SCHEMAS = (
     "crp(Tensor x, Tensor[] weights, Tensor[] biases, int groups) -> Tensor",
@@ -113,9 +113,25 @@ def differentiate_crp(backward: str) -> Callable[..., tuple[Any, ...]]:
             return (None, [None] * len(weights), [None] * len(biases), None)
         run = getattr(torch.ops.lwrn_fast, backward)
         grad_x, *grads = _spread(run(grad, x, stages, weights, biases, ctx.groups, needs), needs)
-        return (grad_x, *_split(grads, ctx.counts[1:]), None)
+        weight_grads, bias_grads = _split(grads, ctx.counts[1:])
+        return (grad_x, _strided_as(weights, weight_grads), bias_grads, None)
 
     return differentiate
+
+
+def save_crp_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    grad, x, stages, weights, biases, ctx.groups, ctx.needs = inputs
+    ctx.stages, ctx.counts = len(stages), (len(weights), len(biases))
+    ctx.save_for_backward(grad, x, *weights, *biases)  # the stages follow from x
+
+
+def differentiate_crp_backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    def backward(grad: Tensor, x: Tensor, *parameters: Tensor) -> Any:
+        weights, biases = _split(parameters, ctx.counts)
+        return _masked(gradients.crp(grad, x, [], weights, biases, ctx.groups, ctx.needs), ctx.needs)
+
+    grad, x, *parameters = gradients.pull_back(backward, ctx.saved_tensors, grads)
+    return (grad, x, [None] * ctx.stages, *_split(parameters, ctx.counts), None, None)
 
 
 def fusion(
@@ -183,10 +199,29 @@ def differentiate_fusion(backward: str) -> Callable[..., tuple[Any, ...]]:
         needs = _flat(ctx.needs_input_grad[:3])
         given = _split(tensors, ctx.counts)
         run = getattr(torch.ops.lwrn_fast, backward)
-        found = run(grad, out, *given, ctx.activation, ctx.align_corners, needs)
-        return (*_split(_spread(found, needs), ctx.counts), None, None)
+        found = _spread(run(grad, out, *given, ctx.activation, ctx.align_corners, needs), needs)
+        map_grads, weight_grads, bias_grads = _split(found, ctx.counts)
+        return (map_grads, _strided_as(given[1], weight_grads), bias_grads, None, None)
 
     return differentiate
+
+
+def save_fusion_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    grad, out, maps, weights, biases, ctx.activation, ctx.align_corners, ctx.needs = inputs
+    ctx.counts = (len(maps), len(weights), len(biases))
+    ctx.save_for_backward(out, grad, *maps, *weights, *biases)
+
+
+def differentiate_fusion_backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    out, *tensors = ctx.saved_tensors
+
+    def backward(grad: Tensor, *given: Tensor) -> Any:
+        maps, weights, biases = _split(given, ctx.counts)
+        found = gradients.fusion(grad, out, maps, weights, biases, ctx.activation, ctx.align_corners, ctx.needs)
+        return _masked(found, ctx.needs)
+
+    grad, *others = gradients.pull_back(backward, tensors, grads)
+    return (grad, None, *_split(others, ctx.counts), None, None, None)  # the activation has no curvature
 
 
 def upsample_argmax(logits: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
@@ -230,6 +265,10 @@ def _own_memory(found: Sequence[Tensor | None], needs: Sequence[bool]) -> list[T
     return [g.clone(memory_format=_format(g)) for g, need in zip(found, needs, strict=True) if need and g is not None]
 
 
+def _masked(found: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
+    return [g if need else None for g, need in zip(found, needs, strict=True)]
+
+
 def _gradients_fake(tensors: list[Tensor], needs: Sequence[bool]) -> list[Tensor]:
     return [
         torch.empty(t.shape, dtype=t.dtype, device=t.device, memory_format=_format(t))
@@ -244,6 +283,19 @@ def _format(tensor: Tensor) -> torch.memory_format:
 
 def _channels_last(like: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _strided_as(weights: list[Tensor], grads: list[Tensor | None]) -> list[Tensor | None]:
+    """The gradients with the strides of their 1x1 weights, where only those of the last two dimensions differ.
+
+    Such strides say nothing, but DistributedDataParallel compares them and warns.
+    """
+    for i, (weight, grad) in enumerate(zip(weights, grads, strict=True)):
+        if grad is not None and grad.shape == weight.shape and not torch.compiler.is_compiling():
+            strides, own = weight.stride(), grad.stride()
+            if strides != own and strides[0] == own[0] and (strides[1] == own[1] or grad.shape[1] == 1):
+                grads[i] = grad.as_strided(weight.shape, strides)
+    return grads
 
 
 def _split(items: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
@@ -262,16 +314,6 @@ def _spread(found: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | Non
     """One entry per tensor: its gradient, or None where none was needed."""
     gradients = iter(found)
     return [next(gradients) if need else None for need in needs]
-
-
-def no_second_derivative(op: str) -> Callable[..., Any]:
-    def refuse(ctx: Any, *grads: Tensor) -> Any:
-        raise RuntimeError(
-            f"{op}: second derivatives are not available from the fused op; "
-            f'compute them with lwrn_fast.use_backend("reference")'
-        )
-
-    return refuse
 
 
 _library.impl("crp", crp, "CompositeExplicitAutograd")
@@ -299,8 +341,15 @@ for _op, _setup in (("crp", save_crp), ("crp_training", save_crp_training)):
 torch.library.register_autograd(
     "lwrn_fast::fusion", differentiate_fusion("fusion_backward"), setup_context=save_fusion, lib=_library
 )
-torch.library.register_autograd("lwrn_fast::crp_backward", no_second_derivative("crp"), lib=_library)
-torch.library.register_autograd("lwrn_fast::fusion_backward", no_second_derivative("fusion"), lib=_library)
+torch.library.register_autograd(
+    "lwrn_fast::crp_backward", differentiate_crp_backward, setup_context=save_crp_backward, lib=_library
+)
+torch.library.register_autograd(
+    "lwrn_fast::fusion_backward", differentiate_fusion_backward, setup_context=save_fusion_backward, lib=_library
+)
+for _op, _function in batching.FUNCTIONS.items():
+    for _key in batching.KEYS:
+        _library.impl(_op, _function, _key)
 for _op in ("upsample_argmax", "normalise"):  # labels have no gradient, and bytes neither
     _library.impl(_op, torch.library.fallthrough_kernel, "Autograd")
 
@@ -308,3 +357,5 @@ for _key in ("AutocastCPU", "AutocastCUDA"):
     for _op in ("crp", "crp_training"):
         _library.impl(_op, crp_autocast(_op), _key)
     _library.impl("fusion", fusion_autocast, _key)
+
+flops.register()

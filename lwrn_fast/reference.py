@@ -4,6 +4,7 @@ The signatures are those of the public functions; shapes are not checked here, a
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +62,7 @@ def upsample_argmax(logits: Tensor, size: int | Sequence[int], align_corners: bo
     >>> reference.upsample_argmax(torch.eye(2).view(1, 2, 2, 1), (3, 1)).flatten().tolist()
     [0, 0, 1]
     """
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = (size, size) if isinstance(size, Integral) else size
     return resize(logits, height, width, align_corners).argmax(1).to(torch.uint8)
 
 
@@ -84,7 +85,7 @@ def normalise(
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     x = images.permute(0, 3, 1, 2).to(exact)
     if size is not None:
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = (size, size) if isinstance(size, Integral) else size
         if (height, width) != tuple(x.shape[2:]):
             x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
     shift, scale = (255 * torch.tensor(n, dtype=exact, device=x.device)[:, None, None] for n in (mean, std))
@@ -109,7 +110,7 @@ def resize(x: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
     # torch.jit.trace would keep what holds for its example
     if torch._C._get_tracing_state() is None and x.shape[2] == height and x.shape[3] == width:
         return x
-    return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=align_corners)
+    return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=bool(align_corners))
 
 
 def channels_last(x: Tensor) -> Tensor:

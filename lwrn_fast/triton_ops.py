@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
+from . import batching, flops, ops
 from .kernels import crp as crp_kernel
 from .kernels import crp_backward as crp_backward_kernel
 from .kernels import fusion as fusion_kernel
@@ -87,14 +87,20 @@ _crp_training.register_fake(ops.crp_training_fake)
 _crp_training.register_autograd(ops.differentiate_crp("triton_crp_backward"), setup_context=ops.save_crp_training)
 _crp_backward = _define("lwrn_fast::triton_crp_backward", crp_backward, mutates_args=())
 _crp_backward.register_fake(ops.crp_backward_fake)
-_crp_backward.register_autograd(ops.no_second_derivative("crp"))
+_crp_backward.register_autograd(ops.differentiate_crp_backward, setup_context=ops.save_crp_backward)
 _fusion = _define("lwrn_fast::triton_fusion", fusion, mutates_args=())
 _fusion.register_fake(ops.fusion_fake)
 _fusion.register_autograd(ops.differentiate_fusion("triton_fusion_backward"), setup_context=ops.save_fusion)
 _fusion_backward = _define("lwrn_fast::triton_fusion_backward", fusion_backward, mutates_args=())
 _fusion_backward.register_fake(ops.fusion_backward_fake)
-_fusion_backward.register_autograd(ops.no_second_derivative("fusion"))
+_fusion_backward.register_autograd(ops.differentiate_fusion_backward, setup_context=ops.save_fusion_backward)
 _upsample_argmax = _define("lwrn_fast::triton_upsample_argmax", upsample_argmax, mutates_args=())
 _upsample_argmax.register_fake(ops.upsample_argmax_fake)
 _normalise = _define("lwrn_fast::triton_normalise", normalise, mutates_args=())
 _normalise.register_fake(ops.normalise_fake)
+
+_library = torch.library.Library("lwrn_fast", "FRAGMENT")
+for _name, _function in batching.FUNCTIONS.items():
+    for _key in batching.KEYS:
+        _library.impl(f"triton_{_name}", _function, _key)
+flops.register("triton_")

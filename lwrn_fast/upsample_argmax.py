@@ -24,7 +24,7 @@ def upsample_argmax(logits: Tensor, size: int | Sequence[int], align_corners: bo
     tensors = checks.upsample_argmax(logits, size, align_corners)
     backend = backends.select("upsample_argmax", tensors)
     height, width = checks.height_and_width("upsample_argmax", size)
-    if backend == "reference":
+    if backend in ("reference", backends.PLAIN):
         return reference.upsample_argmax(logits, (height, width), align_corners)
     if backend == "triton":
         return _triton.run("upsample_argmax", tensors, logits, height, width, align_corners)
@@ -44,7 +44,7 @@ class UpsampleArgmax(nn.Module):
     def __init__(self, size: int | Sequence[int], align_corners: bool = True) -> None:
         super().__init__()
         self.size = checks.height_and_width("UpsampleArgmax", size)
-        self.align_corners = align_corners
+        self.align_corners = bool(align_corners)
 
     def forward(self, logits: Tensor) -> Tensor:
         """(N, classes, h, w) to (N, H, W) uint8."""

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -209,6 +210,79 @@ class TestFolding:
         image = torch.rand(1, 3, 32, 32, requires_grad=True)
         model(image).sum().backward()
         assert image.grad is not None
+
+    @pytest.mark.parametrize("name", ["p_ims1d2_outl2_dimred", "adapt_stage3_b2_joint_varout_dimred"])
+    def test_derivatives_in_the_weights_are_not_forgotten(self, resnet, name):
+        """Forward-mode duals through torch.func and through forward_ad, with the cache empty and filled."""
+        model, image = copy.deepcopy(resnet), torch.rand(1, 3, 32, 32)
+        key, weight = f"{name}.weight", model.get_parameter(f"{name}.weight").detach()
+        direction = torch.randn_like(weight)
+
+        def logits(value: torch.Tensor) -> torch.Tensor:
+            return torch.func.functional_call(model, {key: value}, (image,))
+
+        _, expected = torch.func.jvp(logits, (weight,), (direction,))
+        assert expected.abs().max() > 0
+        with torch.no_grad():
+            model(image)
+        assert torch.equal(torch.func.jvp(logits, (weight,), (direction,))[1], expected)
+        with torch.no_grad(), torch.autograd.forward_ad.dual_level():
+            out = logits(torch.autograd.forward_ad.make_dual(weight, direction))
+            torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(out).tangent, expected)
+        _, pull = torch.func.vjp(logits, weight)
+        adjoint = torch.randn_like(expected)
+        assert float((pull(adjoint)[0] * direction).sum() / (adjoint * expected).sum()) == pytest.approx(1, rel=1e-3)
+
+    def test_an_ensemble_of_weights_is_batched(self, resnet):
+        model, image = copy.deepcopy(resnet), torch.rand(1, 3, 32, 32)
+        key = "adapt_stage2_b2_joint_varout_dimred.weight"
+        weights = torch.stack([model.get_parameter(key).detach() * scale for scale in (1, -1, 3)])
+        with torch.no_grad():
+            model(image)
+            run = lambda weight: torch.func.functional_call(model, {key: weight}, (image,))  # noqa: E731
+            got = torch.vmap(run)(weights)
+            for result, weight in zip(got, weights, strict=True):
+                assert relative_error(result, run(weight)) < 1e-5
+
+    @pytest.mark.parametrize("how", ["traced", "fake", "subclass"])
+    def test_cache_is_for_plain_values_alone(self, how):
+        cache, outer, inner = FoldCache(), torch.randn(4, 4, 1, 1), torch.randn(4, 3, 1, 1)
+        kept = cache.get("name", outer, inner)
+        if how == "traced":
+            seen = []
+            torch.jit.trace(lambda x: seen.append(cache.get("name", outer, inner)) or x + 1, outer)
+            assert seen[0] is None
+        elif how == "fake":
+            with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                assert cache.get("name", outer, inner) is None
+                assert cache.get("name", mode.from_tensor(outer), mode.from_tensor(inner)) is None
+        else:
+            assert cache.get("name", outer.as_subclass(type("Mine", (torch.Tensor,), {})), inner) is None
+        assert cache.get("name", outer, inner) is kept
+
+    def test_threads_with_weights_of_their_own_share_a_cache(self):
+        """As replicas and shallow copies of a network do."""
+        cache = FoldCache()
+        pairs = [(torch.randn(8, 8, 1, 1), torch.randn(8, 8, 1, 1)) for _ in range(4)]
+
+        def run(i: int) -> bool:
+            outer, inner = pairs[i % 4]
+            return torch.equal(cache.get("name", outer, inner), fold(outer, inner))
+
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(run, range(400)))
+
+    def test_a_bias_is_not_forgotten(self, resnet):
+        """As folding a batch normalisation into a convolution leaves one."""
+        image = torch.rand(1, 3, 32, 32)
+        for name in ("p_ims1d2_outl2_dimred", "adapt_stage2_b2_joint_varout_dimred"):
+            model = copy.deepcopy(resnet)
+            with torch.no_grad():
+                before = model(image)
+                model.get_submodule(name).bias = nn.Parameter(torch.randn(256))
+                after = model(image)
+            assert relative_error(after, model(image).detach()) < 1e-5
+            assert relative_error(after, before) > 1e-3
 
     def test_copies_do_not_share(self, resnet):
         image = torch.rand(1, 3, 32, 32)

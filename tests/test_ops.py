@@ -1,11 +1,14 @@
 """The ops under opcheck, torch.compile, torch.export, autocast and torch.func."""
 
 import ctypes
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch._dynamo.testing
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import lwrn_fast
 from arguments import DIFFERENTIABLE, OPS, crp_arguments, fusion_arguments, leaves, tensors_of
@@ -308,6 +311,63 @@ class TestFunc:
         x, w = torch.randn(1, 2, 4, 4), torch.randn(2, 2, 1, 1)
         got = torch.func.hessian(lambda w: lwrn_fast.crp(x, [w]).square().sum())(w)
         torch.testing.assert_close(got, torch.func.hessian(lambda w: reference.crp(x, [w]).square().sum())(w))
+
+
+class TestFlops:
+    """torch.utils.flop_counter counts the same, whatever runs."""
+
+    @pytest.mark.parametrize("kept", [None, 0, 1, -1], ids=["all", "first", "second", "last"])
+    @pytest.mark.parametrize("op", DIFFERENTIABLE)
+    def test_of_training(self, backend, op, kept):
+        function, _, plain, arguments = DIFFERENTIABLE[op]
+        counts = []
+        for run in (function, plain):
+            given = arguments(grad=kept is None)
+            if kept is not None:
+                tensors_of(given)[kept].requires_grad_()
+            with FlopCounterMode(display=False) as counter:
+                run(*given).sum().backward()
+            counts.append(counter.get_total_flops())
+        assert counts[0] == counts[1] > 0
+
+    def test_of_stages_that_are_computed_again(self, native):
+        x, weights, biases, groups = crp_arguments()
+        grad, needs = torch.randn_like(x), [True] * 7
+        _, stages = OPS.crp_training(x, weights, biases, groups)
+        counts = []
+        for given in (stages, []):
+            with FlopCounterMode(display=False) as counter:
+                OPS.crp_backward(grad, x, given, weights, biases, groups, needs)
+            counts.append(counter.get_total_flops())
+        assert counts[0] == counts[1] > 0
+
+    @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+    @pytest.mark.parametrize("name", ["rf_lw50", "rf_lw_mbv2"])
+    def test_of_a_network(self, name, train):
+        network, image = lwrn_fast.models.NETWORKS[name](3).train(train), torch.rand(2, 3, 64, 64)
+        counts = []
+        for backend in ("reference", "auto", "auto"):  # the first folds
+            with lwrn_fast.use_backend(backend), torch.set_grad_enabled(train), FlopCounterMode(display=False) as c:
+                out = network(image)
+                if train:
+                    out.sum().backward()
+            counts.append((c.get_total_flops(), c.get_flop_counts().keys() >= {"Global"}))
+        assert counts[0] == counts[1] == counts[2]
+
+    @pytest.mark.parametrize("first", ["torch.utils.flop_counter", "lwrn_fast"])
+    def test_in_either_order_of_imports(self, first):
+        """The counter takes a third of a second to import, which lwrn_fast leaves to those who count."""
+        script = f"""
+import sys, torch, {first}
+assert {first!r} != "lwrn_fast" or "torch.utils.flop_counter" not in sys.modules
+import lwrn_fast
+from torch.utils.flop_counter import FlopCounterMode
+with FlopCounterMode(display=False) as counter:
+    lwrn_fast.crp(torch.rand(1, 8, 6, 7), [torch.rand(8, 8, 1, 1)])
+assert counter.get_total_flops() == 2 * 8 * 8 * 6 * 7, counter.get_total_flops()
+assert not [finder for finder in sys.meta_path if type(finder).__module__.startswith("lwrn_fast")]
+"""
+        subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_inference_mode(backend):

@@ -1,6 +1,6 @@
 """What every network is: an encoder and a decoder in one module."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -42,7 +42,16 @@ class Network(LevelDecoder):
             raise ValueError(f"{self.name}: x must be (N, 3, H, W), got {tuple(x.shape)}")
         return self.decode(self.features(x.contiguous(memory_format=self.memory_format)))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """torch.save cannot pickle a torch.memory_format: its name stands for it."""
+        return {**super().__getstate__(), "memory_format": str(self.memory_format)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        name = str(state["memory_format"]).removeprefix("torch.")
+        super().__setstate__({**state, "memory_format": getattr(torch, name)})
+
     def _configure(self, name: str, num_classes: int, memory_format: torch.memory_format) -> None:
+        num_classes = checks.integer(name, "num_classes", num_classes)
         if num_classes < 1:
             raise ValueError(f"{name}: num_classes must be at least 1, got {num_classes}")
         self.name, self.num_classes, self.memory_format = name, num_classes, memory_format

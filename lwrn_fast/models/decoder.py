@@ -3,13 +3,13 @@ section 3): per level one fusion and one chained residual pooling, from the deep
 classifier at the finest feature's size."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import checks, reference
+from .. import backends, checks, children, reference
 from ..crp import CRP
 from ..fusion import fusion
 from .folding import FoldCache
@@ -51,35 +51,83 @@ class LevelDecoder(nn.Module):
 
     def decode(self, features: Sequence[Tensor]) -> Tensor:
         """Features (N, C_i, H_i, W_i), finest first, to logits (N, classes, H_0, W_0)."""
+        if not self.plain:
+            return self._decode(features)
+        with backends.in_this_thread(backends.PLAIN):
+            return self._decode(features)
+
+    def read(self) -> set[str]:
+        """Names of the modules that a fusion stands for, and does not call, unless they have hooks or the like."""
+        names = {level.deeper for level in self.levels if level.deeper is not None}
+        for level in self.levels:
+            for chain in level.laterals:
+                names.update(chain if level.adapt is None else chain[1:])
+        return names
+
+    def _decode(self, features: Sequence[Tensor]) -> Tensor:
         remaining = list(features)
         for i in range(max(0, len(remaining) - 2), len(remaining)):
             remaining[i] = F.dropout(remaining[i], self.dropout, self.training)
         deeper: Tensor | None = None
         for level in self.levels:
-            inputs, weights = [], []
-            for chain in level.laterals:
-                feature, weight = self._lateral(remaining.pop(), chain, level.adapt)
-                inputs.append(feature)
-                weights.extend(weight)
+            paths = [self._path(remaining.pop(), chain, level.adapt) for chain in level.laterals]
             if deeper is not None and level.deeper is not None:
-                inputs.append(deeper)
-                weights.append(self._weight(level.deeper))
-            deeper = self._level(inputs, weights, level)
+                paths.append((deeper, (level.deeper,)))
+            deeper = self._level(*self._operands(paths), level)
         return getattr(self, self.head)(deeper)
 
-    def _level(self, inputs: list[Tensor], weights: list[Tensor], level: Level) -> Tensor:
-        if not weights:  # they have been through all their convolutions
-            x = reference.join(inputs, self.activation, self.align_corners)
+    def _path(self, feature: Tensor, chain: tuple[str, ...], adapt: str | None) -> tuple[Tensor, tuple[str, ...]]:
+        """A map and the 1x1 convolutions between it and the fusion: those of `chain` that no other module follows."""
+        if adapt is None:
+            return feature, chain
+        return getattr(self, adapt)(getattr(self, chain[0])(feature)), chain[1:]
+
+    def _operands(
+        self, paths: list[tuple[Tensor, tuple[str, ...]]]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Maps, weights and biases of a fusion; neither of the latter where the maps are behind all convolutions."""
+        if not all(chain for _, chain in paths):
+            return [self._called(*path) for path in paths], [], []
+        found = children.parameters([getattr(self, chain[-1]) for _, chain in paths])
+        if isinstance(found, str):
+            backends.select("fusion", [x for x, _ in paths], hindrance=found)
+            return [self._called(*path) for path in paths], [], []
+        weights, biases = found
+        maps = []
+        for i, (x, chain) in enumerate(paths):
+            folded = self._folded(chain, weights[i]) if len(chain) > 1 else None
+            weights[i] = weights[i] if folded is None else folded
+            maps.append(x if folded is not None else self._called(x, chain[:-1]))
+        return maps, weights, biases
+
+    def _level(self, maps: list[Tensor], weights: list[Tensor], biases: list[Tensor], level: Level) -> Tensor:
+        if weights:
+            x = fusion(maps, weights, biases, self.activation, self.align_corners)
         else:
-            join = reference.fusion if self.plain else fusion
-            x = join(inputs, weights, activation=self.activation, align_corners=self.align_corners)
+            x = reference.join(maps, self.activation, self.align_corners)
+            x = x if self.plain else reference.channels_last(x)
         if level.crp is not None:
-            x = self._crp(x, level.crp)
+            x = getattr(self, level.crp)(x)
         return x if level.refine is None else getattr(self, level.refine)(x)
 
-    def _crp(self, x: Tensor, name: str) -> Tensor:
-        crp = getattr(self, name)
-        return reference.crp(x, list(crp.parameters())) if self.plain else crp(x)
+    def _called(self, x: Tensor, chain: tuple[str, ...]) -> Tensor:
+        """x behind the modules of a chain."""
+        for name in chain:
+            x = getattr(self, name)(x)
+        return x
+
+    def _folded(self, chain: tuple[str, ...], outer: Tensor) -> Tensor | None:
+        """One weight for the two convolutions of a chain, the last of which has `outer`, None where there is none."""
+        first = getattr(self, chain[0])
+        if self.training or self.plain or type(first) is not nn.Conv2d or children.why_not_1x1(first) is not None:
+            return None
+        if first.bias is not None or first.groups != 1 or type(getattr(self, chain[1])) is not nn.Conv2d:
+            return None
+        if "_is_replica" in vars(self):  # of DataParallel, with other tensors at each call and the original's cache
+            return None
+        if torch.is_grad_enabled() and (outer.requires_grad or first.weight.requires_grad):
+            return None
+        return self._folds.get(chain[0], outer, first.weight)
 
     def _add_levels(
         self,
@@ -119,22 +167,6 @@ class LevelDecoder(nn.Module):
             )
         self.levels = tuple(levels)
         self.classifier = nn.Conv2d(planes, num_classes, 3, padding=1)
-
-    def _weight(self, name: str) -> Tensor:
-        return cast(Tensor, getattr(self, name).weight)
-
-    def _lateral(self, feature: Tensor, chain: tuple[str, ...], adapt: str | None) -> tuple[Tensor, list[Tensor]]:
-        """What goes into the fusion for a feature: the feature, or the first convolution's result, and its weight."""
-        if adapt is not None:
-            return getattr(self, adapt)(getattr(self, chain[0])(feature)), [self._weight(name) for name in chain[1:]]
-        last = self._weight(chain[-1])
-        if len(chain) == 1:
-            return feature, [last]
-        first = self._weight(chain[0])
-        learning = torch.is_grad_enabled() and (first.requires_grad or last.requires_grad)
-        if self.plain or self.training or learning or torch.jit.is_tracing():  # a trace follows its weights
-            return getattr(self, chain[0])(feature), [last]
-        return feature, [self._folds.get(chain[0], last, first)]
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise checks.not_scriptable(self)
@@ -176,15 +208,20 @@ class Decoder(LevelDecoder):
         crp: bool = True,
     ) -> None:
         super().__init__()
+        in_planes = checks.integers("Decoder", "in_planes", in_planes)
+        num_classes = checks.integer("Decoder", "num_classes", num_classes)
+        planes = checks.integer("Decoder", "planes", planes)
         if not in_planes:
             raise ValueError("Decoder: in_planes must name at least one feature map's channels, got none")
         if num_classes < 1:
             raise ValueError(f"Decoder: num_classes must be at least 1, got {num_classes}")
+        if min(*in_planes, planes) < 1:
+            raise ValueError(f"Decoder: in_planes and planes must be >= 1, got {in_planes} and {planes}")
         if activation not in ("relu", "relu6", "none"):
             raise ValueError(f'Decoder: activation must be "relu", "relu6" or "none", got {activation!r}')
-        self.in_planes = tuple(in_planes)
+        self.in_planes = in_planes
         self.activation = activation
-        self.align_corners = align_corners
+        self.align_corners = bool(align_corners)
         self.dropout = dropout
         self._add_levels(self.in_planes, num_classes, planes, n_stages, groups, rcu, crp)
 

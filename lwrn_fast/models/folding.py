@@ -1,7 +1,13 @@
 """Two consecutive 1x1 convolutions with nothing between them are one, at inference."""
 
+from contextlib import nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
+
+COUNTER = "torch.utils.flop_counter"
 
 
 def fold(outer: Tensor, inner: Tensor) -> Tensor:
@@ -16,6 +22,31 @@ def fold(outer: Tensor, inner: Tensor) -> Tensor:
     return product.to(outer.dtype)[:, :, None, None]
 
 
+def why_not_folded(*weights: Tensor) -> str | None:
+    """Why the values of these weights are not all that a result depends on, None where they are.
+
+    Derivatives, batches of weights, tracing, subclasses of Tensor and modes that replace operations all need the
+    convolutions themselves. torch.compile sees folding as a part of its graph, and a counter of operations counts the
+    one convolution that runs, not the folding.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    if any(type(weight) not in (Tensor, torch.nn.Parameter) for weight in weights):
+        return "a weight is a subclass of Tensor"
+    if torch._C._are_functorch_transforms_active():
+        return "a transform of torch.func is active"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active"
+    if torch.jit.is_tracing() or not all(type(mode).__module__ == COUNTER for mode in _modes()):
+        return "operations are traced or replaced"
+    return None
+
+
+def _modes() -> list[Any]:
+    """What sees every operation of this thread."""
+    return _get_current_dispatch_mode_stack() if torch._C._len_torch_dispatch_stack() else []
+
+
 class FoldCache:
     """Remembers folded weights by name and folds again when either weight has changed.
 
@@ -27,16 +58,22 @@ class FoldCache:
     def __init__(self) -> None:
         self._entries: dict[str, tuple[list[_Seen], Tensor]] = {}
 
-    def get(self, name: str, outer: Tensor, inner: Tensor) -> Tensor:
-        """`fold(outer, inner)`, detached: from the cache where both weights are as they were."""
+    def get(self, name: str, outer: Tensor, inner: Tensor) -> Tensor | None:
+        """`fold(outer, inner)`, detached: from the cache where both weights are as they were.
+
+        None where their values are not all there is to the weights, and the two convolutions have to run.
+        """
+        if why_not_folded(outer, inner) is not None:
+            return None
         if torch.compiler.is_compiling():
             return fold(outer, inner)  # part of the graph, so a compiled network follows its weights as well
-        entry = self._entries.get(name)
+        key = f"{name} on {outer.device}"
+        entry = self._entries.get(key)
         if entry is None or not all(seen.holds(now) for seen, now in zip(entry[0], (outer, inner), strict=True)):
             # a tensor born in inference mode could not be used where gradients flow later
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), _disable_current_modes() if _modes() else nullcontext():
                 entry = ([_Seen(outer), _Seen(inner)], fold(outer, inner))
-            self._entries[name] = entry
+            self._entries[key] = entry  # another thread's may be replaced: each goes on with its own
         return entry[1]
 
     def __deepcopy__(self, memo: dict) -> "FoldCache":
@@ -59,7 +96,8 @@ class _Seen:
             return False
         if weight.is_cpu:
             return torch.equal(self.kept, weight)
-        return self.version == _version(weight) != -1 and self.kept.data_ptr() == weight.data_ptr()
+        same = self.kept.data_ptr() == weight.data_ptr() and self.kept.shape == weight.shape
+        return same and self.kept.stride() == weight.stride() and self.version == _version(weight) != -1
 
 
 def _version(weight: Tensor) -> int:

@@ -71,7 +71,7 @@ class ResNetNetwork(ResNet, Network):
                 )
             )
         self.levels = tuple(levels)
-        self.clf_conv = nn.Conv2d(PLANES, num_classes, 3, padding=1)
+        self.clf_conv = nn.Conv2d(PLANES, self.num_classes, 3, padding=1)
 
 
 class MobileNetV2Network(MobileNetV2, Network):
@@ -95,7 +95,7 @@ class MobileNetV2Network(MobileNetV2, Network):
             self.add_module(f"crp{number}", nn.Sequential(CRP(PLANES, PLANES)))
         for number in (4, 3, 2):
             self.add_module(f"conv_adapt{number}", conv1x1(PLANES, PLANES))
-        self.segm = nn.Conv2d(PLANES, num_classes, 3, padding=1)
+        self.segm = nn.Conv2d(PLANES, self.num_classes, 3, padding=1)
 
 
 class NASNetMobileNetwork(NASNetMobile, Network):
@@ -104,7 +104,7 @@ class NASNetMobileNetwork(NASNetMobile, Network):
     def __init__(self, name: str, num_classes: int, memory_format: torch.memory_format) -> None:
         super().__init__()
         self._configure(name, num_classes, memory_format)
-        self._add_levels(NASNetMobile.planes, num_classes, PLANES)
+        self._add_levels(NASNetMobile.planes, self.num_classes, PLANES)
 
 
 def rf_lw50(

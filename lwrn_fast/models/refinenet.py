@@ -75,7 +75,7 @@ class RefineNet(ResNet, Network):
             deeper = f"mflow_conv_g{number - 1}_b3_joint_varout_dimred" if number > 1 else None
             levels.append(Level(tuple(paths), crp=f"{block}_pool", deeper=deeper, refine=f"{block}_b"))
         self.levels = tuple(levels)
-        self.clf_conv = nn.Conv2d(PLANES, num_classes, 3, padding=1)
+        self.clf_conv = nn.Conv2d(PLANES, self.num_classes, 3, padding=1)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """(N, 3, H, W) to the results of the four stages, finest first, and for two scales each one's larger first."""
@@ -86,7 +86,11 @@ class RefineNet(ResNet, Network):
         small = self.small.features(reference.resize(x, (3 * height + 4) // 5, (3 * width + 4) // 5, True))
         return [result for both in zip(large, small, strict=True) for result in both]
 
-    def decode(self, features: Sequence[Tensor]) -> Tensor:
+    def read(self) -> set[str]:
+        """All modules are called."""
+        return set()
+
+    def _decode(self, features: Sequence[Tensor]) -> Tensor:
         """What `features` gives, to logits (N, num_classes, ...) of the size of the finest feature."""
         remaining = list(features)
         deeper: Tensor | None = None
@@ -99,9 +103,5 @@ class RefineNet(ResNet, Network):
                 maps.insert(0, x)  # the largest comes first, for the others are brought to its size
             if deeper is not None and level.deeper is not None:
                 maps.append(getattr(self, level.deeper)(deeper))
-            deeper = self._level(maps, [], level)
+            deeper = self._level(maps, [], [], level)
         return self.clf_conv(F.dropout(cast(Tensor, deeper), self.dropout, self.training))
-
-    def _crp(self, x: Tensor, name: str) -> Tensor:
-        crp = getattr(self, name)
-        return crp[0](x, reference.pool) if self.plain else crp(x)

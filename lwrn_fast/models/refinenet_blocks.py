@@ -1,10 +1,10 @@
 """The blocks of the original RefineNet with 3x3 convolutions, and the light-weight residual convolution unit."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .. import backends, checks, reference
 
 
 class ResidualUnits(nn.Module):
@@ -45,6 +45,7 @@ class LightResidualUnits(nn.Module):
 
     def __init__(self, planes: int, count: int) -> None:
         super().__init__()
+        planes, count = (checks.integer("LightResidualUnits", *item) for item in (("planes", planes), ("count", count)))
         if planes % 2:
             raise ValueError(f"LightResidualUnits: planes must be even, got {planes}")
         self.count = count
@@ -99,8 +100,9 @@ class CRP3x3(nn.Module):
         for i in range(1, n_stages + 1):
             self.add_module(f"{i}_outvar_dimred", conv3x3(planes, planes))
 
-    def forward(self, x: Tensor, pool: Callable[[Tensor], Tensor] = pool5x5) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(N, planes, H, W) to (N, planes, H, W)."""
+        pool = reference.pool if backends.requested() == backends.PLAIN else pool5x5
         out = stage = x
         for i in range(1, self.n_stages + 1):
             stage = getattr(self, f"{i}_outvar_dimred")(pool(stage))

@@ -94,9 +94,9 @@ def op_cases(name: str, size: tuple[int, int]) -> dict[Case, str]:
         network = models.NETWORKS[name](CLASSES).eval()
         level = network._level
 
-        def noting(inputs: list[Tensor], weights: list[Tensor], described: Level) -> Tensor:
+        def noting(inputs: list[Tensor], weights: list[Tensor], biases: list[Tensor], described: Level) -> Tensor:
             where = f"{name}, level {len(network.levels) - network.levels.index(described)}"
-            result = level(inputs, weights, described)
+            result = level(inputs, weights, biases, described)
             if weights:  # none in the original RefineNet, whose convolutions are 3x3
                 shapes = tuple(cast(tuple[int, int, int], tuple(x.shape[1:])) for x in inputs)
                 found[FusionCase(shapes, result.shape[1], network.activation)] = where

@@ -71,7 +71,7 @@ def watched(network: Network, switch: Switch, note: Note = lambda *_: None) -> I
     """While it is open, `switch` is told the layer that every moment of the network from now on belongs to.
 
     note: called with a layer's name and what each fusion and CRP will cost. Hooks on modules do all that, but none
-    inside a CRP, which would keep our ops from running.
+    inside a CRP or on a convolution of a fusion, which would keep our ops from running.
     """
     stack: list[Callable[[], str]] = [lambda: BETWEEN]
     level, seen = 0, ""  # the next one, and the part of the encoder that ran last
@@ -105,11 +105,11 @@ def watched(network: Network, switch: Switch, note: Note = lambda *_: None) -> I
         level, seen = 0, ""
         return encode(x)
 
-    def next_level(inputs: list[Tensor], weights: list[Tensor], described: Level) -> Tensor:
+    def next_level(inputs: list[Tensor], weights: list[Tensor], biases: list[Tensor], described: Level) -> Tensor:
         nonlocal level
         if weights:
             note(fused(), "fusion", costs.fusion(inputs, weights, network.activation))
-        result = one_level(inputs, weights, described)
+        result = one_level(inputs, weights, biases, described)
         level += 1
         switch(fused())
         return result
@@ -119,7 +119,8 @@ def watched(network: Network, switch: Switch, note: Note = lambda *_: None) -> I
 
     encode, one_level = within(network.features, lambda: f"after {seen}" if seen else BETWEEN), network._level
     inside = tuple(f"{name}." for name, module in network.named_modules() if isinstance(module, CRP))
-    opened = [(n, m) for n, m in network.named_modules() if n and not (inside and n.startswith(inside))]
+    left = {"", *network.read()}
+    opened = [(n, m) for n, m in network.named_modules() if n not in left and not (inside and n.startswith(inside))]
     hooks = [module.register_forward_pre_hook(partial(before, name)) for name, module in opened]
     hooks += [module.register_forward_hook(leave) for _, module in opened]
     own = {"features": features, "decode": within(network.decode, fused), "_level": next_level}
