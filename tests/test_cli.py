@@ -239,7 +239,7 @@ IN_A_PROCESS = {
             "{text}: is not an image",
             "{empty}: is not an image",
             "{cut}: cannot be read (image file is truncated",
-            "{bomb}: has more than ",
+            "{bomb}: the network's input would be 10000 x 9500, more than 89478485 pixels; give --scale",
             "{mixed}/bad.png: is not an image",
         ],
     ),
