@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from . import decoding
+from . import decoding, files
 from .decoding import ImageError, reason
 from .decoding import size as size  # for other modules
 from .formats import EXTENSIONS, UNREADABLE
@@ -25,8 +25,6 @@ MAX_PIXELS = 1 << 29
 # Pixels of the largest input that a network is given unasked: of rf_lw_mbv2, about 20 GB.
 MAX_INPUT = 89_478_485
 
-# Bytes of a file's name, on Linux's file systems and macOS's.
-MAX_NAME = 255
 # Bytes for a number that tells outputs of one stem apart, such as _12.
 ROOM_FOR_NUMBER = 8
 
@@ -217,7 +215,7 @@ def output_names(
     results = []
     for file in inputs:
         stem = os.path.splitext(os.path.basename(file.path))[0]
-        first = os.path.join(file.below, _short(stem, MAX_NAME - longest))
+        first = os.path.join(file.below, _short(stem, files.MAX_NAME - longest))
         number = numbers.get(first, 1)
         while True:
             stem = first if number == 1 else f"{first}_{number}"
