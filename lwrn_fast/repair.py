@@ -9,6 +9,9 @@ from typing import BinaryIO
 PNG = b"\x89PNG\r\n\x1a\n"
 # Chunks that decide about pixels or their orientation.
 PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
+# Where a PNG has its colour type, and the bytes of a transparent colour in grey and in RGB.
+COLOUR_TYPE = 25
+TRANSPARENCY = {0: 2, 2: 6}
 JPEG_START = b"\xff\xd8"
 JFIF, EXIF, ADOBE, COMMENT, SCAN, END = 0xE0, 0xE1, 0xEE, 0xFE, 0xDA, 0xD9
 APPLICATION = range(0xE0, 0xF0)
@@ -30,12 +33,13 @@ def without_metadata(file: BinaryIO) -> io.BytesIO | None:
 def _png_chunks(data: bytes) -> Iterator[bytes]:
     """The chunks of the image; an ancillary one only with a right checksum."""
     place = len(PNG)
-    while place + 8 <= len(data):
+    while max(place + 8, COLOUR_TYPE + 1) <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
         end = place + 12 + length
         critical = not kind[0] & 0x20
         whole = end <= len(data) and zlib.crc32(data[place + 4 : end - 4]) == struct.unpack_from(">I", data, end - 4)[0]
-        if kind in PNG_KEPT and (critical or whole):
+        enough = kind != b"tRNS" or length >= TRANSPARENCY.get(data[COLOUR_TYPE], 1)
+        if kind in PNG_KEPT and (critical or (whole and enough)):
             yield data[place:end]  # critical ones are for the decoder to judge
         if kind == b"IEND":
             return

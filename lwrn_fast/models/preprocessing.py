@@ -39,19 +39,17 @@ def pixels(image: Any, what: str) -> Tensor:
 
     image: as `preprocess` takes it, or (N, H, W, 3); with the same pixels whichever way it comes.
     """
-    if not isinstance(image, Tensor):
-        image = _array(image, what)
-        if image.dtype != np.uint8:
-            raise TypeError(f"{what} must be uint8, got {image.dtype}{_remedy(image)}")
-        # PyTorch takes neither negative strides nor memory that may not be written
-        usable = image.flags.writeable and all(stride >= 0 for stride in image.strides)
-        image = torch.from_numpy(image if usable else image.copy())
-    if image.dtype != torch.uint8:
-        dtype = str(image.dtype).removeprefix("torch.")
-        raise TypeError(f"{what} must be uint8, got {dtype}{_remedy(image)}")
-    if image.dim() not in (3, 4) or image.shape[-1] != 3 or min(image.shape[-3:-1]) < 1:
-        raise ValueError(f"{what} must be (H, W, 3), got {tuple(image.shape)}{_remedy(image)}")
-    return image
+    array = image if isinstance(image, Tensor) else _array(image, what)
+    dtype = str(array.dtype).removeprefix("torch.")
+    if dtype != "uint8":
+        raise TypeError(f"{what} must be uint8, got {dtype}{_remedy(array)}")
+    if array.ndim not in (3, 4) or array.shape[-1] != 3 or min(array.shape[-3:-1]) < 1:
+        raise ValueError(f"{what} must be (H, W, 3), got {tuple(array.shape)}{_remedy(array)}")
+    if isinstance(array, Tensor):
+        return array
+    # PyTorch takes neither negative strides nor memory that may not be written
+    usable = array.flags.writeable and all(stride >= 0 for stride in array.strides)
+    return torch.from_numpy(array if usable else array.copy())
 
 
 def _array(image: Any, what: str) -> np.ndarray:
