@@ -92,6 +92,8 @@ def _segment(arguments: argparse.Namespace) -> int:
         report = run(arguments.paths, options, model, say_error, progress_bar() if speaks else iter)
     except segment.UserError as error:
         return say_error(str(error))
+    except (RuntimeError, MemoryError) as error:  # too large for this machine
+        return say_error((str(error).strip() or "not enough memory").splitlines()[0])
     if not speaks:
         return 0  # torchrun would end the others; the first one tells that images failed, and is the last to end
     if not trained:
