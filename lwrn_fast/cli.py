@@ -6,7 +6,7 @@ from pathlib import Path
 
 from . import __version__, backends, cli_erf, cli_export, cli_profiling, cli_training, cli_video, heap, models
 from .info import info
-from .terminal import Parser, exit_code, positive, progress_bar, say_error, whole
+from .terminal import Parser, exit_code, one_line, positive, progress_bar, say_error, whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     size = segment.add_mutually_exclusive_group()
     size.add_argument("--size", nargs=2, type=whole, metavar=("H", "W"), help="of the network's input")
     size.add_argument("--scale", type=positive, default=1.0, metavar="S", help="of the network's input to the image")
+    limit = "of an image, and of the network's input; default: 2^29 (LWRN_FAST_MAX_PIXELS), 89478485"
+    segment.add_argument("--max-pixels", type=whole, metavar="N", help=limit)
     segment.add_argument("--overlay", action="store_true", help="also the photograph with the labels' colours over it")
     segment.add_argument("--verify", action="store_true", help="compare with the reference backend in float32")
     segment.add_argument("--recursive", action="store_true", help="also folders below, which DIR then has too")
@@ -79,6 +81,7 @@ def _segment(arguments: argparse.Namespace) -> int:
         verify=arguments.verify,
         recursive=arguments.recursive,
         resume=arguments.resume or folders.processes() > 1,
+        max_pixels=arguments.max_pixels,
     )
     speaks = folders.rank() == 0  # of several processes, one
     try:
@@ -91,12 +94,16 @@ def _segment(arguments: argparse.Namespace) -> int:
         report = run(arguments.paths, options, model, say_error, progress_bar() if speaks else iter)
     except segment.UserError as error:
         return say_error(str(error))
+    except (RuntimeError, MemoryError) as error:  # too large for this machine
+        return say_error((str(error).strip() or "not enough memory").splitlines()[0])
     if not speaks:
         return 0  # torchrun would end the others; the first one tells that images failed, and is the last to end
     if not trained:
         print("the weights are untrained: the labels mean nothing; give --checkpoint for real ones")
     for line in report.renamed:
-        print(line)
+        print(one_line(line))
+    if report.skipped is not None:
+        print(report.skipped)
     print(report.table(verified=options.verify))
     if report.folder is not None:
         print(report.folder)

@@ -66,17 +66,19 @@ def _erf(arguments: argparse.Namespace) -> int:
 
 def _inputs(given: Sequence[str]) -> tuple[int | list, list[str]]:
     """The number of inputs of noise, or the photographs that can be read and a line for each that cannot."""
-    from . import images, segment
+    from . import formats, images, segment
 
     if len(given) == 1 and given[0].isascii() and given[0].isdigit():
         if int(given[0]) < 1:
             raise segment.UserError(f"--images must be at least 1, or paths, got {given[0]}")
         return int(given[0]), []
-    found, wrong = images.find(given)
+    found, wrong, skipped = images.search(given)
+    if skipped:
+        print(formats.skipped(skipped))
     photographs = []
-    for path in found:
+    for file in found:
         try:
-            photographs.append(images.read(path))
+            photographs.append(images.read(Path(file.path)))
         except images.ImageError as error:
             wrong.append(str(error))
     if not photographs:

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,8 +69,10 @@ def _profile(arguments: argparse.Namespace) -> int:
         )
         if folder is None:
             return profile.profile(options, None, _progress)
-        found: dict[str, Any] = {}
-        files.write(folder / "trace.json", lambda beside: found.update(profile.profile(options, beside, _progress)))
+        with tempfile.TemporaryDirectory() as there:  # PyTorch writes to names in UTF-8 alone
+            trace = Path(there) / "trace.json"
+            found = profile.profile(options, trace, _progress)
+            files.write(folder / "trace.json", lambda beside: shutil.copyfile(trace, beside))
         return found
 
     return _run(arguments.out, ("profile.html", "profile.json", "trace.json"), measure)
@@ -105,7 +109,7 @@ def _run(folder: Path | None, names: tuple[str, ...], measure: Callable[[Path | 
         found = measure(folder)
         print(getattr(text, f"of_{found['kind']}")(found), flush=True)
         if folder is not None:
-            files.write(folder / names[0], lambda beside: beside.write_text(page.page(found), encoding="utf-8"))
+            files.write(folder / names[0], lambda beside: _write(beside, page.page(found)))
             files.write(folder / names[1], lambda beside: beside.write_text(json.dumps(found, indent=1)))
             print(f"written: {', '.join(str(folder / name) for name in names)}")
     except (segment.UserError, images.ImageError) as error:
@@ -115,6 +119,11 @@ def _run(folder: Path | None, names: tuple[str, ...], measure: Callable[[Path | 
     except (RuntimeError, MemoryError) as error:  # too large for this machine
         return say_error((str(error).strip() or "not enough memory").splitlines()[0])
     return 0
+
+
+def _write(path: Path, text: str) -> None:
+    """In UTF-8; names that are not are shown with backslashes."""
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _progress(line: str) -> None:

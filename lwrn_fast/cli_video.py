@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import backends, models
-from .terminal import natural, positive, say_error, tqdm_class, whole
+from .terminal import natural, one_line, positive, say_error, tqdm_class, whole
 
 NEEDS = "this command needs PyAV and Pillow: pip install 'lwrn-fast[video]'"
 VIEWS = ("overlay", "labels", "beside")
@@ -72,7 +72,7 @@ def _video(arguments: argparse.Namespace) -> int:
             scale=arguments.scale,
         )
         backend = nullcontext() if arguments.backend is None else backends.use_backend(arguments.backend)
-        window = nullcontext() if not arguments.live else Window(f"lwrn-fast: {arguments.source}")
+        window = nullcontext() if not arguments.live else Window(one_line(f"lwrn-fast: {arguments.source}"))
         with backend, window as shown, _stopping(received) as stop:
             show = None if shown is None else shown.show
             report = video.run(arguments.source, out, segmenter, options, stop, _bar, show)
@@ -82,13 +82,15 @@ def _video(arguments: argparse.Namespace) -> int:
     except (RuntimeError, MemoryError) as error:  # too large for this machine, or not for this backend
         return say_error(f"{arguments.source}: {(str(error).strip() or 'not enough memory').splitlines()[0]}")
     for line in report.notes:
-        print(line)
+        print(one_line(line))
     if not trained:
         print("the weights are untrained: the labels mean nothing; give --checkpoint for real ones")
     print(report.line())
     if received:
         say_error("interrupted" + ("" if out is None else f": {out} has the {report.done} frames done until then"))
         return 128 + received[0]
+    if report.broken is not None:
+        return say_error(report.broken + ("" if out is None else f"; {out} has what comes before"))
     return 0
 
 

@@ -54,6 +54,8 @@ def demonstrate(photos: Sequence[str], out: Path, checkpoint: str | None) -> int
         print(f"network   {model.name}, {model.num_classes} classes")
         print(f"weights   {options.checkpoint}" + ("" if checkpoint else ": they know drawn shapes, nothing else"))
         report = segment.run(photos, options, model, error=cli.say_error, progress=cli.progress_bar())
+        if report.skipped is not None:
+            print(report.skipped)
         print(f"labels    {options.out}\n\n{report.table(verified=True)}")
         if drawn and model.num_classes == len(generate.CLASSES):
             right = compare(drawn, options.out, out / COMPARISON)

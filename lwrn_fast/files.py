@@ -4,8 +4,12 @@ import errno
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+
+# Bytes of a file's name, on Linux's file systems and macOS's.
+MAX_NAME = 255
 
 
 def write(path: Path, save: Callable[[Path], object], ending: str = "") -> None:
@@ -55,7 +59,10 @@ def _finish(file: Path, path: Path) -> None:
 
 def unfinished(path: Path, ending: str = "") -> Path:
     """What the file is called until it is complete: one name, so that what a killed run leaves is overwritten."""
-    return path.with_name(f".{path.name}.unfinished{ending}")
+    name = f".{path.name}.unfinished{ending}"
+    if len(os.fsencode(name)) > MAX_NAME:
+        name = f".{zlib.crc32(os.fsencode(path.name)):08x}.unfinished{ending}"
+    return path.with_name(name)
 
 
 def check_place(path: Path) -> None:

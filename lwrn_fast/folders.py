@@ -29,13 +29,15 @@ from typing import Any
 
 import torch
 
-from . import backends, claims, files, images, manifest, segment
+from . import backends, claims, files, formats, images, manifest, segment
 from .models.networks import Network
 from .segment import Options, Report, UserError
 
 MOST_DEATHS = 3
 OPTIONS = "options.json"
-NOT_IN_RESULTS = {"out", "network", "checkpoint", "num_classes", "verify", "recursive", "resume", "device"}
+NOT_IN_RESULTS = {
+    *("out", "network", "checkpoint", "num_classes", "verify", "recursive", "resume", "device", "max_pixels"),
+}
 """Options that change no result, or only through the network and its weights."""
 
 
@@ -83,12 +85,13 @@ def run(
                     report.renamed.clear()  # the manifest tells
                     if trouble is not None:
                         fail(trouble)
-            failed, wrong = plan.count(claims.FAILED), plan.about["errors"]
+            failed, wrong, skipped = plan.count(claims.FAILED), plan.about["errors"], plan.about["skipped"]
         if rank() == 0:
             with claims.alone(hidden):
                 manifest.fold(options.out)
             for line in wrong:
                 fail(line)
+            report.skipped = formats.skipped(skipped) if skipped else None
             where = options.out / manifest.NAME
             report.folder = f"{len(plan) - failed} of {len(plan)} images are done, {failed} failed: {where}"
             if failed and not report.errors:
@@ -132,7 +135,7 @@ class _Run:
         place = self.out / manifest.HIDDEN / claims.PLAN
         begun = {entry["input"]: b"%d" % times for entry, times in claims.unfinished(place)}
         place.unlink(missing_ok=True)
-        found, errors = images.search(self.paths, self.options.recursive, leave_out=self.out)
+        found, errors, skipped = images.search(self.paths, self.options.recursive, leave_out=self.out)
         inputs = {file.path: file for file in found}
         records, names, failed = self._records(inputs)
         manifest.write(self.out, records)
@@ -144,7 +147,7 @@ class _Run:
             (records.get(key) or json.dumps({"input": key, "outputs": names[key]}), begun.get(key, claims.NEW))
             for key in inputs
         )
-        claims.write(place, {"images": len(inputs), "paths": self.paths, "errors": errors}, entries)
+        claims.write(place, {"images": len(inputs), "paths": self.paths, "errors": errors, "skipped": skipped}, entries)
 
     def _records(self, inputs: Container[str]) -> tuple[dict[str, str], dict[str, list[str]], list[str]]:
         """Lines of the manifest by input, names of outputs by input, and which inputs failed before a restart."""
@@ -210,6 +213,8 @@ class _Run:
             if trouble is not None:
                 raise images.ImageError(trouble)
             return stamps + [manifest.stamp(output) for output in outputs], images.size(outputs[0])
+        except images.ImageError:
+            raise
         except (OSError, ValueError) as error:
             place = getattr(error, "filename", None) or path
             raise images.ImageError(f"{place}: cannot be read ({images.reason(error)})") from error

@@ -1,30 +1,36 @@
-"""Image files in and out for the command line; the only module that needs Pillow."""
+"""Image files in and out for the command line. Needs Pillow, as do `decoding` and `formats`."""
 
 import glob
 import os
 import secrets
 import tempfile
-import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from . import decoding, files
+from .decoding import ImageError, reason
+from .decoding import size as size  # for other modules
+from .formats import EXTENSIONS, UNREADABLE
 from .models import PALETTE
 
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Pixels of the largest image that is read: 2 GB as Pillow has it, 1.5 GB as an array.
+MAX_PIXELS = 1 << 29
+# Pixels of the largest input that a network is given unasked: of rf_lw_mbv2, about 20 GB.
+MAX_INPUT = 89_478_485
+
+# Bytes for a number that tells outputs of one stem apart, such as _12.
+ROOM_FOR_NUMBER = 8
 
 COVERED = np.full((256, 3), 255, np.uint8)
 """Which classes' colours an overlay shows."""
 COVERED[0] = 0
-
-
-class ImageError(Exception):
-    """A file that cannot be read or written; the message is one line."""
 
 
 class Found(NamedTuple):
@@ -35,96 +41,85 @@ class Found(NamedTuple):
     below: str
 
 
-def find(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The image files among paths and directly in its folders, each once; and what is wrong."""
-    found, errors = search(paths)
-    return [Path(file.path) for file in found], errors
+class Search(NamedTuple):
+    """Image files, a line for each error, and how many other images were passed over, by the endings of their names."""
+
+    found: list[Found]
+    errors: list[str]
+    skipped: dict[str, int]
 
 
-def search(
-    paths: Sequence[str], recursive: bool = False, leave_out: Path | None = None
-) -> tuple[list[Found], list[str]]:
+def search(paths: Sequence[str], recursive: bool = False, leave_out: Path | None = None) -> Search:
     """The image files among paths and, by their endings, directly in its folders, each once; and what is wrong.
 
+    Hidden files of a folder are passed over, such as the ._ files that macOS leaves beside each file.
     recursive: also in folders below these, but for links, hidden ones, and `leave_out`.
     """
     found: dict[str, Found] = {}
     errors: list[str] = []
+    skipped: Counter[str] = Counter()
     hidden = None if leave_out is None else os.path.realpath(leave_out)
     for path in map(Path, paths):
         try:
             files = [Found(str(path), os.path.realpath(path), "")]  # what is missing is found out when it is read
             if path.is_dir():
                 before = len(errors)
-                files = list(_in_folder(str(path), "", recursive, hidden, errors))
+                files = list(_in_folder(str(path), "", recursive, hidden, errors, skipped))
                 if not files and len(errors) == before:
                     errors.append(f"{path}: no images in this folder")
             for file in files:
                 found.setdefault(file.real, file)
         except (OSError, RuntimeError, ValueError) as error:
             errors.append(f"{path}: {reason(error)}")
-    return list(found.values()), errors
+    return Search(list(found.values()), errors, dict(skipped))
 
 
-def _in_folder(folder: str, below: str, recursive: bool, leave_out: str | None, errors: list[str]) -> Iterator[Found]:
+def _in_folder(
+    folder: str, below: str, recursive: bool, leave_out: str | None, errors: list[str], skipped: Counter[str]
+) -> Iterator[Found]:
     """Sorted by name, files before folders; a million take seconds, since no file is touched."""
     try:
         with os.scandir(folder) as opened:
-            entries = sorted(opened, key=lambda entry: entry.name)
+            entries = sorted((e for e in opened if not e.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
         errors.append(f"{folder}: {reason(error)}")
         return
     real = os.path.realpath(folder)
     for entry in entries:
-        if os.path.splitext(entry.name)[1].lower() in EXTENSIONS and entry.is_file():
+        ending = os.path.splitext(entry.name)[1].lower()
+        if ending in EXTENSIONS and entry.is_file():
             place = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real, entry.name)
             yield Found(entry.path, place, below)
+        elif ending in UNREADABLE and entry.is_file():
+            skipped[ending] += 1
     for entry in entries if recursive else ():
-        inner = entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
-        if inner and os.path.join(real, entry.name) != leave_out:
-            yield from _in_folder(entry.path, os.path.join(below, entry.name), recursive, leave_out, errors)
+        if entry.is_dir(follow_symlinks=False) and os.path.join(real, entry.name) != leave_out:
+            yield from _in_folder(entry.path, os.path.join(below, entry.name), recursive, leave_out, errors, skipped)
 
 
-def read(path: Path) -> np.ndarray:
-    """The picture as uint8 (H, W, 3), RGB, turned as its EXIF orientation says, transparency on white."""
+def max_pixels(given: int | None = None) -> int:
+    """How many pixels an image file may have: as given, else as LWRN_FAST_MAX_PIXELS says, else MAX_PIXELS.
+
+    Raises ValueError where the environment says no whole number.
+    """
+    text = os.environ.get("LWRN_FAST_MAX_PIXELS", "")
+    if given is not None or not text:
+        return MAX_PIXELS if given is None else given
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise ValueError(f"LWRN_FAST_MAX_PIXELS must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def read(path: Path, limit: int | None = None) -> np.ndarray:
+    """The image as uint8 (H, W, 3), RGB, as `decoding.to_rgb` makes it; of at most `max_pixels(limit)` pixels.
+
+    Raises ImageError.
+    """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return _rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: is not an image") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{path}: has more than {Image.MAX_IMAGE_PIXELS} pixels") from error
-    except Exception as error:  # a damaged file can fail anywhere in a decoder
-        raise ImageError(f"{path}: cannot be read ({reason(error)})") from error
-
-
-def size(path: Path) -> tuple[int, int]:
-    """Height and width of an image file that is known to be one."""
-    with Image.open(path) as image:
-        return image.height, image.width
-
-
-def _rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep_grey(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        coloured = image.convert("RGBA")
-        image = Image.new("RGBA", image.size, "white")
-        image.alpha_composite(coloured)
-    return np.array(image.convert("RGB"))
-
-
-def _from_deep_grey(image: Image.Image) -> np.ndarray:
-    """16-bit, 32-bit or float grey to 8 bits, which Pillow's own conversion would clip instead of scale."""
-    grey = np.nan_to_num(np.array(image, dtype=np.float64))
-    if image.mode.startswith("I;16") or grey.max() > 255:
-        grey = grey / 257  # 65535 is white
-    elif image.mode == "F" and grey.max() <= 1:
-        grey = grey * 255
-    return np.repeat(np.clip(np.rint(grey), 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+        most = max_pixels(limit)
+    except ValueError as error:
+        raise ImageError(str(error)) from error
+    return decoding.read(path, most)
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -208,16 +203,19 @@ def output_names(
     """Per input its outputs' names in `out`, below / (stem + ending); a number goes behind a stem in use already.
 
     No output takes the place of another one, of an input, or of a name in `taken`; capitals make no difference, as on
-    some file systems. The same inputs in the same order get the same names.
+    some file systems. A stem that is too long with its endings is cut. The same inputs in the same order get the same
+    names.
     """
     inputs = list(inputs)
     folder = os.path.join(os.path.realpath(out), "")
     used = {file.real[len(folder) :].casefold() for file in inputs if file.real.startswith(folder)}
     used.update(name.casefold() for name in taken)
     numbers: dict[str, int] = {}
+    longest = max(map(len, endings), default=0) + ROOM_FOR_NUMBER
     results = []
     for file in inputs:
-        first = os.path.join(file.below, os.path.splitext(os.path.basename(file.path))[0])
+        stem = os.path.splitext(os.path.basename(file.path))[0]
+        first = os.path.join(file.below, _short(stem, files.MAX_NAME - longest))
         number = numbers.get(first, 1)
         while True:
             stem = first if number == 1 else f"{first}_{number}"
@@ -232,15 +230,16 @@ def output_names(
     return results
 
 
-def reason(error: BaseException) -> str:
-    """Why a file could not be used, in one line.
+def _short(stem: str, most: int) -> str:
+    """The stem in at most so many bytes; a cut one ends with a checksum of the whole.
 
-    >>> reason(FileNotFoundError())
-    'no such file or folder'
+    >>> _short("photo", 100), _short("\u00e9" * 20, 21)
+    ('photo', '\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9_fbb03b4e')
     """
-    if isinstance(error, FileNotFoundError):
-        return "no such file or folder"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    encoded = os.fsencode(stem)
+    if len(encoded) <= most:
+        return stem
+    kept = len(stem)
+    while len(os.fsencode(stem[:kept])) > most - 9:
+        kept -= 1
+    return f"{stem[:kept]}_{zlib.crc32(encoded):08x}"

@@ -5,6 +5,8 @@ section 3, and Nekrasov et al., Light-Weight RefineNet for Real-Time Semantic Se
 """
 
 import copy
+import numbers
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -72,7 +74,8 @@ def receptive_field(
     model: a network that takes (1, 3, H, W), on any device; a copy of it runs, in eval mode and float32.
     names: modules to look at, their first argument and their result; by default every level's CRP, deepest first.
     size: (H, W) of the network's input. images: how many inputs of normal noise, which `seed` decides, or
-    photographs, as `models.preprocess` takes them, which are brought to that size. progress: wraps what is walked.
+    one photograph or several, as `models.preprocess` takes them, which are brought to that size. progress: wraps what
+    is walked.
     Returns the fields by the modules' names.
     Raises TypeError or ValueError for what does not fit, and where no gradient reaches the image.
 
@@ -93,6 +96,7 @@ def receptive_field(
             raise ValueError(f"receptive_field: names must be of the model's modules, got {name!r}")
     if not places:
         raise ValueError("receptive_field: the model has no CRP; names must say which modules to look at")
+    images = _several(images)
     count = images if isinstance(images, int) else len(images)
     if count < 1:
         raise ValueError(f"receptive_field: images must be at least 1, got {count}")
@@ -142,6 +146,14 @@ def _default_names(model: nn.Module) -> list[str]:
     if isinstance(model, LevelDecoder):
         return [level.crp for level in model.levels if level.crp is not None]
     return [name for name, module in model.named_modules() if isinstance(module, (CRP, CRP3x3))]
+
+
+def _several(images: Any) -> int | Sequence[Any]:
+    """The number of inputs of noise, or images one after the other, where it was one alone too."""
+    if isinstance(images, numbers.Integral):
+        return int(images)
+    alone = isinstance(images, (str, os.PathLike)) or not hasattr(images, "__len__") or getattr(images, "ndim", 4) == 3
+    return [images] if alone else images
 
 
 def _input(images: int | Sequence[Any], number: int, size: tuple[int, int], seed: int) -> Tensor:

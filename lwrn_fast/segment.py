@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import backends, images, models
+from . import backends, formats, images, models
 from .models.networks import Network
 from .normalise import normalise
 from .segmenter import Segmenter
@@ -50,6 +50,8 @@ class Options:
     """"cpu" or "cuda"; None is the model's."""
     weights: str | None = None
     """Which of several weights in the checkpoint, as for `models.load`."""
+    max_pixels: int | None = None
+    """Of an image file, and of the network's input; None is `images.max_pixels()`, and images.MAX_INPUT."""
 
 
 @dataclass
@@ -62,7 +64,9 @@ class Report:
     other_labels: int = 0
     pixels: int = 0
     renamed: list[str] = field(default_factory=list)
-    """Which result has another name than its picture, because that one was in use."""
+    """Which result has another name than its picture, because that one was in use, or too long."""
+    skipped: str | None = None
+    """How many images of the folders were passed over, because Pillow cannot read their kind here."""
     errors: list[str] = field(default_factory=list)
     folder: str | None = None
     """What all processes have done, where there is a manifest."""
@@ -152,9 +156,10 @@ def run(
         report.errors.append(line)
         error(line)
 
-    found, wrong = images.search(paths, options.recursive, leave_out=options.out)
+    found, wrong, skipped = images.search(paths, options.recursive, leave_out=options.out)
     for line in wrong:
         fail(line)
+    report.skipped = formats.skipped(skipped) if skipped else None
     try:
         images.make_folder(options.out)
     except images.ImageError as reason:
@@ -187,8 +192,10 @@ def attempt(work: "Work", path: Path, outputs: list[Path]) -> str | None:
         return None
     except images.ImageError as reason:
         return str(reason)
-    except (RuntimeError, MemoryError) as reason:  # too large for this machine, or not for this backend
-        return f"{path}: {(str(reason).strip() or 'not enough memory').splitlines()[0]}"
+    except MemoryError:
+        return f"{path}: not enough memory"
+    except Exception as reason:  # too large for this machine, not for this backend, or what nobody thought of
+        return f"{path}: {images.reason(reason)}"
 
 
 class Work:
@@ -199,10 +206,15 @@ class Work:
         self.reference = deepcopy(model) if options.verify else None
         self.options = options
         self.report = report
+        try:
+            self.max_pixels = images.max_pixels(options.max_pixels)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     def one(self, path: Path, outputs: list[Path]) -> None:
         start = time.perf_counter()
-        image = images.read(path)
+        image = images.read(path, self.max_pixels)
+        self._check_input(path, image)
         x = self.segmenter.input(image)
         read = time.perf_counter()
         logits = self.segmenter.logits(x)
@@ -220,6 +232,14 @@ class Work:
             self.report.renamed.append(f"{path} is in {outputs[0]}")
         if self.reference is not None:
             self._verify(self.reference, image, logits, labels)
+
+    def _check_input(self, path: Path, image: np.ndarray) -> None:
+        """ImageError where the network would need the memory of all other images too."""
+        height, width = self.segmenter.input_size(*image.shape[:2])
+        most = self.options.max_pixels or images.MAX_INPUT
+        if height * width > most:
+            what = f"the network's input would be {width} x {height}, more than {most} pixels"
+            raise images.ImageError(f"{path}: {what}; give --scale or --size, or raise --max-pixels")
 
     def _verify(self, reference: Network, image: np.ndarray, logits: Tensor, labels: np.ndarray) -> None:
         """Against plain PyTorch in float32, from the picture on."""

@@ -5,7 +5,9 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 
@@ -17,10 +19,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def exit_code(command: Callable[[], int]) -> int:
-    """What the command returns, or the code for Ctrl-C and for a closed pipe."""
+    """What the command returns, or the code for Ctrl-C, for a closed pipe, and for an error that nobody thought of."""
     try:
-        code = command()
-        sys.stdout.flush()
+        with _any_text_on(sys.stdout), _any_text_on(sys.stderr), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\b")  # about metadata, or said in our own words
+            code = command()
+            sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         say_error("interrupted")
@@ -28,6 +32,35 @@ def exit_code(command: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of our output has gone, and Python would complain once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
+    except Exception as error:
+        if os.environ.get("LWRN_FAST_TRACEBACK"):
+            raise
+        lines = str(error).strip().splitlines() or ["no reason given"]
+        return say_error(f"{type(error).__name__}: {lines[0]} (unexpected; LWRN_FAST_TRACEBACK=1 shows where)")
+
+
+@contextmanager
+def _any_text_on(stream: Any) -> Iterator[None]:
+    """What the stream cannot encode, such as names that are not UTF-8, is written with backslashes within."""
+    before = getattr(stream, "errors", None)
+    if before is None or not hasattr(stream, "reconfigure"):
+        yield
+        return
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        with suppress(OSError, ValueError):  # the reader has gone, or somebody has closed it
+            stream.reconfigure(errors=before)
+
+
+def one_line(text: str) -> str:
+    """The text with backslashes for what would begin a line, move the cursor or turn the direction of writing.
+
+    >>> one_line("a\\nb \\x1b[2J \\u00e9")
+    'a\\\\nb \\\\x1b[2J \u00e9'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def progress_bar() -> Callable[[Sequence], Iterable]:
@@ -50,7 +83,7 @@ def say(message: str) -> None:
 
 def say_error(message: str) -> int:
     """One line on stderr, above a progress bar; the exit code it stands for."""
-    line = f"lwrn-fast: error: {message}"
+    line = one_line(f"lwrn-fast: error: {message}")
     tqdm = tqdm_class()
     if tqdm is None:
         print(line, file=sys.stderr)

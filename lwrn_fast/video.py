@@ -1,5 +1,6 @@
 """Videos to videos of label maps: what `lwrn-fast video` does. Reading, the network and writing overlap, in threads."""
 
+import os
 import statistics
 import threading
 import time
@@ -101,6 +102,8 @@ class Report:
     seconds: float = 0.0
     stopped: bool = False
     notes: list[str] = field(default_factory=list)
+    broken: str | None = None
+    """Where the source breaks off, in one line."""
 
     @property
     def done(self) -> int:
@@ -148,7 +151,7 @@ def run(
         if out is None or plan is None:
             return _Work(reader, None, segmenter, options, stop, show).run(progress)
         for path in (out, files.unfinished(out, out.suffix)):
-            if not reader.is_camera and path.exists() and path.samefile(source):
+            if not reader.is_camera and path.exists() and os.path.exists(source) and path.samefile(source):
                 raise UserError(f"{path}: is the video itself, OUT must be another file")
         reports = []
 
@@ -200,8 +203,11 @@ class _Work:
         reading.result()
         writing.result()
         self.report.stopped = self.stop.is_set()
+        self.report.broken = self.reader.broken
         if not self.report.done:
             what = "stopped before the first frame" if self.report.stopped else "has no frames that can be decoded"
+            if self.report.broken is not None and not self.report.stopped:
+                what = "is cut off before the end of its first frame"
             raise UserError(f"{self.reader.place}: {what}")
         if self.writer is not None:
             self.writer.finish(whole and self.reader.complete)

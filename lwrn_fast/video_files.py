@@ -1,6 +1,7 @@
 """Video files and cameras in, video files out; the only module that needs PyAV."""
 
 import io
+import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,7 +14,7 @@ import av
 import numpy as np
 from av.bitstream import BitStreamFilterContext
 
-from . import images
+from . import images, video_ends
 from .segment import UserError
 
 WRITING_ERRORS = (av.error.FFmpegError, OSError)
@@ -86,9 +87,13 @@ class Reader:
         interface, place = CAMERAS
         self.place = place.format(source) if self.is_camera else source
         try:
-            self.container = av.open(self.place, format=interface if self.is_camera else None, metadata_errors="ignore")
+            where, kind = (self.place, interface) if self.is_camera else (address(self.place), None)
+            self.container = av.open(where, format=kind, metadata_errors="ignore")
         except av.error.InvalidDataError as error:
-            raise UserError(f"{self.place}: is not a video, or is damaged from the start") from error
+            why = "is not a video, or is damaged from the start"
+            if video_ends.lacks_index(self.place):
+                why = "is cut off: the index that an MP4 has at its end is missing, and nothing can be read without it"
+            raise UserError(f"{self.place}: {why}") from error
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise UserError(f"{self.place}: cannot be read ({reason(error)})") from error
         streams = [stream for stream in self.container.streams.video if stream.codec_context is not None]
@@ -106,11 +111,16 @@ class Reader:
         """The first frame as PyAV gives it: its colours' standard is that of all."""
         self.transposed = False
         self.complete = False
+        self.broken: str | None = None
+        """Where the file breaks off; known once all of it is read."""
+        self.ending = video_ends.Ending(self.place, self.container)
         self.time_base: Fraction = self.stream.time_base or Fraction(1, 90_000)
         self.rate: Fraction = self.stream.average_rate or self.stream.guessed_rate or Fraction(25)
         # as FFmpeg does: cameras and transport streams have clocks that began before
         self.start = max(0, self.container.start_time or 0) / Fraction(av.time_base)
         self._last: int | None = None
+        self._end = 0
+        self._unreadable: str | None = None
 
     def close(self) -> None:
         self.container.close()
@@ -123,20 +133,21 @@ class Reader:
 
     def pictures(self) -> Iterator[Picture]:
         """Every frame that can be decoded; what cannot is skipped, and said in `notes` at the end."""
-        damaged = 0
+        damaged = done = 0
         try:
-            for packet in self._packets():
-                if packet.stream is not self.stream:
-                    self._keep(packet)
-                    continue
+            for packet in self._whole_packets():
                 try:
-                    frames = packet.decode()
+                    frames = self.stream.decode(packet)
                 except av.error.FFmpegError:
                     damaged += 1
                     continue
                 for frame in frames:
+                    done += 1
+                    self.ending.ends_corrupt = frame.is_corrupt
                     yield self._picture(frame)
             self.complete = True
+            if not self.is_camera and (self._unreadable or self.ending.cut()):
+                self.broken = self._broken(done)
         finally:
             if damaged:
                 self.notes.append(f"{self.place}: skipped {damaged} damaged packet{'s' * (damaged != 1)}")
@@ -145,16 +156,45 @@ class Reader:
         """Read on for the sound of this picture alone, which may lie a second behind it in the file."""
         end = (last.pts + last.duration) * self.time_base
         for packet in self._packets() if self.audio_streams else ():
+            if packet is None:
+                return
             if packet.stream is not self.stream:
                 self._keep(packet)
             if packet.dts is not None and packet.dts * packet.time_base - self.start > end + 1:
                 return
 
+    def _broken(self, frames: int) -> str:
+        """One line about a film that ends too early, after so many frames."""
+        time = float(self._end * self.time_base)
+        length = f" of {float(self.ending.length()):.2f}" if self.ending.length() else ""
+        why = f", the rest cannot be read ({self._unreadable})" if self._unreadable else ", the file is cut off"
+        return f"{self.place}: breaks off after {frames} frame{'s' * (frames != 1)}, at {time:.2f}{length} s{why}"
+
+    def _whole_packets(self) -> Iterator[Any]:
+        """The video's packets, but for a last one that the file has only a part of: its error would cost the frames
+        that the decoder's threads still hold. Sound is kept."""
+        held: list[Any] = []
+        for packet in self._packets():
+            if packet is not None and packet.stream is not self.stream:
+                self._keep(packet)
+                continue
+            if packet is not None and packet.size:
+                yield from held
+            held = [packet] if packet is not None and packet.is_corrupt else []
+            if not held:
+                yield packet
+
     def _packets(self) -> Iterator[Any]:
+        """Packets in the order of the file; None at the end, for the frames that the decoder still holds."""
         try:
-            yield from self.container.demux([self.stream, *self.audio_streams])
+            for packet in self.container.demux([self.stream, *self.audio_streams]):
+                self.ending.saw(packet)
+                yield packet
         except av.error.FFmpegError as error:
-            self.notes.append(f"{self.place}: ends early, the rest cannot be read ({reason(error)})")
+            if self.is_camera:
+                self.notes.append(f"{self.place}: ends early, the rest cannot be read ({reason(error)})")
+            self._unreadable = reason(error)
+            yield None
 
     def _keep(self, packet: Any) -> None:
         if packet.size and packet.pts is not None:
@@ -174,7 +214,9 @@ class Reader:
             pts = frame.pts - round(self.start / self.time_base)
         self._last = pts if self._last is None else max(pts, self._last + 1)  # encoders want them to rise
         image, self.transposed = upright(frame.to_ndarray(format="rgb24"), _display_matrix(frame))
-        return Picture(image, self._last, frame.duration or step)
+        picture = Picture(image, self._last, frame.duration or step)
+        self._end = picture.pts + picture.duration
+        return picture
 
 
 def _display_matrix(frame: Any) -> np.ndarray | None:
@@ -196,6 +238,15 @@ def upright(image: np.ndarray, matrix: np.ndarray | None) -> tuple[np.ndarray, b
     if transposed:
         image, a, d = image.swapaxes(0, 1), c, b
     return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]), transposed
+
+
+def address(place: str) -> str:
+    """What FFmpeg calls a file, so that a colon in its name is no protocol; addresses such as rtsp://... stay.
+
+    >>> address("10:30.mp4"), address("rtsp://camera/1")
+    ('file:10:30.mp4', 'rtsp://camera/1')
+    """
+    return place if "://" in place and not os.path.exists(place) else f"file:{place}"
 
 
 def check(path: Path, codec: str | None, quality: int | None) -> tuple[Container, Codec]:
@@ -235,7 +286,7 @@ class Writer:
         self.codec = codec
         # in MP4, what begins later than 0 does so by this clock
         clock = {"movie_timescale": str(reader.time_base.denominator)} if container.options == _MP4 else {}
-        self.container = av.open(str(path), "w", format=container.format, options={**container.options, **clock})
+        self.container = av.open(f"file:{path}", "w", format=container.format, options={**container.options, **clock})
         options = dict(codec.options)
         if codec.quality is not None:
             options["crf"] = str(codec.quality if quality is None else quality)

@@ -239,7 +239,7 @@ IN_A_PROCESS = {
             "{text}: is not an image",
             "{empty}: is not an image",
             "{cut}: cannot be read (image file is truncated",
-            "{bomb}: has more than ",
+            "{bomb}: the network's input would be 10000 x 9500, more than 89478485 pixels; give --scale",
             "{mixed}/bad.png: is not an image",
         ],
     ),
@@ -329,6 +329,71 @@ class TestBadInput:
     def test_nothing_is_left_of_a_failed_write(self, bad_inputs):
         assert cli.main(arguments_of("result_is_a_folder", bad_inputs)) == 2
         assert [path.name for path in bad_inputs["blocked"].iterdir()] == ["good.png"]
+
+
+class TestLargeImages:
+    @pytest.fixture
+    def photo(self, tmp_path: Path) -> Path:
+        """108 megapixels, as telephones make them."""
+        path = tmp_path / "phone.jpg"
+        Image.new("RGB", (12_000, 9_000), (90, 60, 30)).save(path)
+        return path
+
+    def test_scaled(self, photo, checkpoint, tmp_path, capsys):
+        arguments = ["segment", str(photo), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]
+        assert cli.main([*arguments, "--scale", "0.01"]) == 0
+        assert capsys.readouterr().err == ""
+        assert images.size(tmp_path / "out" / "phone.png") == (9_000, 12_000)
+
+    def test_limits(self, photo, checkpoint, tmp_path, monkeypatch, capsys):
+        """Of the file and of the network's input; both can be moved."""
+        arguments = ["segment", str(photo), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]
+        assert cli.main(arguments) == 2
+        assert "the network's input would be 12000 x 9000, more than 89478485 pixels" in capsys.readouterr().err
+        assert cli.main([*arguments, "--scale", "0.01", "--max-pixels", "1000"]) == 2
+        assert f"{photo}: has more than 1000 pixels, 12000 x 9000; " in capsys.readouterr().err
+        monkeypatch.setenv("LWRN_FAST_MAX_PIXELS", "1000")
+        assert cli.main([*arguments, "--scale", "0.01"]) == 2
+        assert f"{photo}: has more than 1000 pixels" in capsys.readouterr().err
+        assert cli.main([*arguments, "--scale", "0.01", "--max-pixels", "200000000"]) == 0
+        monkeypatch.setenv("LWRN_FAST_MAX_PIXELS", "1e9")
+        assert cli.main([*arguments, "--scale", "0.01"]) == 2
+        assert "LWRN_FAST_MAX_PIXELS must be a whole number of at least 1, got '1e9'" in capsys.readouterr().err
+
+
+class TestUnexpected:
+    """An error that nobody thought of: one line and 2, and the traceback for who asks for it."""
+
+    @pytest.fixture(autouse=True)
+    def _breaks(self, monkeypatch):
+        def breaks() -> str:
+            raise ZeroDivisionError("division\x1b[2J by\nzero")
+
+        monkeypatch.setattr(cli, "info", breaks)
+
+    def test_one_line(self, capsys):
+        assert cli.main(["info"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"{MARK}ZeroDivisionError: division\\x1b[2J by (unexpected; LWRN_FAST_TRACEBACK=1 ")
+
+    def test_traceback(self, monkeypatch):
+        monkeypatch.setenv("LWRN_FAST_TRACEBACK", "1")
+        with pytest.raises(ZeroDivisionError):
+            cli.main(["info"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1:strict"])
+def test_names_that_cannot_be_encoded(encoding, tmp_path):
+    """On stdout, where a result has another name than its image."""
+    for ending in (b".png", b".bmp"):
+        for name in (b"Stra\xdfe", "Stra\u00dfe\u3042".encode()):
+            save(Path(os.fsdecode(os.fsencode(tmp_path) + b"/in/" + name + ending)))
+    command = [*COMMAND, "segment", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--size", "16", "16"]
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=300)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert sum(b" is in " in line for line in done.stdout.splitlines()) == 2
+    assert len(list((tmp_path / "out").iterdir())) == 4
 
 
 class TestProcess:

@@ -1,12 +1,15 @@
 """Folders at scale: several processes, kills, resumed runs, and what the manifest says of all that."""
 
+import io
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -435,3 +438,95 @@ def test_many_of_one_name_are_named_in_a_moment():
     names = images.output_names(found, Path("out"), [".png"])
     assert names[:2] == [["a.png"], ["a_2.png"]]
     assert names[-1] == ["a_20000.png"]
+
+
+def awkward(folder: Path) -> dict[bytes, str | None]:
+    """A folder as people have them, with files to pass over; by name, why an image cannot be read, None if it can."""
+    folder.mkdir()
+    data = {}
+    for kind in ("png", "jpeg", "bmp"):
+        buffer = io.BytesIO()
+        Image.fromarray(np.random.RandomState(0).randint(0, 256, (16, 20, 3)).astype(np.uint8)).save(buffer, kind)
+        data[kind] = buffer.getvalue()
+    png, place = data["png"], data["png"].index(b"IDAT") - 4
+    exif = b"\0\0\0\7eXIfno tiff" + struct.pack(">I", zlib.crc32(b"eXIfno tiff"))
+    files = {
+        b"a.jfif": (data["jpeg"], None),
+        b"a.png": (png, None),
+        b"exif.png": (png[:place] + exif + png[place:], None),
+        b"Stra\xdfe.png": (png, None),
+        b"Stra\xdfe.bmp": (data["bmp"], None),
+        b"line\nfeed\x1b[2J.png": (png, None),
+        b"10:30.JPG": (data["jpeg"], None),
+        b"-o.png": (png, None),
+        b"%s.png": (png, None),
+        "e\u0301 \u202e.png".encode(): (png, None),
+        b"x" * 251 + b".png": (png, None),
+        b"cut\xff.png": (png[:-60], "cannot be read"),
+        b"empty.webp": (b"", "is not an image"),
+        b"text\n.png": (b"text", "is not an image"),
+    }
+    passed = {b"._a.png": b"\0\5\26\7", b".hidden.png": png, b"a.cr2": b"raw", b"b.CR2": b"raw", b"notes.txt": b"text"}
+    for name, content in [*passed.items(), *((name, content) for name, (content, _) in files.items())]:
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(content)
+    return {name: why for name, (_, why) in files.items()}
+
+
+@pytest.mark.parametrize("processes", [0, 1, 2], ids=["plain", "resume", "two_processes"])
+def test_a_folder_as_people_have_them(processes, tmp_path):
+    """Every image that can be read is done, whatever it and the others are called; each other one has its line."""
+    files = awkward(tmp_path / "in")
+    good, bad = (sum((why is None) is state for why in files.values()) for state in (True, False))
+    out = tmp_path / "out"
+    start = [*TORCHRUN, "-m", "lwrn_fast"] if processes == 2 else COMMAND
+    command = [*start, "segment", str(tmp_path / "in"), "--out", str(out), "--overlay", *OPTIONS]
+    command += ["--resume"] if processes else []
+    done = subprocess.run(command, env=QUIET | {"PYTHONIOENCODING": "utf-8"}, capture_output=True, timeout=300)
+    assert done.returncode == (1 if processes == 2 else 2)  # torchrun's own
+    said = done.stdout + done.stderr
+    assert b"UnicodeEncodeError" not in said
+    assert b"\x1b[2J" not in said
+    assert b"2 images are skipped, Pillow cannot read them here: 2 .cr2" in said
+    results = {os.fsencode(path.name) for path in out.iterdir() if path.suffix == ".png"}
+    assert len(results) == 2 * good
+    assert {b"a.png", b"a_2.png", b"10:30.png", b"-o.png", b"%s.png", b"Stra\xdfe.png", b"Stra\xdfe_2.png"} <= results
+    assert not [name for name in results if b"hidden" in name]
+    if processes != 2:
+        lines = done.stderr.splitlines()
+        assert len(lines) == bad
+        assert all(line.startswith(b"lwrn-fast: error: ") for line in lines)
+    if processes:
+        found = {os.fsencode(name): record for name, record in records(out).items()}
+        assert {name: record["reason"] and record["state"] for name, record in found.items()} == {
+            name: why and "failed" for name, why in files.items()
+        }
+        assert all((why or "") in (found[name]["reason"] or "") for name, why in files.items())
+
+
+def test_raw_images_alone(tmp_path, capsys):
+    """That there are images of a kind that cannot be read is said even where nothing else is there."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.CR3").touch()
+    for arguments in ([], ["--resume"]):
+        assert segment(tmp_path / "in", "--out", tmp_path / "out", *arguments) == 2
+        output = capsys.readouterr()
+        assert "1 image is skipped, Pillow cannot read it here: 1 .cr3" in output.out
+        assert f"{tmp_path / 'in'}: no images in this folder" in output.err
+
+
+def test_an_error_that_nobody_thought_of_costs_one_image(tmp_path, monkeypatch, capsys):
+    paths = make(tmp_path / "in", 4)
+    write = images.write_labels
+
+    def fails(path: Path, labels: np.ndarray) -> None:
+        if path.name == paths[1].name:
+            raise KeyError("odd\nand more")
+        write(path, labels)
+
+    monkeypatch.setattr(images, "write_labels", fails)
+    for number, arguments in enumerate(([], ["--resume"])):
+        out = tmp_path / str(number)
+        assert segment(tmp_path / "in", "--out", out, *arguments) == 2
+        assert len(list(out.glob("*.png"))) == 3
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"lwrn-fast: error: {paths[1]}: ")

@@ -29,6 +29,7 @@ MARK = "lwrn-fast: error: "
 FRAMES = 300
 SIZE = ["--size", "32", "48"]
 LOSSLESS = ["--codec", "h264rgb"]
+FASTSTART = {"movflags": "faststart"}
 
 
 def scene(number: int, height: int = 64, width: int = 96) -> np.ndarray:
@@ -52,9 +53,10 @@ def make(
     sound: str | None = None,
     sound_from: int = 0,
     change: Callable[[object], object] = lambda stream: None,
+    muxer: dict[str, str] | None = None,
 ) -> Path:
     """A video of `scene`, where asked for with a sine of 440 Hz from the time of this frame."""
-    with av.open(str(path), "w") as container:
+    with av.open(f"file:{path}", "w", options=muxer or {}) as container:
         stream = container.add_stream(codec, rate=25)
         stream.height, stream.width, stream.pix_fmt = *size, pixels
         stream.codec_context.time_base = time_base
@@ -549,11 +551,48 @@ class TestEnds:
         assert f"{source}: skipped 2 damaged packets\n" in capsys.readouterr().out
         assert times_of(out) == [Fraction(i, 25) for i in range(60) if i not in (10, 30)]
 
-    def test_a_cut_video(self, call, out, tmp_path):
+    @pytest.mark.parametrize("share", [0.35, 0.95])
+    @pytest.mark.parametrize(
+        ("name", "options"),
+        [
+            ("in.mkv", {}),
+            ("in.ts", {}),
+            ("in.flv", {}),
+            ("in.avi", {"codec": "mjpeg", "pixels": "yuvj420p"}),
+            ("in.webm", {"codec": "libvpx-vp9"}),
+            ("faststart.mp4", {}),
+            ("sound.mp4", {"sound": "aac"}),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_a_cut_video(self, name, options, share, call, out, tmp_path, capsys):
+        """All frames before the cut are done, one line says where it is, and the exit code is 2."""
+        source = make(tmp_path / name, 60, muxer=FASTSTART if name.endswith(".mp4") else {}, **options)
+        if share < 0.5:
+            assert call(source, out) == 0
+            assert capsys.readouterr().err == ""
+        source.write_bytes(source.read_bytes()[: int(source.stat().st_size * share)])
+        before = playable(source)
+        assert call(source, out) == 2
+        assert 0 < len(before) <= len(frames_of(out)) <= 60
+        frames = f"{len(frames_of(out))} frame{'s' * (len(frames_of(out)) != 1)}"
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"{MARK}{source}: breaks off after {frames}, at ")
+        assert line.endswith(f", the file is cut off; {out} has what comes before")
+
+    def test_a_cut_that_is_not_reached(self, call, out, tmp_path, capsys):
         source = make(tmp_path / "in.mkv", 60)
         source.write_bytes(source.read_bytes()[: source.stat().st_size * 2 // 3])
-        assert call(source, out) == 0
-        assert 10 < len(frames_of(out)) < 60
+        assert call(source, out, "--frames", "5") == 0
+        assert capsys.readouterr().err == ""
+
+    @pytest.mark.parametrize("share", [0.3, 0.97])
+    def test_an_mp4_without_its_index(self, share, call, out, tmp_path, capsys):
+        source = make(tmp_path / "in.mp4", 60)
+        source.write_bytes(source.read_bytes()[: int(source.stat().st_size * share)])
+        assert call(source, out) == 2
+        assert f"{source}: is cut off: the index that an MP4 has at its end is missing" in capsys.readouterr().err
+        assert out.read_bytes() == b"from before"
 
     def test_what_a_killed_run_left_is_not_overwritten_by_itself(self, clip, call, out, capsys):
         left = out.with_name(".out.mp4.unfinished.mp4")
@@ -562,6 +601,48 @@ class TestEnds:
         assert capsys.readouterr().err == f"{MARK}{left}: is the video itself, OUT must be another file\n"
         assert left.read_bytes() == clip.read_bytes()
         left.unlink()
+
+
+ODD_NAMES = {
+    "colon": "10:30.mp4",
+    "protocol": "http:x.mp4",
+    "pattern": "%03d.mp4",
+    "spaces": " a b .mp4",
+    "control": "a\n\x1b[31m.mp4",
+    "latin1": os.fsdecode(b"Stra\xdfe.mp4"),
+    "long": "a" * 251 + ".mp4",
+}
+
+
+class TestNames:
+    """A file may be called anything, as source and as OUT, absolute and in the current folder."""
+
+    @pytest.mark.parametrize("name", ODD_NAMES.values(), ids=ODD_NAMES)
+    def test_reads_and_writes(self, name, clip, call, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / name).write_bytes(clip.read_bytes())
+        assert call(Path(name), Path("out.mp4"), "--frames", "3") == 0
+        (tmp_path / "to").mkdir()
+        monkeypatch.chdir(tmp_path / "to")
+        assert call(clip, Path(name), "--frames", "3") == 0
+        assert os.listdir() == [name]
+        assert len(frames_of(Path(f"file:{name}"))) == len(frames_of(tmp_path / "out.mp4")) == 3
+
+    @pytest.mark.parametrize("name", ["a\nb\x1b[31m.mp4", os.fsdecode(b"\xff.mp4"), "10:30.mp4"], ids=ascii)
+    def test_one_line_about_each(self, name, call, tmp_path):
+        (tmp_path / name).write_text("no video")
+        command = [*COMMAND, str(tmp_path / name), str(tmp_path / "out.mp4")]
+        environment = os.environ | {"PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(MARK.encode())
+        assert line.endswith(b"is not a video, or is damaged from the start")
+        assert b"\x1b" not in line
+
+    def test_addresses_stay(self):
+        assert video_files.address("rtsp://camera:554/stream?x=1") == "rtsp://camera:554/stream?x=1"
+        assert video_files.address("10:30.mp4") == "file:10:30.mp4"
 
 
 BAD = {

@@ -1,6 +1,9 @@
 """From a photograph to the input of a network."""
 
+import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +18,12 @@ __all__ = ["MEAN", "STD", "preprocess", "pixels"]
 def preprocess(image: Any, size: int | Sequence[int] | None = None) -> Tensor:
     """Normalise a photograph: RGB / 255, minus `MEAN`, over `STD`; `lwrn_fast.normalise` of one image of any kind.
 
-    image: uint8 (H, W, 3), RGB, as a NumPy array or a tensor on any device; or a PIL image of any mode.
+    image: uint8 (H, W, 3), RGB, as a NumPy array or a tensor on any device; a PIL image of any mode; or the path of an
+    image file. Of PIL images and files, 16-bit grey is scaled, transparency lies on white, EXIF's orientation is
+    followed, ICC profiles are not.
     size: resize it to (h, w), or one number for both.
     Returns float32 (1, 3, h, w) with channels-last strides, on the image's device.
-    Raises TypeError for another dtype, ValueError for another shape.
+    Raises TypeError for another dtype, ValueError for another shape, OSError for a file that cannot be read.
 
     >>> tuple(preprocess(np.zeros((4, 6, 3), np.uint8)).shape)
     (1, 3, 4, 6)
@@ -30,18 +35,51 @@ def preprocess(image: Any, size: int | Sequence[int] | None = None) -> Tensor:
 
 
 def pixels(image: Any, what: str) -> Tensor:
-    """A picture of any kind, or several, as uint8 (..., H, W, 3). what: how errors call it."""
-    if not isinstance(image, Tensor):
-        if hasattr(image, "convert"):  # a PIL image, without importing PIL
-            image = image.convert("RGB")
-        array = np.asarray(image)
-        if array.dtype != np.uint8:
-            raise TypeError(f"{what} must be uint8, got {array.dtype}")
-        # PyTorch takes neither negative strides nor memory that may not be written
-        usable = array.flags.writeable and all(stride >= 0 for stride in array.strides)
-        image = torch.from_numpy(array if usable else array.copy())
-    if image.dtype != torch.uint8:
-        raise TypeError(f"{what} must be uint8, got {str(image.dtype).removeprefix('torch.')}")
-    if image.dim() not in (3, 4) or image.shape[-1] != 3 or min(image.shape[-3:-1]) < 1:
-        raise ValueError(f"{what} must be (H, W, 3), got {tuple(image.shape)}")
-    return image
+    """A picture of any kind, or several, as uint8 (..., H, W, 3). what: how errors call it.
+
+    image: as `preprocess` takes it, or (N, H, W, 3); with the same pixels whichever way it comes.
+    """
+    array = image if isinstance(image, Tensor) else _array(image, what)
+    dtype = str(array.dtype).removeprefix("torch.")
+    if dtype != "uint8":
+        raise TypeError(f"{what} must be uint8, got {dtype}{_remedy(array)}")
+    if array.ndim not in (3, 4) or array.shape[-1] != 3 or min(array.shape[-3:-1]) < 1:
+        raise ValueError(f"{what} must be (H, W, 3), got {tuple(array.shape)}{_remedy(array)}")
+    if isinstance(array, Tensor):
+        return array
+    # PyTorch takes neither negative strides nor memory that may not be written
+    usable = array.flags.writeable and all(stride >= 0 for stride in array.strides)
+    return torch.from_numpy(array if usable else array.copy())
+
+
+def _array(image: Any, what: str) -> np.ndarray:
+    """A PIL image or a file as uint8 (H, W, 3), anything else as NumPy takes it."""
+    pil = sys.modules.get("PIL.Image")  # nobody has a PIL image who has not imported it
+    if pil is not None and isinstance(image, pil.Image):
+        from ..decoding import to_rgb
+
+        name = getattr(image, "filename", "")
+        return to_rgb(image, f"{what} {os.fsdecode(name)}" if name else what)
+    if isinstance(image, (str, os.PathLike)):
+        from .. import images
+
+        try:
+            return images.read(Path(image))
+        except images.ImageError as error:
+            raise images.ImageError(f"{what} {error}") from error
+    return np.asarray(image)
+
+
+def _remedy(image: Any) -> str:
+    """How what was given becomes an image, where that can be guessed."""
+    shape, tensor = tuple(image.shape), isinstance(image, Tensor)
+    if len(shape) in (3, 4) and shape[-3] == 3 and shape[-1] != 3:
+        axes = (1, 2, 0) if len(shape) == 3 else (0, 2, 3, 1)
+        return f"; colours come last: image.{'permute' if tensor else 'transpose'}{axes}"
+    if tensor or image.dtype == object or image.dtype.kind in "US":
+        return ""
+    if image.dtype.kind == "f":
+        return "; (image * 255).round().astype(np.uint8) where 1 is white"
+    if len(shape) == 2 or (len(shape) == 3 and shape[-1] in (2, 4)):
+        return "; PIL.Image.fromarray(image) is taken, grey and with transparency"
+    return ""
