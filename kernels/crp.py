@@ -100,7 +100,7 @@ def _pool(
     POOL_PLANES: tl.constexpr,
 ):
     """Write a pooled tile to the panel: DEPTH planes of each pixel, from first_plane on, zeros for those beyond."""
-    MASKED: tl.constexpr = PLANES % POOL_PLANES != 0
+    MASKED: tl.constexpr = PLANES % DEPTH != 0  # the last item, or the last block of products, is not full
     column = x0 + tl.arange(0, BLOCK_W)
     for first in tl.range(0, DEPTH, POOL_PLANES, num_stages=1):
         channels = first + tl.arange(0, POOL_PLANES)
@@ -168,6 +168,7 @@ def _multiply(
     PLANES: tl.constexpr,
     DEPTH: tl.constexpr,
     BLOCK_PLANES: tl.constexpr,
+    PASSES: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
     PIPELINE: tl.constexpr,
@@ -179,7 +180,7 @@ def _multiply(
         channels = first + tl.arange(0, BLOCK_DEPTH)
         pooled = tl.load(panel + (pixels * DEPTH)[:, None] + channels[None, :])
         places = weight + (planes * PLANES)[None, :] + channels[:, None]
-        if PLANES % BLOCK_PLANES == 0 and PLANES % BLOCK_DEPTH == 0:
+        if PLANES % (PASSES * BLOCK_PLANES) == 0 and PLANES % BLOCK_DEPTH == 0:  # every item is full
             factors = tl.load(places)
         else:
             factors = tl.load(places, mask=(planes < PLANES)[None, :] & (channels < PLANES)[:, None], other=0.0)
@@ -272,9 +273,10 @@ def _crp(
                 pooled = tl.load(panel + (pixels * DEPTH)[:, None] + (planes - first_plane)[None, :])
                 sums = float32(pooled) * float32(tl.load(weight + planes, mask=planes < PLANES, other=0.0))[None, :]
             else:
-                sums = _multiply(
-                    panel, weight, planes, TILE, PLANES, DEPTH, BLOCK_PLANES, BLOCK_DEPTH, PRECISION, PIPELINE
-                )
+                # fmt: off
+                sums = _multiply(panel, weight, planes, TILE, PLANES, DEPTH, BLOCK_PLANES, PASSES, BLOCK_DEPTH,
+                                 PRECISION, PIPELINE)
+                # fmt: on
             if b0 is not None:
                 bias = _of_stage(stage, b0, b1, b2, b3, b4, b5, b6, b7, STAGES)
                 sums += float32(tl.load(bias + planes, mask=planes < PLANES, other=0.0))[None, :]
@@ -355,7 +357,8 @@ def _plan(
     block_h = max(no_larger_than(max(2, height), config.block_h), 16 // block_w)
     block_planes = no_larger_than(max(16, planes), config.block_planes)
     block_depth = no_larger_than(max(16, planes), config.block_depth)
-    passes = min(config.passes, cdiv(planes, block_planes))
+    of_planes = cdiv(planes, block_planes)
+    passes = cdiv(of_planes, cdiv(of_planes, config.passes))  # shared out evenly: 5 blocks are 3 and 2, not 4 and 1
     depth = passes * block_planes if depthwise else cdiv(planes, block_depth) * block_depth
     blocks = cdiv(planes, passes * block_planes)
     tiles_y, tiles_x = cdiv(height, block_h), cdiv(width, block_w)

@@ -250,3 +250,13 @@ def test_auto_leaves_it_alone_until_it_has_run_on_a_gpu(monkeypatch):
     x, weight = torch.zeros(1, 4, 3, 3), torch.zeros(4, 4, 1, 1)
     monkeypatch.setattr(backends, "_fastest_first", lambda tensor: ("triton",))
     assert backends.select("crp", [x, weight]) == "reference"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="guard pages are made by mprotect of Linux")
+def test_nothing_is_read_beyond_a_tensor():
+    """Rows of the table, and sizes whose last item is not full, in a process that such a read would end."""
+    program = os.path.join(os.path.dirname(__file__), "guard_pages.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, f"{done.stdout.splitlines()[-1:]}: {done.returncode}\n{done.stderr}"
+    assert int(done.stderr.split()[-2]) > 150
