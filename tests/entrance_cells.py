@@ -94,7 +94,7 @@ class Cell:
         return self.entrance.subject
 
     def made(self, seed: int = 0, wide: bool = False, *, fresh: bool = False, change: Change | None = None) -> Made:
-        """An instance with the weights of this seed: the row's own where it keeps them, unless a fresh one is wanted."""
+        """An instance with the weights of this seed: the row's own where it keeps them, else fresh."""
         keeps = self.entrance.keeps and not fresh and change is None
         if keeps and (seed, wide) in self.kept:
             return self.kept[seed, wide]
@@ -137,7 +137,7 @@ def maps_are_right(got: Any, exact: Tensor, eager: Tensor) -> None:
 
 
 def labels_are_right(got: Any, exact: Tensor) -> None:
-    """exact: logits (N, classes, H, W) in float64. A label may be another one only where two logits are nearly equal."""
+    """exact: logits (N, classes, H, W) in float64. A label may be another one where two logits are nearly equal."""
     labels = torch.as_tensor(got)
     assert labels.dtype == torch.uint8
     assert labels.shape == (exact.shape[0], *exact.shape[2:])

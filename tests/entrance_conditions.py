@@ -1,12 +1,13 @@
 """The columns of the table of entrances: what must not matter. Each condition is a function of a cell."""
 
 import copy
+import functools
 import io
 import os
 import pickle
+import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -303,8 +304,11 @@ def numpy_integers(cell: Cell) -> None:
 def memory_formats(cell: Cell) -> None:
     made, layouts = cell.made(), ("contiguous", "channels_last", "sliced_columns", "transposed_image")
     for name in layouts:
-        args = mapped(lambda x, name=name: LAYOUTS[name](x) if isinstance(x, Tensor) and x.dim() == 4 else x, cell.inputs())
-        cell.right(made, args)
+        cell.right(made, mapped(functools.partial(_in_layout, name), cell.inputs()))
+
+
+def _in_layout(name: str, x: Any) -> Any:
+    return LAYOUTS[name](x) if isinstance(x, Tensor) and x.dim() == 4 else x
 
 
 @condition
@@ -477,7 +481,8 @@ def random_state(cell: Cell) -> None:
     made = cell.made()
     for seed in (1, 2):
         torch.manual_seed(seed)
-        np.random.seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002  the generator that libraries share
         cell.right(made)
 
 
@@ -496,13 +501,15 @@ def poisoned_memory(cell: Cell) -> None:
 def another_folder(cell: Cell) -> None:
     """Made in one working directory, called in another one."""
     before = os.getcwd()
-    folders = [cell.folder / name for name in ("here", "there")]
+    here, there = (cell.folder / name for name in ("here", "there"))
+    for folder in (here, there):
+        folder.mkdir(exist_ok=True)
     try:
-        for folder in folders:
-            folder.mkdir(exist_ok=True)
-            os.chdir(folder)
-            made = cell.made() if folder is folders[0] else made
-            cell.right(made)
+        os.chdir(here)
+        made = cell.made()
+        cell.right(made)
+        os.chdir(there)
+        cell.right(made)
     finally:
         os.chdir(before)
 

@@ -11,10 +11,12 @@ import json
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -55,7 +57,7 @@ from entrance_subjects import (
     published,
 )
 from lwrn_fast import models
-from lwrn_fast.models import networks, refinenet
+from lwrn_fast.models import networks, refinenet, resnet
 
 COPIES = ("deep_copy", "pickled", "saved_whole", "shallow_copy", "replica")
 IMAGES = tuple(f"{kind}_file" for kind in FILES) + ("image_as_pil", "image_as_tensor", "image_memory")
@@ -76,7 +78,7 @@ FUNCTION = NO_IMAGES | {
     **why("a function has no class", "subclass"),
     **why("a function has no weights of its own", "derivative_after_a_call"),
 }
-NO_GRADIENTS = why("it is for inference, and its weights are no parameters", "derivative_after_a_call", "changed_weights")
+NO_GRADIENTS = why("it is for inference, its weights are constants", "derivative_after_a_call", "changed_weights")
 NO_CHILDREN = why("it is no module whose children could be others", "shallow_copy", "replica")
 MODULE = NO_IMAGES | NO_SIZES | NO_LIST
 OPTIMIZED = MODULE | NO_GRADIENTS | why("it runs a copy that nobody changes, and says so", "shallow_copy", "replica")
@@ -186,13 +188,32 @@ def safetensors(network: nn.Module, _: Tensor, path: Path) -> Any:
     return read
 
 
+@contextmanager
+def small_resnet() -> Iterator[None]:
+    """Within, networks on a ResNet are made with a sixteenth of the channels: their code as it is, in no time."""
+    stage = resnet._stage
+
+    def small(in_planes: int, planes: int, blocks: int, stride: int) -> nn.Module:
+        return stage(in_planes if in_planes == 64 else in_planes // 16, planes // 16, blocks, stride)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resnet, "_stage", small)
+        patch.setattr(resnet.ResNet, "planes", (16, 32, 64, 128))
+        patch.setattr(networks, "PLANES", 8)
+        patch.setattr(refinenet, "PLANES", 8)
+        patch.setattr(refinenet, "DEEPEST_PLANES", 16)
+        yield
+
+
 def rf_lw50(classes: int, memory_format: torch.memory_format) -> nn.Module:
-    """With one block a stage; its lateral convolutions are two in a row, which are folded."""
-    return networks.ResNetNetwork("rf_lw50", (1, 1, 1, 1), classes, memory_format)
+    """Its lateral convolutions are two in a row, which are folded at inference."""
+    with small_resnet():
+        return networks.ResNetNetwork("rf_lw50", (1, 1, 1, 1), classes, memory_format)
 
 
 def rf50(classes: int, memory_format: torch.memory_format) -> nn.Module:
-    return refinenet.RefineNet("rf50", (1, 1, 1, 1), classes, memory_format)
+    with small_resnet():
+        return refinenet.RefineNet("rf50", (1, 1, 1, 1), classes, memory_format)
 
 
 def crp(wide: bool) -> nn.Module:
@@ -222,7 +243,10 @@ def times_of_cases(got: dict[str, Any]) -> list[float]:
 
 
 NETWORKS_BESIDE = ("accelerate", "optimize_eager", "torch_compile")
-COMMANDS_BESIDE = ("eval", "segment", "erf")
+COMMANDS_BESIDE = ("eval", "erf")
+ONNX, GXX = ("onnx", "onnxscript", "onnxruntime"), ("g++",)
+SAFE = ("safetensors",)
+TRAIN = ("safetensors", "torchmetrics")
 VIEWS = why("the network's own code takes contiguous memory alone", "memory_formats")
 
 ENTRANCES = [
@@ -236,36 +260,38 @@ ENTRANCES = [
     Entrance("UpsampleArgmax", UpsampleArgmaxModule(), LABELS, beside=("upsample_argmax",)),
     Entrance("Decoder", OfModule(decoder, a_list, plain_decoder, ("features",)), DECODER, beside=("CRP", "Fusion")),
     Entrance("rf_lw_mbv2", published(models.rf_lw_mbv2), MODULE, True, ("CRP", "load_pth")),
-    Entrance("rf_lw50", published(rf_lw50), MODULE, True, ("rf_lw_mbv2", "CRP")),
-    Entrance("rf50", published(rf50), MODULE, True, ("rf_lw_mbv2", "CRP")),
+    Entrance("rf_lw50", published(rf_lw50), MODULE, beside=("rf50", "CRP")),
+    Entrance("rf50", published(rf50), MODULE, beside=("rf_lw50", "CRP")),
     Entrance("accelerate", Differentiable(accelerated, foreign), MODULE, beside=("optimize_eager", "torch_compile")),
     Entrance("accelerate_views", Differentiable(accelerated, flattening), MODULE | VIEWS, beside=("accelerate",)),
     Entrance("restore", Differentiable(restored, foreign), MODULE | NO_OPS, beside=("accelerate",)),
     Entrance("optimize_eager", OfNetwork(eager, foreign), OPTIMIZED, beside=("accelerate", "torch_compile")),
     Entrance("optimize_eager_views", OfNetwork(eager, flattening), OPTIMIZED | VIEWS, beside=("accelerate_views",)),
-    Entrance("optimize_compile", OfNetwork(compiled, foreign), OPTIMIZED | COMPILED, True, NETWORKS_BESIDE),
-    Entrance("torch_compile", Differentiable(by_torch_compile("eager"), foreign), MODULE | WRAPPED, True, ("accelerate",)),
+    Entrance("optimize_compile", OfNetwork(compiled, foreign), OPTIMIZED | COMPILED, True, NETWORKS_BESIDE, GXX),
+    Entrance("torch_compile", Differentiable(by_torch_compile("eager"), foreign), MODULE | WRAPPED, True,
+             ("accelerate",)),
     Entrance("torch_compile_inductor", Differentiable(by_torch_compile("inductor"), foreign), MODULE | WRAPPED, True,
-             NETWORKS_BESIDE),
+             NETWORKS_BESIDE, GXX),
     Entrance("Segmenter", OfImages(segmenter("eager"), foreign), SEGMENTER, beside=("preprocess", "optimize_eager")),
     Entrance("Segmenter_compile", OfImages(segmenter("compile"), foreign, SIZE), SEGMENTER | COMPILED, True,
-             (*NETWORKS_BESIDE, "Segmenter")),
+             (*NETWORKS_BESIDE, "Segmenter"), GXX),
     Entrance("preprocess", PreprocessFunction(), PREPROCESS, beside=("normalise", "Segmenter")),
     Entrance("load_pth", loaded(".pth"), MODULE, beside=("load_safetensors", "segment")),
-    Entrance("load_safetensors", loaded(".safetensors"), MODULE, beside=("load_pth", "export_safetensors")),
+    Entrance("load_safetensors", loaded(".safetensors"), MODULE, beside=("load_pth",), needs=SAFE),
     Entrance("to_onnx", OfNetwork(onnx, foreign), FILE, True, ("accelerate", "to_safetensors"), ONNX),
-    Entrance("to_aoti", OfNetwork(aoti, foreign), FILE, True, ("accelerate", "optimize_eager"), ("g++", "native")),
-    Entrance("to_safetensors", OfNetwork(safetensors, foreign), MODULE | NO_OPS, beside=("accelerate", "to_onnx")),
+    Entrance("to_aoti", OfNetwork(aoti, foreign), FILE, True, ("accelerate", "optimize_eager"), (*GXX, "native")),
+    Entrance("to_safetensors", OfNetwork(safetensors, foreign), MODULE | NO_OPS, beside=("accelerate",), needs=SAFE),
     Entrance("segment", segment(), COMMAND, beside=COMMANDS_BESIDE),
     Entrance("segment_verify", segment("--verify", "--overlay"), COMMAND, beside=COMMANDS_BESIDE),
-    Entrance("segment_resume", segment("--resume"), COMMAND, beside=COMMANDS_BESIDE),
-    Entrance("video", video(), COMMAND | NO_FILES, beside=COMMANDS_BESIDE),
-    Entrance("export_safetensors", export("safetensors", models.load), COMMAND | LOADED, beside=COMMANDS_BESIDE),
+    Entrance("segment_resume", segment("--resume"), COMMAND, beside=("segment", "video")),
+    Entrance("video", video(), COMMAND | NO_FILES, beside=("segment",), needs=("av",)),
+    Entrance("export_safetensors", export("safetensors", models.load), COMMAND | LOADED, beside=("segment",),
+             needs=SAFE),
     Entrance("export_onnx", export("onnx", run_onnx, "--dynamic", "--size", *map(str, SIZE)), COMMAND | FILE, True,
-             COMMANDS_BESIDE),
-    Entrance("train", Training(), COMMAND | IN_PAIRS | TRAINING, beside=COMMANDS_BESIDE),
-    Entrance("eval", Evaluation(), COMMAND | IN_PAIRS, beside=("segment", "train")),
-    Entrance("generate", Generation(), COMMAND | NO_FILES | NO_WEIGHTS | NO_OPS | DRAWN, beside=COMMANDS_BESIDE),
+             COMMANDS_BESIDE, ONNX),
+    Entrance("train", Training(), COMMAND | IN_PAIRS | TRAINING, beside=("eval", "segment"), needs=TRAIN),
+    Entrance("eval", Evaluation(), COMMAND | IN_PAIRS, beside=("segment", "train"), needs=TRAIN),
+    Entrance("generate", Generation(), COMMAND | NO_FILES | NO_WEIGHTS | NO_OPS | DRAWN, beside=("segment",)),
     Entrance("erf", ReceptiveField(), COMMAND, beside=("segment", "eval")),
     Entrance("profile", Measurement("profile", "tiny", "--backend", "cpu", complete=times_of_layers),
              COMMAND | NO_FILES | FIGURES, beside=("segment",)),
