@@ -1,9 +1,9 @@
 """What a call costs beside the computing: the package's entrances in turn with the plain network, on small inputs.
 
 `python bench/overhead.py [--rounds 300] [--seconds 60] [--no-compile] [--out FILE.json]`: rf_lw_mbv2 in PyTorch's own
-modules, as it was published, at 32 x 32, where overhead is most of the time, and at 512 x 512; and a network that is one
-chained residual pooling, on 1 x 8 x 6 x 7. Each contestant has a turn in every round, so that what slows the machine
-down meets all of them. The table has medians, and the median over rounds of the ratio to the plain network in the same
+modules, as it was published, at 32 x 32, where overhead is most of the time, and at 512 x 512; and a network that is
+one chained residual pooling, on 1 x 8 x 6 x 7. Each contestant has a turn in every round, so that what slows the
+machine down meets all of them. The table has medians, and the median over rounds of the ratio to the plain network in the same
 round, with the quartiles: compare those of two commits, which are two processes. PYTHONPATH chooses the commit.
 """
 
@@ -157,7 +157,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--seconds", type=float, default=60.0, help="at most, of each table (60)")
-    parser.add_argument("--no-compile", action="store_true", help="without optimize's compiled code, which takes minutes")
+    parser.add_argument("--no-compile", action="store_true", help="without optimize's compiled code, for minutes")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as JSON")
     given = parser.parse_args()
     torch.manual_seed(0)
@@ -177,7 +177,8 @@ def main() -> int:
             print(f"\n{case}\n{'':52}{'median ms':>11}{'least ms':>11}{'of plain':>10}{'quartiles':>16}")
             for name, row in tables[case].items():
                 quartiles = f"{row['low']:.3f} to {row['high']:.3f}"
-                print(f"{name:52}{row['ms']:11.4f}{row['least ms']:11.4f}{row['ratio']:10.3f}{quartiles:>16}", flush=True)
+                figures = f"{row['ms']:11.4f}{row['least ms']:11.4f}{row['ratio']:10.3f}"
+                print(f"{name:52}{figures}{quartiles:>16}", flush=True)
     if given.out is not None:
         threads = torch.get_num_threads()
         content = {"machine": machine.describe(), "commit": commit(), "threads": threads, "tables": tables}

@@ -4,7 +4,6 @@ An entrance is anything public that takes tensors, networks, images or files and
 an instance, what to call it with, and what plain PyTorch answers with the same weights in float64.
 """
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +121,6 @@ class Cell:
 
     def forget(self) -> None:
         self.kept.clear()
-        gc.collect()
 
 
 def maps_are_right(got: Any, exact: Tensor, eager: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import io
 import os
 import pickle
@@ -88,6 +89,7 @@ def other_order(cell: Cell) -> None:
 def deleted_instance(cell: Cell) -> None:
     """Another one has answered and is gone, and its memory is free for this one."""
     cell.right(cell.made(2, fresh=True))
+    gc.collect()
     cell.right(cell.made(3, fresh=True))
 
 
@@ -308,7 +310,11 @@ def memory_formats(cell: Cell) -> None:
 
 
 def _in_layout(name: str, x: Any) -> Any:
-    return LAYOUTS[name](x) if isinstance(x, Tensor) and x.dim() == 4 else x
+    if not isinstance(x, Tensor) or x.dim() != 4:
+        return x
+    if name == "sliced_columns" and not x.is_floating_point():  # what lies between cannot be NaN
+        return x.repeat_interleave(2, 3)[:, :, :, ::2]
+    return LAYOUTS[name](x)
 
 
 @condition

@@ -38,11 +38,15 @@ class Rows:
 
     def of(self, name: str) -> Cell:
         if name != self.current:
-            for cell in self.cells.values():
-                cell.forget()
-            torch.compiler.reset()  # what other rows and files have compiled, of the same classes
+            self.forget()
         self.current = name
         return self.cells[name]
+
+    def forget(self) -> None:
+        """Drop the instances, and what this row or another file has compiled of the same classes."""
+        for cell in self.cells.values():
+            cell.forget()
+        torch.compiler.reset()
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +54,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
     with tiny_network():
         made = Rows(tmp_path_factory.mktemp("entrances"))
         yield made
-        made.of("")
+        made.forget()
 
 
 @pytest.fixture(scope="module")
