@@ -3,8 +3,9 @@
 `python bench/overhead.py [--rounds 300] [--seconds 60] [--no-compile] [--out FILE.json]`: rf_lw_mbv2 in PyTorch's own
 modules, as it was published, at 32 x 32, where overhead is most of the time, and at 512 x 512; and a network that is
 one chained residual pooling, on 1 x 8 x 6 x 7. Each contestant has a turn in every round, so that what slows the
-machine down meets all of them. The table has medians, and the median over rounds of the ratio to the plain network in the same
-round, with the quartiles: compare those of two commits, which are two processes. PYTHONPATH chooses the commit.
+machine down meets all of them. The table has medians, and the median over rounds of the ratio to the plain network in
+the same round, with the quartiles: compare those of two commits, which are two processes. PYTHONPATH chooses the
+commit.
 """
 
 import argparse
