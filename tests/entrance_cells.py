@@ -43,7 +43,7 @@ class Subject:
         raise NotImplementedError
 
     def check(self, got: Any, weights: Weights, args: Args) -> None:
-        """Fail where a map is further from float64 than four times PyTorch's own float32 error, and some roundings."""
+        """Fail where a map is further from float64 than PyTorch's own float32 error explains."""
         args = plain_tensors(args)
         exact = self.plain(in_double(weights), *in_double(args))
         maps_are_right(got, exact, self.plain(weights, *args))
@@ -124,12 +124,15 @@ class Cell:
 
 
 def maps_are_right(got: Any, exact: Tensor, eager: Tensor) -> None:
-    """exact: float64. eager: float32, whose error is the measure; NaN and infinities are wrong."""
+    """exact: float64. eager: float32, whose error is the measure; NaN and infinities are wrong.
+
+    The largest error of a few hundred values is luck, eager's as well as ours: hence the factor.
+    """
     assert isinstance(got, Tensor), f"a {type(got).__name__} came, not a tensor"
     assert got.shape == exact.shape
     assert got.dtype == eager.dtype
     scale = float(exact.abs().max())
-    allowed = 4 * float((eager.double() - exact).abs().max()) + 8 * torch.finfo(eager.dtype).eps * scale
+    allowed = 16 * float((eager.double() - exact).abs().max()) + 16 * torch.finfo(eager.dtype).eps * scale
     error = float((got.detach().double() - exact.detach()).abs().max())
     assert error <= allowed, f"off by {error:.3g} where {allowed:.3g} is allowed and the largest value is {scale:.3g}"
 

@@ -214,7 +214,7 @@ class Flattening(Foreign):
         x = F.relu(self.norm(self.stem(x)))
         first = self.conv1(self.pool(x))
         x = x + first + self.conv2(self.pool(first))
-        return x.view(x.shape[0], x.shape[1], -1)
+        return x.view(x.shape[0], -1)
 
 
 class Tiny(models.base.Network):
@@ -257,7 +257,7 @@ class OfNetwork(OfModule):
         def answer(weights: Weights, x: Tensor) -> Tensor:
             wide = self.build(True).state_dict()
             is_wide = all(value.shape == wide[name].shape for name, value in weights.items())
-            return called(plain_layout(self.build(is_wide)), weights, x)
+            return called(plain_layout(self.build(is_wide)).eval(), weights, x)
 
         super().__init__(build, rgb, answer)
         self.enter = enter

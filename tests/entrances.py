@@ -110,6 +110,7 @@ PREPROCESS = {
     **why("it takes images, not tensors of maps", *TENSORS),
     **NO_LIST,
 }
+ONE_STDOUT = why("its result is in what it prints, and a process has one stdout", "threads_at_once")
 NO_OPS = why("it runs none of our ops", "backend_of_a_thread")
 NO_FILES = why("it takes no image files", *(f"{kind}_file" for kind in FILES))
 IN_PAIRS = {
@@ -261,7 +262,7 @@ ENTRANCES = [
     Entrance("Decoder", OfModule(decoder, a_list, plain_decoder, ("features",)), DECODER, beside=("CRP", "Fusion")),
     Entrance("rf_lw_mbv2", published(models.rf_lw_mbv2), MODULE, True, ("CRP", "load_pth")),
     Entrance("rf_lw50", published(rf_lw50), MODULE, beside=("rf50", "CRP")),
-    Entrance("rf50", published(rf50), MODULE, beside=("rf_lw50", "CRP")),
+    Entrance("rf50", published(rf50), MODULE | NO_OPS, beside=("rf_lw50", "CRP")),
     Entrance("accelerate", Differentiable(accelerated, foreign), MODULE, beside=("optimize_eager", "torch_compile")),
     Entrance("accelerate_views", Differentiable(accelerated, flattening), MODULE | VIEWS, beside=("accelerate",)),
     Entrance("restore", Differentiable(restored, foreign), MODULE | NO_OPS, beside=("accelerate",)),
@@ -282,7 +283,7 @@ ENTRANCES = [
     Entrance("to_aoti", OfNetwork(aoti, foreign), FILE, True, ("accelerate", "optimize_eager"), (*GXX, "native")),
     Entrance("to_safetensors", OfNetwork(safetensors, foreign), MODULE | NO_OPS, beside=("accelerate",), needs=SAFE),
     Entrance("segment", segment(), COMMAND, beside=COMMANDS_BESIDE),
-    Entrance("segment_verify", segment("--verify", "--overlay"), COMMAND, beside=COMMANDS_BESIDE),
+    Entrance("segment_verify", segment("--verify", "--overlay"), COMMAND | ONE_STDOUT, beside=COMMANDS_BESIDE),
     Entrance("segment_resume", segment("--resume"), COMMAND, beside=("segment", "video")),
     Entrance("video", video(), COMMAND | NO_FILES, beside=("segment",), needs=("av",)),
     Entrance("export_safetensors", export("safetensors", models.load), COMMAND | LOADED, beside=("segment",),
@@ -297,7 +298,7 @@ ENTRANCES = [
              COMMAND | NO_FILES | FIGURES, beside=("segment",)),
     Entrance("bench", Measurement("bench", "--models", "tiny", "--peers", complete=times_of_cases),
              COMMAND | NO_FILES | FIGURES, beside=("segment",)),
-    Entrance("info", Information(), COMMAND | NO_FILES | NO_WEIGHTS | NO_OPS | TOLD, beside=("segment",)),
+    Entrance("info", Information(), COMMAND | NO_FILES | NO_WEIGHTS | NO_OPS | ONE_STDOUT | TOLD, beside=("segment",)),
 ]  # fmt: skip
 BY_NAME = {entrance.name: entrance for entrance in ENTRANCES}
 
