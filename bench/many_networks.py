@@ -1,0 +1,284 @@
+"""Many networks in one process: does each answer for itself, in any order, from threads, after others were deleted?
+
+`python bench/many_networks.py [--calls 10000] [--networks 20] [--threads 4] [--replaced 10] [--out FILE.json]`: small
+networks of several classes, weights, dtypes, modes, numbers of classes and sizes of input, through `optimize`,
+`Segmenter` and torch.compile(backend="lwrn_fast"). Threads call them in random order, while some are deleted and others
+made in their memory. Every answer is held against plain PyTorch's in float64; the exit status is 1 where one is wrong.
+`--seed` decides the networks and the order. It compiles for about two seconds per network and size; `--cpp` also with
+the calls in C++, which is optimize's default and takes eight seconds more each time.
+"""
+
+import argparse
+import copy
+import functools
+import gc
+import itertools
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lwrn_fast
+from lwrn_fast import models, reference
+from lwrn_fast.profiling import machine
+
+F32, BF16, F64 = torch.float32, torch.bfloat16, torch.float64
+# Largest error of an answer, relative to its largest value.
+TOLERANCE = {F32: 1e-4, F64: 1e-4, BF16: 0.05}
+SIZES = ((24, 32), (33, 40), (40, 28))
+# Inputs of each network: so many of each of its sizes.
+INPUTS = 3
+MAX_MESSAGES = 10
+
+
+class Pooling(nn.Module):
+    """Chained residual pooling as it is usually written."""
+
+    def __init__(self, channels: int, stages: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 1, bias=False) for _ in range(stages))
+        self.pool = nn.MaxPool2d(5, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = stage = x
+        for conv in self.convs:
+            stage = conv(self.pool(stage))
+            out = out + stage
+        return out
+
+
+class Pyramid(nn.Module):
+    """A stem, a deeper map, their fusion, chained residual pooling, and a head: all in PyTorch's own modules."""
+
+    def __init__(self, channels: int, classes: int, stages: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU6())
+        self.deep = nn.Conv2d(channels, 6, 3, 2, 1)
+        self.fine1x1, self.deep1x1 = nn.Conv2d(channels, channels, 1), nn.Conv2d(6, channels, 1, bias=False)
+        self.crp = Pooling(channels, stages)
+        self.head = nn.Conv2d(channels, classes, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.stem(x)
+        deep = self.deep1x1(self.deep(fine).relu())
+        deep = F.interpolate(deep, fine.shape[2:], mode="bilinear", align_corners=True)
+        return self.head(self.crp(F.relu(self.fine1x1(fine) + deep)))
+
+
+class Counting(Pyramid):
+    """The same forward by inheritance, with an attribute of each instance in it."""
+
+    def __init__(self, channels: int, classes: int, stages: int) -> None:
+        super().__init__(channels, classes, stages)
+        self.gain = 1 + channels / 10
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * super().forward(x)
+
+
+class Mobile(models.base.Network):
+    """Inverted residuals, and the decoder of a Light-Weight RefineNet over them."""
+
+    def __init__(self, channels: int, classes: int, stages: int) -> None:
+        super().__init__()
+        self._configure("mobile", classes, torch.channels_last)
+        self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU6())
+        wide = 3 * channels
+        self.residual = nn.Sequential(
+            nn.Conv2d(channels, wide, 1), nn.ReLU6(), nn.Conv2d(wide, wide, 3, 2, 1, groups=wide), nn.ReLU6()
+        )
+        self._add_levels([channels, wide], classes, channels, stages)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        fine = self.stem(x)
+        return [fine, self.residual(fine)]
+
+
+def sequential(channels: int, classes: int, stages: int) -> nn.Module:
+    """Of PyTorch's own class: every such network has one forward."""
+    return nn.Sequential(
+        nn.Conv2d(3, channels, 3, 2, 1), nn.ReLU(), lwrn_fast.CRP(channels, channels, stages),
+        nn.Conv2d(channels, classes, 3, padding=1),
+    )  # fmt: skip
+
+
+KINDS: tuple[Callable[[int, int, int], nn.Module], ...] = (Pyramid, Counting, Mobile, sequential)
+WAYS = ("optimize", "optimize", "optimize", "Segmenter", "torch.compile", "optimize", "optimize eager")
+
+
+@dataclass
+class Tried:
+    """A network in use: how it is called, and its inputs with the right answers."""
+
+    what: str
+    run: Callable[[Any], Any]
+    inputs: list[Any]
+    expected: list[Tensor]
+    tolerance: float
+    of_labels: bool
+
+    def wrong(self, i: int) -> str | None:
+        """Call it with one of the inputs; what is wrong with the answer."""
+        try:
+            got = self.run(self.inputs[i])
+        except Exception as error:  # whatever is raised is no answer
+            return f"{self.what}: {type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]}"
+        exact = self.expected[i]
+        if self.of_labels:
+            chosen = exact.gather(1, torch.from_numpy(got).long()[None, None])
+            error = float((exact.amax(1) - chosen[:, 0]).max())
+        elif got.shape != exact.shape:
+            return f"{self.what}: {tuple(got.shape)} came, not {tuple(exact.shape)}"
+        else:
+            error = float((got.double() - exact).abs().max())
+        error /= float(exact.abs().max())
+        return None if error <= self.tolerance else f"{self.what}: off by {error:.2g} of the largest value"
+
+
+def make(number: int, seed: int, cpp: bool) -> Tried:
+    """Network `number`: what it is follows from the number, its weights from the seed too."""
+    random = np.random.RandomState([seed, number])
+    kind, way = KINDS[number % len(KINDS)], WAYS[number % len(WAYS)]
+    channels, classes, stages = int(random.choice([8, 12])), int(random.randint(2, 9)), int(random.choice([2, 3]))
+    dtype = BF16 if way == "optimize" and number % 5 == 4 else F32
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(random.randint(1 << 30)))
+        network = kind(channels, classes, stages)
+        for name, tensor in network.state_dict().items():
+            if tensor.is_floating_point() and tensor.dim() < 2:
+                tensor.uniform_(0.5, 1.5) if name.endswith(("var", "weight")) else tensor.normal_(0, 0.2)
+    what = f"network {number}, {getattr(kind, '__name__', kind)} of {channels} channels by {way}, {dtype}"
+    # training mode, in which it comes, must not matter to what makes a copy for inference
+    network.train(number % 3 == 0 and way.startswith("optimize"))
+    sizes = [SIZES[i] for i in random.permutation(len(SIZES))[:2]]
+    plain = copy.deepcopy(network).eval().requires_grad_(False).double()
+    inputs = [_input(random, size, way, dtype) for size in sizes for _ in range(INPUTS)]
+    with lwrn_fast.use_backend("reference"):
+        expected = [_expected(plain, x) for x in inputs]
+    run = _enter(network, way, sizes, dtype, cpp)
+    return Tried(what, run, inputs, expected, TOLERANCE[dtype], way == "Segmenter")
+
+
+def _input(random: np.random.RandomState, size: tuple[int, int], way: str, dtype: torch.dtype) -> Any:
+    if way == "Segmenter":
+        return random.randint(0, 256, (*size, 3)).astype(np.uint8)
+    return torch.from_numpy(random.randn(1, 3, *size)).to(dtype)
+
+
+def _expected(plain: nn.Module, x: Any) -> Tensor:
+    """Float64 logits; of an image, upsampled to its size."""
+    if isinstance(x, Tensor):
+        return plain(x.double())
+    logits = plain(reference.normalise(torch.from_numpy(x), None, F64))
+    return F.interpolate(logits, x.shape[:2], mode="bilinear", align_corners=True)
+
+
+def _enter(network: nn.Module, way: str, sizes: list, dtype: torch.dtype, cpp: bool) -> Callable[[Any], Any]:
+    """The network as `way` offers it."""
+    example = torch.zeros(1, 3, *sizes[0], dtype=dtype)
+    if way == "Segmenter":
+        return lwrn_fast.Segmenter(network)
+    if way == "optimize eager":
+        return lwrn_fast.optimize(network, example, how="eager")
+    if way == "torch.compile":
+        compiled = torch.compile(network.eval().requires_grad_(False), backend="lwrn_fast", dynamic=False)
+        compiled(example)
+        return compiled
+    run = lwrn_fast.optimize(network, example, dtype=dtype, options=None if cpp else {"cpp_wrapper": False})
+    run(torch.zeros(1, 3, *sizes[1], dtype=dtype))
+    return run
+
+
+def try_all(calls: int, networks: int, threads: int, replaced: int, seed: int, cpp: bool) -> dict:
+    """Figures of so many calls: how many were wrong, by what was called, and the first messages."""
+    start = time.perf_counter()
+    places: list[Tried | None] = []
+    for number in range(networks):
+        places.append(make(number, seed, cpp))
+        print(f"{time.perf_counter() - start:6.0f} s  made {places[-1].what}", flush=True)  # type: ignore[union-attr]
+    numbers, turns = itertools.count(networks), itertools.count()
+    wrong: Counter[str] = Counter()
+    called: Counter[str] = Counter()
+    messages: list[str] = []
+    lock, making = threading.Lock(), threading.Lock()
+    due = {calls * (i + 1) // (replaced + 1) for i in range(replaced)}
+
+    def work(me: int) -> None:
+        random = np.random.RandomState([seed, me, 1])
+        while (turn := next(turns)) < calls:
+            place = random.randint(networks)
+            if turn in due:
+                with making:
+                    places[place] = None  # its memory is free before the next one is made
+                    gc.collect()
+                    places[place] = make(next(numbers), seed, cpp)
+                print(f"{time.perf_counter() - start:6.0f} s  made {places[place].what}", flush=True)  # type: ignore[union-attr]
+            tried = places[place]
+            while tried is None:  # another thread is making one there
+                place = random.randint(networks)
+                tried = places[place]
+            message = tried.wrong(random.randint(len(tried.inputs)))
+            with lock:
+                called[tried.what.split(" by ")[1]] += 1
+                if message is not None:
+                    wrong[tried.what] += 1
+                    if len(messages) < MAX_MESSAGES and message not in messages:
+                        messages.append(message)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(work, me) for me in range(threads)]:
+            done.result()
+    return {
+        **{"machine": machine.describe(), "commit": commit(), "seed": seed, "networks": networks, "threads": threads},
+        **{"replaced": replaced, "calls": calls, "wrong": sum(wrong.values()), "by network": dict(wrong)},
+        **{"calls by way": dict(called), "messages": messages, "seconds": time.perf_counter() - start},
+    }
+
+
+@functools.cache
+def commit() -> str:
+    """The commit that this file lies in, with "+" where something has been changed since; "unknown" without git."""
+    folder = Path(__file__).parent
+    try:
+        found = [
+            subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+            for arguments in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found[0] + "+" * bool(found[1])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--calls", type=int, default=10000)
+    parser.add_argument("--networks", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--replaced", type=int, default=10, help="networks deleted, with another in their place")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cpp", action="store_true", help="with the calls in C++ too, optimize's default")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as JSON")
+    given = parser.parse_args()
+    found = try_all(given.calls, given.networks, given.threads, given.replaced, given.seed, given.cpp)
+    if given.out is not None:
+        given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    for message in found["messages"]:
+        print(message)
+    print(f"{found['calls']} calls, {found['wrong']} wrong")
+    return int(found["wrong"] > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
