@@ -29,7 +29,9 @@ def find_torch() -> Torch | None:
     """The torch of this process, else of the environment that is installed into, else of the activated one.
 
     Under build isolation this process cannot see the target environment, but its interpreter is the target's: started
-    again without the isolation's variables it answers for the target, .pth files and system packages included.
+    again without the isolation's variables it answers for the target, .pth files and system packages included. With uv
+    the interpreter is the isolated one, and VIRTUAL_ENV names that too: the target is on PATH behind it, if it is
+    activated, or it is the .venv above the sources, which uv takes by itself.
     """
     spec = importlib.util.find_spec("torch")
     if spec is not None and spec.origin:
@@ -37,11 +39,24 @@ def find_torch() -> Torch | None:
     pythons = [Path(sys.executable)]
     if os.environ.get("VIRTUAL_ENV"):
         pythons.append(Path(os.environ["VIRTUAL_ENV"], "bin", "python"))
+    if os.environ.get("UV"):
+        pythons += _environments()
     for python in pythons:
         origin = _ask(python)
         if origin:
             return _describe(Path(origin).parent)
     return None
+
+
+def _environments() -> list[Path]:
+    """The pythons of the virtual environments on PATH and above the current folder."""
+    folders = [Path(entry).parent for entry in os.environ.get("PATH", "").split(os.pathsep) if entry]
+    folders += [folder / ".venv" for folder in (Path.cwd(), *Path.cwd().parents)]
+    if os.environ.get("CONDA_PREFIX"):
+        folders.append(Path(os.environ["CONDA_PREFIX"]))
+    marks = ("pyvenv.cfg", "conda-meta")
+    found = [folder / "bin" / "python" for folder in folders if any((folder / mark).exists() for mark in marks)]
+    return [python for python in dict.fromkeys(found) if python.exists()]
 
 
 def _ask(python: Path) -> str:

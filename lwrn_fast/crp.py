@@ -59,8 +59,8 @@ class CRP(nn.Module):
     in_planes, out_planes: channels C; equal, for the result is a sum with the input.
     n_stages: poolings and 1x1 convolutions; parameters `1_outvar_dimred.weight`, `2_outvar_dimred.weight`, ...
     groups: True for one scale per channel, weights (C, 1, 1, 1). bias: also `1_outvar_dimred.bias`, ...
-    Input and result as for `lwrn_fast.crp`. A child with hooks, or replaced by another kind of module, is called
-    as it is, and the block then runs on the reference backend.
+    Input and result as for `lwrn_fast.crp`. A child with hooks or a forward of its own, or
+    replaced by another kind of module, is called as it is, and the block then runs on the reference backend.
     Source: Nekrasov et al., Light-Weight RefineNet for Real-Time Semantic Segmentation, section 3.
 
     >>> import torch, lwrn_fast

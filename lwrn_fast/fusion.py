@@ -52,8 +52,8 @@ class Fusion(nn.Module):
 
     in_planes: channels C_k of each input, the one of the result's size first. out_planes: channels P of the result.
     activation: "relu", "relu6" or "none". align_corners: of the upsampling. bias: also `convs.0.bias`, ...
-    A child with hooks, or replaced by another kind of module, is called as it is, and the block then runs on the
-    reference backend.
+    A child with hooks or a forward of its own, or replaced by another kind of module, is called as it is, and the block
+    then runs on the reference backend.
 
     >>> import torch, lwrn_fast
     >>> lwrn_fast.Fusion([8, 4], 5)(torch.rand(1, 8, 6, 7), torch.rand(1, 4, 3, 4)).shape

@@ -5,6 +5,7 @@ The signatures are those of the public functions; shapes are not checked here, a
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ def upsample_argmax(logits: Tensor, size: int | Sequence[int], align_corners: bo
     >>> reference.upsample_argmax(torch.eye(2).view(1, 2, 2, 1), (3, 1)).flatten().tolist()
     [0, 0, 1]
     """
-    height, width = (size, size) if isinstance(size, Integral) else size
+    height, width = _height_and_width(size)
     return resize(logits, height, width, align_corners).argmax(1).to(torch.uint8)
 
 
@@ -85,7 +86,7 @@ def normalise(
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     x = images.permute(0, 3, 1, 2).to(exact)
     if size is not None:
-        height, width = (size, size) if isinstance(size, Integral) else size
+        height, width = _height_and_width(size)
         if (height, width) != tuple(x.shape[2:]):
             x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
     shift, scale = (255 * torch.tensor(n, dtype=exact, device=x.device)[:, None, None] for n in (mean, std))
@@ -118,6 +119,10 @@ def channels_last(x: Tensor) -> Tensor:
     if torch._C._are_functorch_transforms_active():  # torch.vmap knows no memory formats
         return x
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def _height_and_width(size: Any) -> tuple[int, int]:
+    return (int(size), int(size)) if isinstance(size, Integral) else size
 
 
 def _pairs(weights: Sequence[Tensor], biases: Sequence[Tensor] | None) -> list[tuple[Tensor, Tensor | None]]:

@@ -52,6 +52,31 @@ def run(*command, cwd, **changes):
     return done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("where", ["activated", "conda", "above_the_sources"])
+def test_finds_the_torch_of_an_environment_that_uv_installs_into(tmp_path, where):
+    """uv shows the build its own isolated environment as interpreter and as VIRTUAL_ENV."""
+    isolated, target, sources = tmp_path / "isolated", tmp_path / "sources" / ".venv", tmp_path / "sources" / "package"
+    if where != "above_the_sources":
+        target = tmp_path / "target"
+    sources.mkdir(parents=True)
+    for folder in (isolated, target):
+        venv.create(folder)
+    (packages,) = target.glob("lib/python*/site-packages")
+    (packages / "torch").mkdir()
+    (packages / "torch" / "__init__.py").touch()
+    (packages / "torch" / "version.py").write_text("__version__ = '2.12.1+cpu'\n")
+    path = [isolated / "bin", *([target / "bin"] if where == "activated" else []), "/usr/bin"]
+    uv = {"UV": "uv", "VIRTUAL_ENV": str(isolated), "PATH": os.pathsep.join(map(str, path))}
+    uv["CONDA_PREFIX"] = str(target) if where == "conda" else ""
+    if where == "conda":
+        (target / "conda-meta").mkdir()
+    ask = f"import sys; sys.path.append({str(ROOT)!r}); from build_tools.torch_headers import *; print(find_torch())"
+    answer = run(isolated / "bin" / "python", "-c", ask, cwd=sources, **uv)
+    assert "version='2.12.1+cpu'" in answer
+    without = run(isolated / "bin" / "python", "-c", ask, cwd=tmp_path, VIRTUAL_ENV=str(isolated), PATH="/usr/bin")
+    assert without.strip() == "None"
+
+
 def make_environment(folder, pip, elsewhere=None):
     """A virtual environment with that pip and everything this one has except this package; its python.
 
