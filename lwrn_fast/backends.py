@@ -10,8 +10,7 @@ torch.jit.trace and torch.onnx.export get PyTorch's own operations, unless anoth
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor

@@ -67,7 +67,8 @@ def _broken(graph_module: fx.GraphModule) -> list[Finding]:
     if reason is None or not reason.graph_break:
         return []
     lines = [line for line in str(reason.reason).splitlines() if line.strip()]
-    at = f" ({os.path.basename(reason.user_stack[-1].filename)}:{reason.user_stack[-1].lineno})" if reason.user_stack else ""
+    last = reason.user_stack[-1] if reason.user_stack else None
+    at = f" ({os.path.basename(last.filename)}:{last.lineno})" if last else ""
     why = lines[0].strip() if lines else "unknown"
     return [Finding("", "module", "a forward", f"is captured in parts{at}: {why}")]
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from . import outputs
+
 if TYPE_CHECKING:
     from .segmenter import Segmenter
 
@@ -77,7 +79,7 @@ class OnGpu:
                 x = segmenter.input(here)
                 lane.wait_event(self.free)
                 marks[2].record(lane)
-                logits = self._graph(x, segmenter.network)(x)
+                logits = self._graph(x, lambda x: outputs.logits(segmenter.network(x), "Segmenter"))(x)
                 marks[3].record(lane)
                 labels = segmenter.labels(logits, size)
                 self.free.record(lane)

@@ -29,15 +29,21 @@ class Optimized(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        run: Callable[..., Any] | None,
         report: Report,
+        options: dict[str, Any] | None = None,
+        dynamic: bool | None = None,
         narrow: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.network, self.report = network, report
-        self._run = run  # compiled, of the network and its arguments; None where the network itself is called
+        self._made_of = options, dynamic, narrow
+        self._eager = options is None or options.get("backend") == "eager"
         self._narrow = narrow  # of what goes in and out, where the network computes in float32 instead
         self._met: set[Any] = set()  # kinds of inputs for which compiled code is there
+        self._run: Callable[..., Any] | None = None  # of the network and its arguments; None: the network is called
+        if options is not None:
+            settings = {**options, "guard_filter_fn": _guards(network), "report": report}
+            self._run = compiler.compile_alone(_run, settings, dynamic=dynamic)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         # not in inference mode, for which everything would be compiled and kept a second time
@@ -56,8 +62,10 @@ class Optimized(nn.Module):
             return self._run(self.network, args, kwargs)
         # Dynamo must know that weights are frozen, not inductor alone, and reads it from settings of the process
         frozen = torch._inductor.config.patch(freezing=True)
-        many = torch._dynamo.config.patch(recompile_limit=compiler.MAX_RECOMPILES)
-        with _compiling, frozen, many:
+        # a network that cannot be captured runs as it is, where nothing else was asked for
+        options = {"suppress_errors": True} if self._eager else {}
+        patience = torch._dynamo.config.patch(recompile_limit=compiler.MAX_RECOMPILES, **options)
+        with _compiling, frozen, patience:
             result = self._run(self.network, args, kwargs)
         self._met.add(kind)
         return result
@@ -69,10 +77,21 @@ class Optimized(nn.Module):
         return super().train(False)
 
     def __deepcopy__(self, memo: dict) -> "Optimized":
-        raise TypeError("optimize: compiled code cannot be copied; optimize a copy of the network")
+        kind, (network, _, *rest) = self.__reduce__()
+        return kind(copy.deepcopy(network, memo), Report(), *rest)
+
+    def __copy__(self) -> "Optimized":
+        return self.__deepcopy__({})
 
     def __reduce__(self) -> tuple:
-        raise TypeError("optimize: compiled code cannot be pickled; see lwrn_fast.export for files")
+        """Without what was compiled, or captured, which a copy does again at its first call."""
+        options, dynamic, narrow = self._made_of
+        if options is not None and not self._eager:
+            raise TypeError(
+                "optimize: compiled code can be neither copied nor pickled: optimize a copy of the network, "
+                'take how="eager", or see lwrn_fast.export for files'
+            )
+        return Optimized, (self.network, Report(), options, dynamic, narrow)
 
 
 def optimize(
@@ -110,6 +129,7 @@ def optimize(
         found = type(example).__name__
         raise TypeError(f"optimize: example must be a tensor, or all inputs in a list, got {found}")
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     network = copy.deepcopy(model).eval().requires_grad_(False)
     on_cpu = all(parameter.is_cpu for parameter in network.parameters())
     narrow = None
@@ -127,18 +147,17 @@ def optimize(
     if reason is not None:
         log.warning("optimize runs the network without torch.compile: %s", reason)
     eager = how == "eager" or reason is not None
+    if isinstance(network, OURS):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if eager and isinstance(network, OURS):  # nothing to look for, and no time to be lost
         fold_norms(network)
-        optimized = Optimized(network, None, accelerate(network), narrow)
-    else:
-        report = Report()
-        settings = {"guard_filter_fn": _guards(network), "report": report, "channels_last": True}
-        if eager:
-            settings |= {"backend": "eager", "frozen": True}
-        else:  # with the calls in C++ too, networks measured faster on a CPU
-            settings |= {"cpp_wrapper": on_cpu, **(options or {})}
-        run = compiler.compile_alone(_run, settings, dynamic=dynamic or (None if eager else False))
-        optimized = Optimized(network, run, report, narrow)
+        optimized = Optimized(network, accelerate(network), narrow=narrow)
+    elif eager:
+        settings = {"backend": "eager", "frozen": True, "channels_last": True}
+        optimized = Optimized(network, Report(), settings, dynamic or None, narrow)
+    else:  # with the calls in C++ too, networks measured faster on a CPU
+        settings = {"cpp_wrapper": on_cpu, "channels_last": True, **(options or {})}
+        optimized = Optimized(network, Report(), settings, dynamic, narrow)
     optimized(*inputs)
     return optimized
 

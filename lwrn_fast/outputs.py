@@ -47,6 +47,15 @@ def logits(result: Any, op: str = "logits") -> Tensor:
     )
 
 
+def one_per_class(logits: Tensor) -> Tensor:
+    """(N, classes, h, w) as it is; of one logit, (N, 1, h, w), two: 0 for class 0, so that class 1 begins above 0.
+
+    >>> one_per_class(torch.tensor([-2.0, 3.0]).reshape(1, 1, 1, 2)).argmax(1)
+    tensor([[[0, 1]]])
+    """
+    return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
+
+
 def leaves(result: Any, op: str = "leaves") -> list[tuple[str, Tensor]]:
     """All tensors in what a network returned, each with a name: its keys, "output0", "output1" in a tuple.
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import checks, heap
+from . import checks, heap, outputs
 from .models.preprocessing import pixels
 from .normalise import MEAN, STD, normalise
 from .on_gpu import OnGpu
@@ -30,9 +30,10 @@ REMEMBERED = 1000
 class Segmenter:
     """A network with all that goes before and after it: pictures of any size to label maps of the same size.
 
-    model: from (N, 3, h, w), normalised, to logits (N, classes, h', w'), classes <= 256; it is copied, so that later
-    changes of it change nothing. device, dtype: of the copy; None: the model's. size: the network's input, (h, w) or
-    one number for both; None: the picture's own, times `scale`.
+    model: from (N, 3, h, w), normalised, to logits (N, classes, h', w'), classes <= 256, or what holds them, as
+    `lwrn_fast.outputs.logits` finds them; one logit is above 0 for class 1 and else class 0. It is copied, so that
+    later changes of it change nothing. device, dtype: of the copy; None: the model's. size: the network's input,
+    (h, w) or one number for both; None: the picture's own, times `scale`.
     how: "eager" begins at once and takes any size; "compile" takes half a minute at first, for the one `size` or for
     all of them, and is faster from then on (see `lwrn_fast.optimize`).
     scales, flip: average the probabilities over inputs of several scales, and over mirrored ones. mean, std: as
@@ -86,6 +87,7 @@ class Segmenter:
         self._shape, self._trimmer = torch.Size(), heap.Trimmer()
         self.times: dict[str, deque[float]] = {stage: deque(maxlen=REMEMBERED) for stage in STAGES}
         """Seconds of the last calls, by stage."""
+        self.shapes = shapes
         self._gpu = OnGpu(self.device, shapes) if self.device.type == "cuda" else None
 
     def __call__(self, images: Any) -> Any:
@@ -133,7 +135,7 @@ class Segmenter:
         """The network, on what `input` made: (N, classes, h', w')."""
         with self._turn, torch.inference_mode():
             with self._timed("network"):
-                logits = self.network(x)
+                logits = outputs.logits(self.network(x), "Segmenter")
             if x.shape != self._shape:
                 self._shape = x.shape
                 self._trimmer.size_changed()
@@ -142,7 +144,7 @@ class Segmenter:
     def labels(self, logits: Tensor, size: Sequence[int]) -> Tensor:
         """Label maps, uint8 (N, H, W)."""
         with self._timed("post"), torch.inference_mode():
-            return upsample_argmax(logits, size)
+            return upsample_argmax(outputs.one_per_class(logits), size)
 
     def _begin(self, image: Any) -> Callable[[], Any]:
         """Start on a picture, or several; what is returned waits for the labels."""
@@ -155,7 +157,7 @@ class Segmenter:
             if len(inputs) == 1 and not self.flip:
                 found = self.labels(self.logits(inputs[0]), size)
             else:
-                found = averaged_labels(self.logits, inputs, self.flip, size)
+                found = averaged_labels(lambda x: outputs.one_per_class(self.logits(x)), inputs, self.flip, size)
             wait = functools.partial(torch.Tensor.to, found, x.device)
 
         def finish() -> Any:
@@ -163,6 +165,15 @@ class Segmenter:
             return labels if isinstance(image, Tensor) else labels.numpy()
 
         return finish
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but locks and recordings, which a copy makes for itself; TypeError where the network is compiled."""
+        return {name: value for name, value in vars(self).items() if name not in ("_turn", "_gpu")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._turn = threading.Lock()
+        self._gpu = OnGpu(self.device, self.shapes) if self.device.type == "cuda" else None
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

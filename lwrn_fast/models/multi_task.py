@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import reference
 from ..crp import CRP
 from .networks import NETWORKS, PLANES, MobileNetV2Network, Network
 
@@ -36,11 +35,6 @@ class MultiTaskNetwork(MobileNetV2Network):
         classifier = self.segm
         del self.segm
         self.segm = classifier  # the last of the modules, as everywhere
-
-    def _crp(self, x: Tensor, name: str) -> Tensor:
-        if self.plain and name == "crp1":
-            return reference.crp(x, list(self.crp1.parameters()), groups=PLANES)
-        return super()._crp(x, name)
 
 
 def rf_lw_mbv2_multi_task(num_classes: int = 40, memory_format: torch.memory_format = torch.channels_last) -> Network:

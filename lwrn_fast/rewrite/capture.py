@@ -5,7 +5,6 @@ to compiled code. So replicas, shallow copies and deep copies run with their own
 treatment of side effects decide at each call whether what was captured still stands for the forward.
 """
 
-import copyreg
 import functools
 import operator
 import threading
@@ -45,7 +44,7 @@ class Capture:
         self._begun = 0
         self._lock = threading.Lock()
 
-    def __call__(self, owner: type, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(self, owner: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module's forward. owner: the subclass that its `forward` was found in."""
         run = self._run
         if run is None or not self._seen.holds():
@@ -59,9 +58,9 @@ class Capture:
         finally:
             revert()
 
-    def _begin(self, owner: type, module: nn.Module) -> Callable[..., Any]:
+    def _begin(self, owner: Any, module: nn.Module) -> Callable[..., Any]:
         def forward(self: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return super(owner, self).forward(*args, **kwargs)
+            return super(owner, self).forward(*args, **kwargs)  # type: ignore[misc]
 
         with self._lock:
             self._seen = _Seen([inner for inner in module.modules() if not type(inner).__module__.startswith("torch.")])
@@ -110,7 +109,8 @@ def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
 
 def install(module: nn.Module, capture: Capture) -> None:
     """Have the module's forward captured from now on."""
-    module.__class__ = subclass(type(module))
+    kind: Any = type(module)
+    module.__class__ = subclass(kind)
     vars(module)[KEY] = capture
 
 
@@ -183,4 +183,4 @@ def _set() -> Callable[[], None]:
 
 @functools.cache
 def _change() -> Callable[[], Callable[[], None]]:
-    return torch._dynamo.config._make_closure_patcher(**SETTINGS)  # type: ignore[attr-defined]
+    return torch._dynamo.config._make_closure_patcher(**SETTINGS)

@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import backends, images, models
 from ..models.networks import Network
 from ..normalise import normalise
+from ..outputs import one_per_class
 from ..segment import DTYPES, UserError, check_backend
 from ..segmenter import averaged_labels
 from ..upsample_argmax import upsample_argmax
@@ -160,12 +161,3 @@ def predict(model: Network, image: np.ndarray, options: Options = Options()) -> 
         if len(inputs) == 1 and not options.flip:
             return upsample_argmax(one_per_class(model(inputs[0])), (height, width))[0]
         return averaged_labels(lambda x: one_per_class(model(x)), inputs, options.flip, (height, width))[0]
-
-
-def one_per_class(logits: Tensor) -> Tensor:
-    """(N, classes, h, w) as it is; of one logit, (N, 1, h, w), two: 0 for class 0, so that class 1 begins above 0.
-
-    >>> one_per_class(torch.tensor([-2.0, 3.0]).reshape(1, 1, 1, 2)).argmax(1)
-    tensor([[[0, 1]]])
-    """
-    return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits

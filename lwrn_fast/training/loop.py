@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .. import backends, images
+from ..outputs import one_per_class
 from ..segment import UserError, check_backend
 from . import data, preparing, processes, records, saving
 from .augment import IGNORE
-from .evaluate import evaluate, one_per_class
+from .evaluate import evaluate
 from .preparing import Options
 from .scores import Counter, Scores
 
