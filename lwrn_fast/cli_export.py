@@ -67,7 +67,7 @@ def _export(arguments: argparse.Namespace) -> int:
     except OSError as error:
         return say_error(f"{out}: cannot be written ({images.reason(error)})")
     except (RuntimeError, ValueError, TypeError, MemoryError) as error:  # no compiler, not captured, or too large
-        return say_error(f"{out}: {_first_line(error)}")
+        return say_error(f"{out}: {_first_line(error).removeprefix(f'to_{kind}: ')}")
     taken = f", for {_shape(size, arguments.dynamic)} float32" if kind != "safetensors" else ""
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB{taken}", flush=True)
     return _compare(arguments, model, size)
