@@ -100,6 +100,27 @@ def test_partly_without_gradients(part):
     same(*[[grad.reshape(-1) for grad in some if grad is not None] for some in grads])
 
 
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda n, x, y: F.relu6(n.a(x) + up(n.b(y), x)).mul_(2),
+        lambda n, x, y: F.threshold(n.a(x) + up(n.b(y), x), 0.0, 0.0)[:, 1:].add_(1),
+        lambda n, x, y: (s := y.exp() + 1, n.a(x) + n.b(up(s, x)), s.sigmoid_())[1:],
+    ],
+    ids=["relu6", "threshold", "convolution behind the interpolation"],
+)
+def test_written_before_the_backward_pass(forward):
+    """PyTorch's needs neither the result of a relu6, nor what is interpolated."""
+    model, inputs = Net(forward), maps()
+    grads = []
+    for function in (model, compiled(model)[0]):
+        model.zero_grad()
+        given = [x.clone().requires_grad_() for x in inputs]
+        sum(out.square().sum() for out in flat(function(*given))).backward()
+        grads.append([x.grad for x in given])
+    same(*grads)
+
+
 def test_whole_without_gradients():
     def forward(net, x, y):
         with torch.no_grad():

@@ -252,8 +252,18 @@ def _join(
     elif any(term.convs[-1].shape[0] != planes for term in terms):
         reason = "inputs differ in planes, and are broadcast"
     reason = reason or reader.mixed(out, [node for node in summands if node not in others])
-    reason = reason or effects.why_not(join.nodes, out, reader.fresh)
+    reason = reason or effects.why_not(join.nodes, out, reader.fresh) or _written_later(join, effects)
     return join if reason is None else Refusal(out, "fusion", what, reason)
+
+
+def _written_later(join: Join, effects: Effects) -> str | None:
+    """Our backward pass needs the inputs and the result as they were; PyTorch's does not need all of them."""
+    if not getattr(value_of(join.out), "requires_grad", False):
+        return None
+    needed = [term.x for term in join.terms] + ([] if join.activation == "none" else [join.out])
+    end = effects.place[join.out]
+    later = any(effects.place[writer] > end for node in needed for writer in effects.writes(node))
+    return "what its gradient needs is written to afterwards" if later else None
 
 
 def _inputs(count: int) -> str:
