@@ -64,7 +64,7 @@ class Optimized(nn.Module):
         frozen = torch._inductor.config.patch(freezing=True)
         # a network that cannot be captured runs as it is, where nothing else was asked for
         options = {"suppress_errors": True} if self._eager else {}
-        patience = torch._dynamo.config.patch(recompile_limit=compiler.MAX_RECOMPILES, **options)
+        patience = torch._dynamo.config.patch({"recompile_limit": compiler.MAX_RECOMPILES, **options})
         with _compiling, frozen, patience:
             result = self._run(self.network, args, kwargs)
         self._met.add(kind)
