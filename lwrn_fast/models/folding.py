@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 
-COUNTER = "torch.utils.flop_counter"
+# Modules with modes that only count operations.
+COUNTERS = ("torch.utils.flop_counter", "lwrn_fast.profiling.layers")
 
 
 def fold(outer: Tensor, inner: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ def why_not_folded(*weights: Tensor) -> str | None:
         return "a transform of torch.func is active"
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
-    if torch.jit.is_tracing() or not all(type(mode).__module__ == COUNTER for mode in _modes()):
+    if torch.jit.is_tracing() or not all(type(mode).__module__ in COUNTERS for mode in _modes()):
         return "operations are traced or replaced"
     return None
 
