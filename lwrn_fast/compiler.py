@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import types
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -93,9 +94,15 @@ def compile_alone(function: Callable[..., Any], options: dict[str, Any], **setti
     if "isolate_recompiles" in inspect.signature(torch.compile).parameters:  # since torch 2.13
         settings = {"isolate_recompiles": True, "recompile_limit": MAX_RECOMPILES, **settings}
     filters = {"guard_filter_fn": options.pop("guard_filter_fn")} if "guard_filter_fn" in options else None
+    # Dynamo keeps a code object for as long as it has compiled it, and with it the weights that were constants
+    weakref.finalize(own, _forget, code).atexit = False
     # a partial equals nothing but itself, where torch.compile's own wrapper of a backend's name compares options
     own_backend = functools.partial(backend, options=options)
     return torch.compile(own, backend=own_backend, options=filters, **settings)
+
+
+def _forget(code: types.CodeType) -> None:
+    torch._dynamo.eval_frame.remove_from_cache(code)
 
 
 def _compile(

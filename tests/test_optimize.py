@@ -1,17 +1,22 @@
 """lwrn_fast.optimize: any network for inference, equal to itself."""
 
 import copy
+import gc
 import logging
 import pickle
+import random
 import sys
+import threading
+import weakref
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import foreign
 import lwrn_fast
-from lwrn_fast import models
+from lwrn_fast import compiler, models
 from lwrn_fast.accelerate import fold_norms
 from test_accelerate import SAME, SIZES, difference, outputs, same
 
@@ -62,10 +67,9 @@ def test_is_for_inference_alone(fast):
     assert optimized.eval() is optimized
     with pytest.raises(RuntimeError, match="for inference"):
         optimized.train()
-    with pytest.raises(TypeError, match="cannot be copied"):
-        copy.deepcopy(optimized)
-    with pytest.raises(TypeError, match="cannot be pickled"):
-        pickle.dumps(optimized)
+    for copied in (copy.deepcopy, copy.copy, pickle.dumps):
+        with pytest.raises(TypeError, match="compiled code can be neither copied nor pickled"):
+            copied(optimized)
 
 
 @pytest.mark.parametrize("style", foreign.STYLES, ids=lambda kind: kind.__name__)
@@ -73,7 +77,6 @@ def test_eager(style):
     model, x = foreign.network(style), torch.rand(SIZES[0])
     optimized = lwrn_fast.optimize(model, x, how="eager")
     assert optimized.report.count("crp") == style.crps
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in optimized.network.modules())
     if style is foreign.Inline:
         assert (optimized(x) == model(x)).float().mean() > 0.999
     else:
@@ -166,3 +169,188 @@ def test_norms_that_stay():
     expected = [branch(x) for branch in model]
     fold_norms(model)
     assert same([branch(x) for branch in model], expected)
+
+
+class Offset(nn.Module):
+    """A class with a forward of its own, of which networks differ in weights, and in more than one plain value."""
+
+    def __init__(self, planes: int = 4, gain: float = 1.0) -> None:
+        super().__init__()
+        self.conv, self.pool, self.gain = nn.Conv2d(3, planes, 1), nn.MaxPool2d(5, 1, 2), gain
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.gain * self.conv(self.pool(x))
+
+
+class TestManyNetworks:
+    """Compiled code of one network never answers for another."""
+
+    @pytest.mark.parametrize("how", ["compile", "eager"])
+    @pytest.mark.parametrize("name", ["weights", "planes", "attribute", "published"])
+    def test_second_of_a_class(self, how, name):
+        made = {
+            "weights": lambda i: Offset(),
+            "planes": lambda i: Offset(4 + i),
+            "attribute": lambda i: Offset(gain=1.0 + i),
+            "published": lambda i: lwrn_fast.models.Decoder([3], 2 + i, planes=4),
+        }[name]
+        networks = [made(i).eval() for i in range(2 if how == "compile" else 12)]
+        inputs = torch.rand(1, 3, 9, 11)
+        x = [inputs] if name == "published" else inputs
+        fast = [lwrn_fast.optimize(network, [x], how=how) for network in networks]
+        with torch.no_grad():
+            for i in random.Random(0).choices(range(len(networks)), k=3 * len(networks)):
+                torch.testing.assert_close(fast[i](x), networks[i](x), rtol=1e-4, atol=1e-4)
+
+    def test_ninth(self, monkeypatch):
+        """Dynamo compiles one function eight times, and then never again."""
+        graphs = []
+        backend = compiler.backend
+        monkeypatch.setattr(compiler, "backend", lambda *args, **kwargs: graphs.append(args) or backend(*args, **kwargs))
+        x = torch.rand(1, 3, 9, 11)
+        for planes in range(1, 12):
+            lwrn_fast.optimize(Offset(planes), x, how="eager")
+        assert len(graphs) == 11
+
+    def test_after_another_was_deleted(self):
+        x = torch.rand(1, 3, 9, 11)
+        for _ in range(12):
+            network = Offset().eval()
+            fast = lwrn_fast.optimize(network, x, how="eager")
+            with torch.no_grad():
+                torch.testing.assert_close(fast(x), network(x), rtol=1e-4, atol=1e-4)
+            weight = weakref.ref(fast.network.conv.weight)
+            del fast, network
+            gc.collect()
+        assert weight() is None
+
+    def test_in_threads(self):
+        networks = [Offset(4 + i % 2).eval() for i in range(6)]
+        wrong = []
+
+        def work(network: nn.Module, height: int) -> None:
+            x = torch.rand(1, 3, height, 11)
+            fast = lwrn_fast.optimize(network, x, how="eager")
+            with torch.no_grad():
+                wrong.extend(not torch.allclose(fast(x), network(x), rtol=1e-4, atol=1e-4) for _ in range(20))
+
+        threads = [threading.Thread(target=work, args=(network, 7 + i)) for i, network in enumerate(networks)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(wrong) == 120
+        assert not any(wrong)
+        assert not torch._inductor.config.freezing
+
+
+class Remembers(nn.Module):
+    """Keeps what it has seen, in every way there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.before, self.calls, self.kept = None, 0, []
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("last", torch.zeros(1, 3, 8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x) + self.last
+        y = y if self.before is None else y + self.before
+        self.before, self.last = y.detach(), 0.5 * y
+        self.count += 1
+        self.calls += 1
+        self.kept.append(self.calls)
+        return y * SETTING["gain"] + self.count * self.calls
+
+
+SETTING = {"gain": 1.0}
+
+
+@pytest.mark.parametrize("how", ["compile", "eager"])
+def test_networks_with_a_memory(how, monkeypatch):
+    network, x = Remembers().eval(), torch.rand(1, 3, 8, 8)
+    fast = lwrn_fast.optimize(network, x, how=how)
+    with torch.no_grad():
+        network(x)  # as for the example
+        for call in range(4):
+            if call == 3:
+                monkeypatch.setitem(SETTING, "gain", 3.0)
+            torch.testing.assert_close(fast(x), network(x), rtol=1e-4, atol=1e-4)
+    assert fast.network.kept == network.kept
+
+
+@pytest.mark.parametrize("how", ["compile", "eager"])
+def test_random_branch(how):
+    class Coin(Offset):
+        def forward(self, x):
+            return x if random.random() < 0.5 else super().forward(x)
+
+    network, x = Coin(3).eval(), torch.rand(1, 3, 8, 8)
+    fast, tossed = lwrn_fast.optimize(network, x, how=how), []
+    for run in (fast, network):
+        random.seed(1)
+        with torch.no_grad():
+            tossed.append([torch.equal(run(x), x) for _ in range(40)])
+    assert tossed[0] == tossed[1]
+    assert 0 < sum(tossed[0]) < 40
+
+
+class Looks(nn.Module):
+    """Reads strides, as only contiguous memory has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Identity(), nn.MaxPool2d(5, 1, 2))
+        self.register_buffer("grid", torch.ones(1, 3, 2, 2, 2))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.body(x) * self.grid.sum()
+        return y, y.view(len(y), -1).mean(1)
+
+
+@pytest.mark.parametrize("how", ["compile", "eager"])
+def test_other_people_s_networks(how):
+    """Buffers of any rank, Conv-BatchNorm-Identity, a view that needs contiguous memory, two results."""
+    network, x = Looks().eval(), torch.rand(2, 3, 16, 16)
+    nn.init.uniform_(network.body[1].running_mean)
+    with torch.no_grad():
+        expected = network(x)
+    for got, want in zip(lwrn_fast.optimize(network, x, how=how)(x), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+        assert got.is_contiguous()
+
+
+def test_norms_are_folded_in_the_graph():
+    """torch.nn's and those whose class does more, as timm's BatchNormAct2d."""
+
+    class BatchNormAct2d(nn.BatchNorm2d):
+        def forward(self, x):
+            return torch.relu(F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 4, 3)
+            self.norm_a, self.norm_b = BatchNormAct2d(4), nn.BatchNorm2d(4, affine=False)
+
+        def forward(self, x):
+            return self.norm_b(self.b(self.norm_a(self.a(x))))
+
+    network, x = Net().eval(), torch.rand(1, 3, 16, 16)
+    for norm in (network.norm_a, network.norm_b):
+        nn.init.uniform_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    fast = lwrn_fast.optimize(network, x, how="eager")
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        torch.testing.assert_close(fast(x), network.double()(x.double()).float(), rtol=1e-4, atol=1e-5)
+    # the network itself, in float64, has two
+    assert sum(event.count for event in profile.key_averages() if event.key == "aten::batch_norm") == 2
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize("network", [Offset(), lwrn_fast.CRP(3, 3)], ids=["foreign", "ours"])
+def test_copies_of_eager_ones(network, copied):
+    x = torch.rand(1, 3, 9, 9)
+    fast = lwrn_fast.optimize(network, x, how="eager")
+    torch.testing.assert_close(copied(fast)(x), fast(x))
