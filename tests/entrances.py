@@ -7,6 +7,8 @@ test_entrances.py runs in another environment.
 
 import argparse
 import copy
+import functools
+import importlib.util
 import json
 import sys
 import tempfile
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import lwrn_fast
+from compiling import missing
 from entrance_cells import SIZE, Cell, Entrance
 from entrance_commands import (
     Evaluation,
@@ -56,7 +59,7 @@ from entrance_subjects import (
     plain_fusion,
     published,
 )
-from lwrn_fast import models
+from lwrn_fast import _native, models
 from lwrn_fast.models import networks, refinenet, resnet
 
 COPIES = ("deep_copy", "pickled", "saved_whole", "shallow_copy", "replica")
@@ -88,6 +91,19 @@ WRAPPED = FIXED | {
     **why("PyTorch's own OptimizedModule is what would be copied", *COPIES),
     **why("torch.compile has no forward-mode derivatives", "derivative_after_a_call"),
 }
+BY_DYNAMO = why(
+    "Dynamo decides when to compile again, as in the row torch_compile; here each time takes seconds",
+    *("other_size_before", "part_of_a_batch", "thread_count", "memory_formats", "other_width_before"),
+)
+BY_OPTIMIZE = why(
+    "optimize compiles it, which has a row; here each time takes seconds",
+    *("part_of_a_batch", "thread_count", "other_width_before", "poisoned_memory", "another_environment"),
+)
+PACKAGE = why(
+    "export makes its graph as for ONNX, which has a row; here each package takes ten seconds",
+    *("deleted_instance", "other_width_before", "subclass", "made_in_a_thread", "made_under_default_dtype"),
+    *("made_in_inference_mode", "another_environment"),
+)
 FILE = MODULE | NO_GRADIENTS | NO_CHILDREN | FIXED | {
     **why("what is called is a file in another runtime", *COPIES, "keywords", "tensor_subclass", "poisoned_memory"),
 }
@@ -155,9 +171,16 @@ def by_torch_compile(inner: str) -> Callable[..., Any]:
     return lambda network, *_: torch.compile(network, backend="lwrn_fast", options={"backend": inner})
 
 
-def segmenter(how: str) -> Callable[..., Any]:
-    """With one size of the network's input, since each size is compiled for; the oracle's images are of that size."""
-    return lambda network, *_: lwrn_fast.Segmenter(network, how=how, size=SIZE if how == "compile" else None)
+def segmenter(network: nn.Module, *_: Any) -> Any:
+    return lwrn_fast.Segmenter(network)
+
+
+def compiled_segmenter(network: nn.Module, *_: Any) -> Any:
+    """For one size of the network's input, and without calls in C++, which take eight seconds of compiling."""
+    with pytest.MonkeyPatch.context() as patch:
+        quick = functools.partial(lwrn_fast.optimize, options={"cpp_wrapper": False})
+        patch.setattr(sys.modules["lwrn_fast.segmenter"], "optimize", quick)
+        return lwrn_fast.Segmenter(network, how="compile", size=SIZE)
 
 
 def onnx(network: nn.Module, example: Tensor, path: Path) -> Any:
@@ -271,16 +294,16 @@ ENTRANCES = [
     Entrance("optimize_compile", OfNetwork(compiled, foreign), OPTIMIZED | COMPILED, True, NETWORKS_BESIDE, GXX),
     Entrance("torch_compile", Differentiable(by_torch_compile("eager"), foreign), MODULE | WRAPPED, True,
              ("accelerate",)),
-    Entrance("torch_compile_inductor", Differentiable(by_torch_compile("inductor"), foreign), MODULE | WRAPPED, True,
-             NETWORKS_BESIDE, GXX),
-    Entrance("Segmenter", OfImages(segmenter("eager"), foreign), SEGMENTER, beside=("preprocess", "optimize_eager")),
-    Entrance("Segmenter_compile", OfImages(segmenter("compile"), foreign, SIZE), SEGMENTER | COMPILED, True,
+    Entrance("torch_compile_inductor", Differentiable(by_torch_compile("inductor"), foreign),
+             MODULE | WRAPPED | BY_DYNAMO, True, NETWORKS_BESIDE, GXX),
+    Entrance("Segmenter", OfImages(segmenter, foreign), SEGMENTER, beside=("preprocess", "optimize_eager")),
+    Entrance("Segmenter_compile", OfImages(compiled_segmenter, foreign, SIZE), SEGMENTER | COMPILED | BY_OPTIMIZE, True,
              (*NETWORKS_BESIDE, "Segmenter"), GXX),
     Entrance("preprocess", PreprocessFunction(), PREPROCESS, beside=("normalise", "Segmenter")),
     Entrance("load_pth", loaded(".pth"), MODULE, beside=("load_safetensors", "segment")),
     Entrance("load_safetensors", loaded(".safetensors"), MODULE, beside=("load_pth",), needs=SAFE),
     Entrance("to_onnx", OfNetwork(onnx, foreign), FILE, True, ("accelerate", "to_safetensors"), ONNX),
-    Entrance("to_aoti", OfNetwork(aoti, foreign), FILE, True, ("accelerate", "optimize_eager"), (*GXX, "native")),
+    Entrance("to_aoti", OfNetwork(aoti, foreign), FILE | PACKAGE, True, ("accelerate",), (*GXX, "native")),
     Entrance("to_safetensors", OfNetwork(safetensors, foreign), MODULE | NO_OPS, beside=("accelerate",), needs=SAFE),
     Entrance("segment", segment(), COMMAND, beside=COMMANDS_BESIDE),
     Entrance("segment_verify", segment("--verify", "--overlay"), COMMAND | ONE_STDOUT, beside=COMMANDS_BESIDE),
@@ -325,6 +348,18 @@ def cells(folder: Path) -> dict[str, Cell]:
     return made
 
 
+def why_not_here(needs: tuple[str, ...]) -> str | None:
+    """What this installation lacks of what an entrance needs: packages, and "g++" or "native"."""
+    for each in needs:
+        if each == "native" and _native.missing() is not None:
+            return _native.missing()
+        if each == "g++" and missing("g++") is not None:
+            return missing("g++")
+        if each not in ("native", "g++") and importlib.util.find_spec(each) is None:
+            return f"not installed: {each}"
+    return None
+
+
 def table() -> str:
     """The table as text, its numbers, and the reasons by the conditions that they are for."""
     width = max(len(entrance.name) for entrance in ENTRANCES)
@@ -353,7 +388,9 @@ def main() -> int:
     failed = {}
     with tempfile.TemporaryDirectory() as folder, tiny_network():
         for name, cell in cells(Path(folder)).items():
-            torch.compiler.reset()
+            if "another_environment" in cell.entrance.leaves_out or why_not_here(cell.entrance.needs) is not None:
+                continue
+            torch.compiler.reset()  # or classes that rows share would count as compiled too often
             try:
                 CONDITIONS["first_call"](cell)
             except (Exception, SystemExit) as error:

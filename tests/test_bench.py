@@ -14,7 +14,9 @@ import bench_model
 import bench_training
 import bench_upsample_argmax
 import lwrn_fast
+import many_networks
 import memory
+import overhead
 import shapes
 import table
 from lwrn_fast import reference
@@ -203,3 +205,44 @@ def test_table_says_what_is_missing(tmp_path):
     assert done.returncode == 2
     assert table.BEGIN in done.stderr
     assert readme.read_text() == "no markers\n"
+
+
+class TestManyNetworks:
+    """The stress of many networks, without compiling, which takes minutes."""
+
+    @pytest.fixture(autouse=True)
+    def quick(self, monkeypatch):
+        monkeypatch.setattr(many_networks, "WAYS", ("optimize eager", "Segmenter"))
+
+    def test_right_ones(self):
+        found = many_networks.try_all(calls=60, networks=4, threads=2, replaced=2, seed=0, cpp=False)
+        assert (found["calls"], found["wrong"], found["messages"]) == (60, 0, [])
+        assert sum(found["calls by way"].values()) == 60
+
+    def test_wrong_ones_are_counted(self, monkeypatch, capsys):
+        """A network that answers with another's weights, and one that raises."""
+        made = many_networks.make
+
+        def confused(number, seed, cpp):
+            tried = made(number, seed, cpp)
+            if number == 0:
+                tried.run = made(2, seed, cpp).run
+                tried.expected = [torch.full_like(exact, 9.0) for exact in tried.expected]
+            if number == 1:
+                tried.run = lambda _: 1 / 0
+            return tried
+
+        monkeypatch.setattr(many_networks, "make", confused)
+        monkeypatch.setattr("sys.argv", ["many_networks.py", "--calls", "30", "--networks", "2", "--replaced", "0"])
+        assert many_networks.main() == 1
+        said = capsys.readouterr().out.splitlines()
+        assert said[-1] == "30 calls, 30 wrong"
+        assert any("ZeroDivisionError" in line for line in said)
+
+
+def test_overhead_of_one_crp():
+    with torch.no_grad():
+        found = overhead.race(overhead.of_crp(), rounds=8, seconds=0)
+    assert found["plain"]["ratio"] == 1
+    assert {"plain", "accelerate", "lwrn_fast.CRP", "lwrn_fast.crp"} <= set(found)
+    assert all(0 < row["least ms"] <= row["ms"] for row in found.values())

@@ -1,7 +1,6 @@
 """Every public entrance, whatever must not matter: a cell per entrance of entrances.py and condition that applies."""
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -13,12 +12,12 @@ import pytest
 import torch
 
 import lwrn_fast
-from compiling import TESTS, missing
+from compiling import TESTS
 from entrance_cells import Cell
 from entrance_commands import tiny_network
 from entrance_conditions import CONDITIONS
-from entrances import BY_NAME, ENTRANCES, NO_ROWS, cells
-from lwrn_fast import _native, cli, models
+from entrances import BY_NAME, ENTRANCES, NO_ROWS, cells, why_not_here
+from lwrn_fast import cli, models
 
 CELLS = [
     pytest.param(entrance.name, name, id=f"{entrance.name}-{name}")
@@ -64,8 +63,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("LC_")},
         "PYTHONPATH": os.pathsep.join(path for path in [str(TESTS), *sys.path] if path),
-        **{"HOME": "/dev/null/home", "LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-        "TERM": "dumb",
+        **{"HOME": "/dev/null/home", "LANG": "C", "LC_ALL": "C", "TERM": "dumb"},
     }
     command = [sys.executable, TESTS / "entrances.py", "--first-calls", folder / "failed.json"]
     (folder / "empty").mkdir()
@@ -94,18 +92,6 @@ def test_cell(name: str, condition: str, rows: Rows, request: pytest.FixtureRequ
         assert name not in (failed := request.getfixturevalue("elsewhere")), failed[name]
     else:
         CONDITIONS[condition](rows.of(name))
-
-
-def why_not_here(needs: tuple[str, ...]) -> str | None:
-    """What this installation lacks of what an entrance needs: packages, and "g++" or "native"."""
-    for each in needs:
-        if each == "native" and _native.missing() is not None:
-            return _native.missing()
-        if each == "g++" and missing("g++") is not None:
-            return missing("g++")
-        if each not in ("native", "g++") and importlib.util.find_spec(each) is None:
-            return f"not installed: {each}"
-    return None
 
 
 def test_what_does_not_apply_says_why():
