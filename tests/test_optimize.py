@@ -206,7 +206,8 @@ class TestManyNetworks:
         """Dynamo compiles one function eight times, and then never again."""
         graphs = []
         backend = compiler.backend
-        monkeypatch.setattr(compiler, "backend", lambda *args, **kwargs: graphs.append(args) or backend(*args, **kwargs))
+        noting = lambda *args, **kwargs: graphs.append(args) or backend(*args, **kwargs)  # noqa: E731
+        monkeypatch.setattr(compiler, "backend", noting)
         x = torch.rand(1, 3, 9, 11)
         for planes in range(1, 12):
             lwrn_fast.optimize(Offset(planes), x, how="eager")
@@ -301,7 +302,8 @@ class Looks(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Identity(), nn.MaxPool2d(5, 1, 2))
+        norm, pool = nn.BatchNorm2d(8), nn.MaxPool2d(5, 1, 2)
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), norm, nn.Identity(), pool)
         self.register_buffer("grid", torch.ones(1, 3, 2, 2, 2))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
