@@ -93,9 +93,9 @@ class Segmenter:
     def __call__(self, images: Any) -> Any:
         """Label maps of pictures, RGB, uint8.
 
-        images: one as NumPy array or tensor (H, W, 3), or PIL image; several of a size (N, H, W, 3); or a list of
-        these. Returns uint8 (H, W), or (N, H, W), as a tensor for a tensor, on its device, else as a NumPy array; a
-        list for a list.
+        images: one as NumPy array or tensor (H, W, 3), PIL image, or path of an image file; several of a size
+        (N, H, W, 3); or a list of these. Returns uint8 (H, W), or (N, H, W), as a tensor for a tensor, on its device,
+        else as a NumPy array; a list for a list.
         """
         if isinstance(images, (list, tuple)):
             return list(self.map(images))

@@ -2,8 +2,10 @@
 
 import copy
 import gc
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -253,3 +255,72 @@ def test_a_published_network():
     model = models.load(models.SHAPES)
     image = picture(96, 128)
     assert_same_labels(lwrn_fast.Segmenter(model)(image), by_hand(model, image))
+
+
+class Wraps(nn.Module):
+    """Returns logits as other people's networks do."""
+
+    def __init__(self, wrap, classes: int = 5) -> None:
+        super().__init__()
+        self.conv, self.wrap = nn.Conv2d(3, classes, 1), wrap
+
+    def forward(self, x):
+        return self.wrap(self.conv(x))
+
+
+class Output(NamedTuple):
+    loss: torch.Tensor | None
+    logits: torch.Tensor
+
+
+class TestOtherPeoplesNetworks:
+    IMAGE = np.random.RandomState(0).randint(0, 256, (32, 48, 3), np.uint8)  # noqa: NPY002
+
+    @pytest.mark.parametrize("how", ["eager", pytest.param("compile", marks=needs_compiler)])
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            pytest.param(lambda y: {"out": y, "aux": -y}, id="dict"),
+            pytest.param(lambda y: {"segmentation": y}, id="dict of one"),
+            pytest.param(lambda y: (y, -y), id="tuple"),
+            pytest.param(lambda y: [y], id="list"),
+            pytest.param(lambda y: Output(None, y), id="named tuple"),
+        ],
+    )
+    def test_logits_are_found(self, how, wrap):
+        network = Wraps(wrap).eval()
+        plain = Wraps(lambda y: y).eval()
+        plain.load_state_dict(network.state_dict())
+        expected = lwrn_fast.Segmenter(plain, size=32)(self.IMAGE)
+        assert len(np.unique(expected)) > 1
+        assert np.array_equal(lwrn_fast.Segmenter(network, size=32, how=how)(self.IMAGE), expected)
+
+    def test_no_logits(self):
+        network = Wraps(lambda y: {"depth": y, "normals": y}).eval()
+        with pytest.raises(TypeError, match=r"Segmenter: the network must return .* a dict of \['depth', 'normals'\]"):
+            lwrn_fast.Segmenter(network)(self.IMAGE)
+
+    @pytest.mark.parametrize("options", [{}, {"scales": (0.5, 1.0), "flip": True}], ids=["once", "averaged"])
+    def test_one_logit_is_a_threshold_at_0(self, options):
+        network = Wraps(lambda y: y, classes=1).eval()
+        nn.init.zeros_(network.conv.bias)
+        labels = lwrn_fast.Segmenter(network, **options)(self.IMAGE)
+        assert np.unique(labels).tolist() == [0, 1]
+        if not options:
+            with torch.no_grad():
+                expected = network(models.preprocess(self.IMAGE))[0, 0] > 0
+            assert np.array_equal(labels, expected.numpy())
+
+    @pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda s: pickle.loads(pickle.dumps(s))])
+    @pytest.mark.parametrize("theirs", [False, True])
+    def test_copies(self, theirs, copied):
+        network = nn.Sequential(nn.Conv2d(3, 4, 1)) if theirs else models.rf_lw_mbv2(3)
+        segmenter = lwrn_fast.Segmenter(network.eval(), size=64)
+        other = copied(segmenter)
+        assert np.array_equal(other(self.IMAGE), segmenter(self.IMAGE))
+
+    @needs_compiler
+    def test_copies_of_compiled_ones(self):
+        segmenter = lwrn_fast.Segmenter(nn.Sequential(nn.Conv2d(3, 4, 1)).eval(), size=16, how="compile")
+        with pytest.raises(TypeError, match="compiled code can be neither copied nor pickled"):
+            pickle.dumps(segmenter)

@@ -1,6 +1,7 @@
-"""Somebody else's network: what its graph computes, which parts of it our ops can do, and the graph with them.
+"""Graph rewriting: find CRP, fusion, pooling and argmax patterns in an FX graph and replace them with our ops.
 
-reading.py says what a node is, effects.py what shares memory and is written to, matching.py finds chains and fusions,
-replacing.py puts ours in their place, formats.py keeps the strides that others see, running.py is what the new graph
-calls, report.py what is told of it. Graphs come from torch.fx (tracing.py) or Dynamo.
+capture.py has Dynamo capture the forward of one instance in place; tracing.py records a forward with torch.fx, to tell
+what is to be expected. reading.py says what a node computes, effects.py who shares memory and who writes, matching.py
+finds patterns, replacing.py puts our ops in their place, freezing.py folds batch normalisations, formats.py keeps the
+strides that others see. running.py is what the new graph calls, report.py what is told of it.
 """
