@@ -104,6 +104,10 @@ PACKAGE = why(
     *("deleted_instance", "other_width_before", "subclass", "made_in_a_thread", "made_under_default_dtype"),
     *("made_in_inference_mode", "another_environment"),
 )
+BY_TO_ONNX = why(
+    "the command calls to_onnx, which has a row; here each file takes seconds",
+    *("deleted_instance", "other_width_before", "made_in_a_thread", "made_in_inference_mode"),
+)
 FILE = MODULE | NO_GRADIENTS | NO_CHILDREN | FIXED | {
     **why("what is called is a file in another runtime", *COPIES, "keywords", "tensor_subclass", "poisoned_memory"),
 }
@@ -311,8 +315,8 @@ ENTRANCES = [
     Entrance("video", video(), COMMAND | NO_FILES, beside=("segment",), needs=("av",)),
     Entrance("export_safetensors", export("safetensors", models.load), COMMAND | LOADED, beside=("segment",),
              needs=SAFE),
-    Entrance("export_onnx", export("onnx", run_onnx, "--dynamic", "--size", *map(str, SIZE)), COMMAND | FILE, True,
-             COMMANDS_BESIDE, ONNX),
+    Entrance("export_onnx", export("onnx", run_onnx, "--dynamic", "--size", *map(str, SIZE)), COMMAND | FILE | BY_TO_ONNX,
+             True, COMMANDS_BESIDE, ONNX),
     Entrance("train", Training(), COMMAND | IN_PAIRS | TRAINING, beside=("eval", "segment"), needs=TRAIN),
     Entrance("eval", Evaluation(), COMMAND | IN_PAIRS, beside=("segment", "train"), needs=TRAIN),
     Entrance("generate", Generation(), COMMAND | NO_FILES | NO_WEIGHTS | NO_OPS | DRAWN, beside=("segment",)),
