@@ -313,6 +313,24 @@ class TestTraining:
         for key, gradient in gradients[0].items():
             torch.testing.assert_close(gradient, gradients[1][key], msg=key)
 
+    def test_images_are_batched(self, mobilenet):
+        images = torch.rand(3, 3, 32, 40)
+        got = torch.vmap(lambda image: mobilenet(image[None])[0])(images)
+        assert relative_error(got, mobilenet(images)) < 1e-5
+
+    @pytest.mark.parametrize("name", ["rf_lw_mbv2", "rf_lw_mbv2_multi_task"])
+    def test_gradients_of_each_image(self, name):
+        torch.manual_seed(0)
+        model, images = models.NETWORKS[name](num_classes=2).eval(), torch.rand(2, 3, 32, 40)
+        parameters = {key: value.detach() for key, value in model.named_parameters()}
+        loss = lambda p, image: torch.func.functional_call(model, p, (image[None],)).square().sum()  # noqa: E731
+        each = torch.vmap(torch.func.grad(loss), (None, 0))(parameters, images)
+        for i, image in enumerate(images):
+            model.zero_grad()
+            model(image[None]).square().sum().backward()
+            for key in ("layer1.0.weight", "crp1.0.1_outvar_dimred.weight", "segm.weight"):
+                assert relative_error(each[key][i], model.get_parameter(key).grad) < 1e-4
+
     @pytest.mark.parametrize(("name", "drops"), [("rf_lw50", True), ("rf_lw_mbv2", False)])
     def test_dropout_only_while_training(self, name, drops):
         model, image = random_network(name), torch.rand(1, 3, 32, 32)

@@ -40,7 +40,9 @@ class Network(LevelDecoder):
         seen = isinstance(x, Tensor) and checks.tracing_state() is None
         if seen and (x.dim() != 4 or x.shape[1] != 3):
             raise ValueError(f"{self.name}: x must be (N, 3, H, W), got {tuple(x.shape)}")
-        return self.decode(self.features(x.contiguous(memory_format=self.memory_format)))
+        if not torch._C._are_functorch_transforms_active():  # torch.vmap knows no memory formats
+            x = x.contiguous(memory_format=self.memory_format)
+        return self.decode(self.features(x))
 
     def __getstate__(self) -> dict[str, Any]:
         """torch.save cannot pickle a torch.memory_format: its name stands for it."""
