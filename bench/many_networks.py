@@ -255,9 +255,10 @@ def try_all(calls: int, networks: int, threads: int, replaced: int, seed: int, c
             done.result()
     logging.getLogger("torch._dynamo").removeHandler(limits)
     return {
-        **{"recompile limit hit": limits.count, "machine": machine.describe(), "commit": commit(), "seed": seed, "networks": networks, "threads": threads},
-        **{"replaced": replaced, "calls": calls, "wrong": sum(wrong.values()), "by network": dict(wrong)},
-        **{"calls by way": dict(called), "messages": messages, "seconds": time.perf_counter() - start},
+        **{"machine": machine.describe(), "commit": commit(), "seed": seed, "seconds": time.perf_counter() - start},
+        **{"networks": networks, "threads": threads, "replaced": replaced, "recompile limit hit": limits.count},
+        **{"calls": calls, "wrong": sum(wrong.values()), "calls by way": dict(called), "by network": dict(wrong)},
+        "messages": messages,
     }
 
 
