@@ -14,6 +14,7 @@ import functools
 import gc
 import itertools
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -201,9 +202,21 @@ def _enter(network: nn.Module, way: str, sizes: list, dtype: torch.dtype, cpp: b
     return run
 
 
+class Limits(logging.Handler):
+    """Counts how often Dynamo says that it compiles a function no more: from then on the network is slow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += "recompile_limit" in record.getMessage()
+
+
 def try_all(calls: int, networks: int, threads: int, replaced: int, seed: int, cpp: bool) -> dict:
     """Figures of so many calls: how many were wrong, by what was called, and the first messages."""
-    start = time.perf_counter()
+    limits, start = Limits(), time.perf_counter()
+    logging.getLogger("torch._dynamo").addHandler(limits)
     places: list[Tried | None] = []
     for number in range(networks):
         places.append(make(number, seed, cpp))
@@ -240,10 +253,12 @@ def try_all(calls: int, networks: int, threads: int, replaced: int, seed: int, c
     with ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(work, me) for me in range(threads)]:
             done.result()
+    logging.getLogger("torch._dynamo").removeHandler(limits)
     return {
-        **{"machine": machine.describe(), "commit": commit(), "seed": seed, "networks": networks, "threads": threads},
-        **{"replaced": replaced, "calls": calls, "wrong": sum(wrong.values()), "by network": dict(wrong)},
-        **{"calls by way": dict(called), "messages": messages, "seconds": time.perf_counter() - start},
+        **{"machine": machine.describe(), "commit": commit(), "seed": seed, "seconds": time.perf_counter() - start},
+        **{"networks": networks, "threads": threads, "replaced": replaced, "recompile limit hit": limits.count},
+        **{"calls": calls, "wrong": sum(wrong.values()), "calls by way": dict(called), "by network": dict(wrong)},
+        "messages": messages,
     }
 
 
@@ -276,6 +291,8 @@ def main() -> int:
         given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for message in found["messages"]:
         print(message)
+    if found["recompile limit hit"]:
+        print(f"Dynamo's recompile limit was hit {found['recompile limit hit']} times: those networks run uncompiled")
     print(f"{found['calls']} calls, {found['wrong']} wrong")
     return int(found["wrong"] > 0)
 
