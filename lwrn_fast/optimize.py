@@ -162,23 +162,25 @@ def optimize(
     return optimized
 
 
-def _run(self: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return self(*args, **kwargs)
+def _run(optimized_network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return optimized_network(*args, **kwargs)
 
 
 def _guards(network: nn.Module) -> Callable[[Sequence[Any]], list[bool]]:
     """Which guards Dynamo checks before each call: those on inputs, on PyTorch's state, on the plain values that a
     forward of the user's own reads from its modules and from global variables. The network is a copy with compiled
     code of its own, so its weights and layers stay what they are: a check of thousands of them took two milliseconds.
+    Behind a graph break, where a module is not known by its path from the network, all guards stay.
     """
+    whole = re.compile(r"(?:L\[')?optimized_network(?:'\])?((?:\._modules\['[^']*'\])*)(.*)", re.DOTALL)
 
     def keep(guard: Any) -> bool:
-        name = guard.name.replace("L['self']", "self")
         if guard.is_global:
-            return guard.guard_type in OF_VALUES and not re.match(r"G\['__(builtins|import_torch)", name)
-        if not re.match(r"self\b", name):
+            return guard.guard_type in OF_VALUES and not re.match(r"G\['__(builtins|import_torch)", guard.name)
+        found = whole.fullmatch(guard.name)
+        if found is None:
             return True
-        path, attribute = re.fullmatch(r"self((?:\._modules\['[^']*'\])*)(.*)", name).groups()  # type: ignore
+        path, attribute = found.groups()
         owner = network.get_submodule(".".join(re.findall(r"'([^']*)'", path)))
         known = type(owner).__module__.startswith(("torch.", f"{__package__}."))
         return not known and bool(attribute) and not re.match(r"\._parameters|\._modules|\.\w*_hooks", attribute)

@@ -356,3 +356,32 @@ def test_copies_of_eager_ones(network, copied):
     x = torch.rand(1, 3, 9, 9)
     fast = lwrn_fast.optimize(network, x, how="eager")
     torch.testing.assert_close(copied(fast)(x), fast(x))
+
+
+class Breaks(nn.Module):
+    """Ends the captured graph within an inner module, as a print does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(3, 4, 1), nn.ModuleList(Offset(4, gain) for gain in (1.0, 2.0))
+        for inner in self.inner:
+            inner.conv = nn.ModuleList([nn.Conv2d(4, 4, 1)])
+
+    def forward(self, x):
+        x = self.stem(x)
+        for inner in self.inner:
+            x = x + inner.gain * self.part(inner, x)
+        return x
+
+    def part(self, inner, x):
+        torch._dynamo.graph_break()
+        return inner.conv[0](inner.pool(x))
+
+
+@pytest.mark.parametrize("how", ["compile", "eager"])
+def test_behind_a_graph_break(how):
+    networks, x = [Breaks().eval() for _ in range(3)], torch.rand(1, 3, 9, 9)
+    fast = [lwrn_fast.optimize(network, x, how=how) for network in networks]
+    with torch.no_grad():
+        for i in (0, 2, 1, 0):
+            torch.testing.assert_close(fast[i](x), networks[i](x), rtol=1e-4, atol=1e-5)
