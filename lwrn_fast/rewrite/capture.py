@@ -6,23 +6,26 @@ treatment of side effects decide at each call whether what was captured still st
 """
 
 import functools
+import logging
 import operator
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from .. import compiler
 from .report import Finding, Report
 
+log = logging.getLogger("lwrn_fast")
 KEY = "_lwrn_fast_capture"
 """Where an accelerated module keeps its `Capture`."""
 SETTINGS = {
     "skip_nnmodule_hook_guards": False,  # hooks may be registered later
     "suppress_errors": True,  # what cannot be captured runs as it is
     "optimize_ddp": False,  # whose buckets would cut patterns in two
+    "trace_numpy": False,  # which is computed by PyTorch then, not all of it alike
     "allow_unspec_int_on_nn_module": True,  # a counter is no reason to capture again
     "recompile_limit": compiler.MAX_RECOMPILES,
 }
@@ -43,6 +46,7 @@ class Capture:
         self._seen = _Seen([])
         self._begun = 0
         self._lock = threading.Lock()
+        self._told: set[str] = set()
 
     def __call__(self, owner: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module's forward. owner: the subclass that its `forward` was found in."""
@@ -50,13 +54,27 @@ class Capture:
         if run is None or not self._seen.holds():
             run = self._begin(owner, module)
         revert = _set()
+        notes: list[str] = []
+        outer, _here.notes = getattr(_here, "notes", None), notes
         try:
-            return run(module, args, kwargs)
+            result = run(module, args, kwargs)
         except Exception:
             self._run = None  # Dynamo never looks again at a frame that failed, and the next call may be right
             raise
         finally:
+            _here.notes = outer
             revert()
+        if notes:
+            self._tell(module, notes)
+        return result
+
+    def _tell(self, module: nn.Module, notes: list[str]) -> None:
+        """What runs as it is, each once, in the report and in the log."""
+        for note in dict.fromkeys(notes):
+            if note not in self._told:
+                self._told.add(note)
+                self.report.add([Finding("", "module", type(module).__name__, f"runs in parts as it is: {note}")])
+                log.warning("accelerate: %s runs in parts as it is: %s", type(module).__name__, note)
 
     def _begin(self, owner: Any, module: nn.Module) -> Callable[..., Any]:
         def forward(self: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -79,6 +97,33 @@ class Capture:
 
     def __reduce__(self) -> tuple:
         return Capture, (self.wanted, Report())
+
+
+_here = threading.local()
+"""The `notes` of the capture that this thread is in, where it is in one."""
+
+
+class _Notes(logging.Filter):
+    """Takes Dynamo's warnings, tracebacks of a page each, as notes where we asked for the capture and it is no error
+    that something cannot be captured. Who sets TORCH_LOGS sees them as they are."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        notes = getattr(_here, "notes", None)
+        wanted = logging.getLogger(record.name).isEnabledFor(logging.INFO)
+        if notes is None or wanted or record.levelno < logging.WARNING:
+            return True
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            notes.append(f"Dynamo cannot capture it ({next(iter(str(error).splitlines()), type(error).__name__)})")
+        elif "recompile_limit" in str(record.args):
+            notes.append(f"it was captured {compiler.MAX_RECOMPILES} times, and is other at each call")
+        return False
+
+
+@functools.cache
+def _take_notes() -> None:
+    for name in ("_dynamo.convert_frame", "_dynamo.variables.tensor", "_subclasses.fake_tensor"):
+        logging.getLogger(f"torch.{name}").addFilter(_Notes())
 
 
 class _Seen:
@@ -124,11 +169,31 @@ def remove(module: nn.Module) -> None:
 _originals: dict[type, type] = {}
 
 
+class _Unannounced(nn.Module):  # of a plain class, memory would lie otherwise, and no instance could change over
+    """Keeps a class from hearing of its new subclass, which may need arguments, or enter a registry."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        if _Unannounced not in cls.__bases__:  # a subclass of the user's
+            super().__init_subclass__(**kwargs)
+
+
+def _recompile(self: Any) -> Any:
+    """fx.GraphModule writes its forward into the class of the instance, which must be its own then."""
+    kind = type(self)
+    self.__class__ = _originals[kind]
+    try:
+        return self.recompile()
+    finally:
+        self.__class__ = kind
+
+
 @functools.cache
 def subclass(kind: Any) -> Any:
     """The class of accelerated instances of a class; it has the class's name, and its pickles name the class."""
 
-    class Accelerated(kind):
+    traced = issubclass(kind, fx.GraphModule)  # which looks for its own class among the bases
+
+    class Accelerated(*((kind,) if traced else (_Unannounced, kind))):  # type: ignore[misc]
         @functools.wraps(kind.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             capture = None if torch.compiler.is_compiling() or _is_observed() else vars(self).get(KEY)
@@ -144,6 +209,8 @@ def subclass(kind: Any) -> Any:
                 return _of_subclass, (kind, None, *made[1]), *made[2:]
             return made
 
+    if traced:
+        Accelerated.recompile = _recompile
     Accelerated.__name__, Accelerated.__qualname__ = kind.__name__, kind.__qualname__
     Accelerated.__module__, Accelerated.__doc__ = kind.__module__, kind.__doc__
     _originals[Accelerated] = kind
@@ -183,4 +250,5 @@ def _set() -> Callable[[], None]:
 
 @functools.cache
 def _change() -> Callable[[], Callable[[], None]]:
+    _take_notes()
     return torch._dynamo.config._make_closure_patcher(**SETTINGS)

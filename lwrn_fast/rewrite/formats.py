@@ -4,6 +4,7 @@ Our ops return channels-last memory. Values do not depend on it, and most operat
 may see strides, and before the graph's results, the format is that of the example which Dynamo has left.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -49,7 +50,7 @@ def begin(graph: Graph, effects: Effects) -> set[Node]:
         usual = isinstance(value, Tensor) and value.dim() == 4 and value.is_floating_point()
         if not usual or not _lies(value, (0, 1, 2, 3)) or _lies(value, (0, 2, 3, 1)) or effects.writes(node):
             continue
-        users = [user for user in node.users if user.op != "output" and not _is_weight(node, user)]
+        users = [user for user in node.users if _takes_any_strides(node, user, effects)]
         if all(_is_ours(user) for user in users):  # which reads any strides, and copies in less time
             continue
         with graph.inserting_after(node):
@@ -61,9 +62,11 @@ def begin(graph: Graph, effects: Effects) -> set[Node]:
     return made
 
 
-def _is_weight(node: Node, user: Node) -> bool:
-    """Whether a map goes into an operation behind its first argument, as the weights of a convolution do."""
-    return node in _nodes((user.args[1:], user.kwargs))
+def _takes_any_strides(node: Node, user: Node, effects: Effects) -> bool:
+    """Whether a user of a map may be given a copy. A view of it may not, as others write to what it is a view of; nor
+    what takes it behind the first argument, as a convolution does its weights."""
+    is_weight = node in _nodes((user.args[1:], user.kwargs))
+    return not (user.op == "output" or is_weight or user in effects.members(node) or _looks(user, effects))
 
 
 def _format(graph: Graph, node: Node, users: Sequence[Node]) -> None:
@@ -111,7 +114,7 @@ def _order(node: Node) -> tuple[int, ...] | None:
             return order
     strides = value.stride()
     if not all(isinstance(stride, int) for stride in strides):
-        return None
+        return next((order for order in itertools.permutations(range(value.dim())) if _lies(value, order)), None)
     return tuple(sorted(range(value.dim()), key=lambda dim: (-strides[dim], dim)))
 
 

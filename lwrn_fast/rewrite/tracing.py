@@ -73,14 +73,15 @@ def trace(module: nn.Module, closed: set[nn.Module]) -> tuple[fx.Graph, list[nn.
 
 
 def required(module: nn.Module) -> list[str]:
-    """The arguments of the forward that have no default; NotTraced where it takes any number."""
+    """The arguments of the forward that have no default, or the first; NotTraced where it takes any number."""
     names = []
-    for parameter in list(inspect.signature(type(module).forward).parameters.values())[1:]:
+    parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.KEYWORD_ONLY):
             raise NotTraced("its forward takes any number of arguments, or some by name only")
         if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
             names.append(parameter.name)
-    return names
+    return names or [parameter.name for parameter in parameters[:1] if parameter.kind is not parameter.VAR_KEYWORD]
 
 
 def _of_torch(module: nn.Module) -> bool:
