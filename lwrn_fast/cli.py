@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import __version__, backends, cli_erf, cli_export, cli_profiling, cli_training, cli_video, heap, models
+from . import __version__, backends, cli_erf, cli_export, cli_profiling, cli_training, cli_video, heap, models, outputs
 from .info import info
 from .terminal import Parser, exit_code, one_line, positive, progress_bar, say_error, whole
 
@@ -89,7 +89,7 @@ def _segment(arguments: argparse.Namespace) -> int:
         model, trained = segment.build(options)
         if speaks:
             weights = "trained" if trained else "UNTRAINED"
-            print(f"{model.name}, {model.num_classes} classes, {weights} weights", flush=True)
+            print(f"{model.name}, {outputs.classes(model.num_classes)}, {weights} weights", flush=True)
         run = folders.run if options.resume else segment.run
         report = run(arguments.paths, options, model, say_error, progress_bar() if speaks else iter)
     except segment.UserError as error:

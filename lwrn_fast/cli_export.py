@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from . import models
+from . import models, outputs
 from .terminal import say_error, whole
 
 NEEDS = "this command needs Pillow and safetensors: pip install 'lwrn-fast[cli]'"
@@ -55,7 +55,8 @@ def _export(arguments: argparse.Namespace) -> int:
     size = tuple(arguments.size or (512, 512))
     try:
         model, trained = segment.build(options)
-        print(f"{model.name}, {model.num_classes} classes, {'trained' if trained else 'UNTRAINED'} weights", flush=True)
+        classes = outputs.classes(model.num_classes)
+        print(f"{model.name}, {classes}, {'trained' if trained else 'UNTRAINED'} weights", flush=True)
         image = torch.zeros(1, 3, *size)
         if kind == "safetensors":
             export.to_safetensors(model, out)

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from . import backends, models
+from . import backends, models, outputs
 from .terminal import natural, one_line, positive, say_error, tqdm_class, whole
 
 NEEDS = "this command needs PyAV and Pillow: pip install 'lwrn-fast[video]'"
@@ -63,7 +63,8 @@ def _video(arguments: argparse.Namespace) -> int:
     try:
         segment.check_backend(arguments.backend)
         model, trained = segment.build(weights)
-        print(f"{model.name}, {model.num_classes} classes, {'trained' if trained else 'UNTRAINED'} weights", flush=True)
+        classes = outputs.classes(model.num_classes)
+        print(f"{model.name}, {classes}, {'trained' if trained else 'UNTRAINED'} weights", flush=True)
         segmenter = Segmenter(
             model,
             device=segment.device(arguments.device),

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import cli, images, models, segment
+from . import cli, images, models, outputs, segment
 from .models.networks import Network
 from .segmenter import Segmenter
 from .training import data, generate
@@ -51,7 +51,7 @@ def demonstrate(photos: Sequence[str], out: Path, checkpoint: str | None) -> int
         )
         segment.check_backend(None)
         model, _ = segment.build(options)
-        print(f"network   {model.name}, {model.num_classes} classes")
+        print(f"network   {model.name}, {outputs.classes(model.num_classes)}")
         print(f"weights   {options.checkpoint}" + ("" if checkpoint else ": they know drawn shapes, nothing else"))
         report = segment.run(photos, options, model, error=cli.say_error, progress=cli.progress_bar())
         if report.skipped is not None:

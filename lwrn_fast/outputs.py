@@ -56,6 +56,15 @@ def one_per_class(logits: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
 
 
+def classes(number: int) -> str:
+    """How many classes so many logits are for, in words.
+
+    >>> classes(21), classes(1)
+    ('21 classes', '2 classes in one logit')
+    """
+    return f"{number} classes" if number != 1 else "2 classes in one logit"
+
+
 def leaves(result: Any, op: str = "leaves") -> list[tuple[str, Tensor]]:
     """All tensors in what a network returned, each with a name: its keys, "output0", "output1" in a tuple.
 

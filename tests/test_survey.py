@@ -376,10 +376,21 @@ class TestOneLogit:
         assert f"warning: {folder} names 3 classes, --num-classes asks for 2\n" in run.out
         assert f"2 classes, from {checkpoint(3)}, with a new classifier\n" in run.out
 
+    @pytest.mark.parametrize(("number", "text"), [(1, "1-2:1"), (2, "0-1:0,2:1"), (4, "2:3")])
+    def test_mapped_to_other_numbers(self, number, text, tmp_path, capsys):
+        folder, weights = pairs_folder(tmp_path / "d", grey(0, 1, 2), THREE), tmp_path / "r" / "last.safetensors"
+        options = ["--map-labels", text]
+        run = Run(capsys, "train", folder, "--out", weights.parent, *TRAIN, "--num-classes", number, *options)
+        assert run.code == 0
+        run = Run(capsys, "eval", folder, "--checkpoint", weights, *options)
+        words = "2 classes in one logit" if number == 1 else f"{number} classes"
+        assert (run.code, run.errors) == (0, [])
+        assert f"warning: {folder} names 3 classes, {weights} has {words}\n" in run.out
+
     def test_other_numbers(self, tmp_path, capsys, checkpoint):
         folder = pairs_folder(tmp_path / "d", grey(0, 1, 2), THREE)
         run = Run(capsys, "eval", folder, "--checkpoint", checkpoint(1))
-        assert run.errors == [f"{MARK}{checkpoint(1)}: has 1 classes, {folder} has 3"]
+        assert run.errors == [f"{MARK}{checkpoint(1)}: has 2 classes in one logit, {folder} has 3"]
         run = Run(capsys, "train", folder, "--out", tmp_path / "r", *TRAIN, "--num-classes", "1")
         assert "has the class 2, classes are 0 to 1" in run.errors[0]
 

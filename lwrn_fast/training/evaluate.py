@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import backends, images, models
 from ..models.networks import Network
 from ..normalise import normalise
-from ..outputs import one_per_class
+from ..outputs import classes, one_per_class
 from ..segment import DTYPES, UserError, check_backend
 from ..segmenter import averaged_labels
 from ..upsample_argmax import upsample_argmax
@@ -62,14 +62,14 @@ def run(
         model = models.load(job.checkpoint, job.network, weights=job.weights)
     except models.CheckpointError as reason:
         raise UserError(str(reason)) from reason
-    names = _names(job, model)
+    names, warnings = _names(job, model)
     pairs = data.find(job.data, job.split, label_map)
     with processes.joined(job.device) as device:
         first = processes.rank() == 0
         seen = processes.by_first(lambda tick: _look(pairs, label_map, names, progress, tick))
         if seen is not None:
             say(f"{model.name}, {job.dtype}, {len(pairs)} images of {job.split}")
-            for line in seen[1]:
+            for line in (*warnings, *seen[1]):
                 say(f"warning: {line}")
         model = model.to(device, DTYPES[job.dtype])
         with nullcontext() if job.backend is None else backends.use_backend(job.backend):
@@ -94,15 +94,21 @@ def run(
     return failed
 
 
-def _names(job: Job, model: Network) -> list[str]:
-    """The names of the network's classes. Raises UserError where the data has another number of them."""
+def _names(job: Job, model: Network) -> tuple[list[str], list[str]]:
+    """The names of the network's classes, and a warning where the data names others, which --map-labels may change.
+
+    Raises UserError where the data has another number of classes and nothing maps them.
+    """
     number = model.num_classes
     known = data.class_names(job.data)
     # one logit is for two classes, of which data may name the second alone
     fitting = {number, 2} if number == 1 else {number, 1} if number == 2 else {number}
-    if known is not None and len(known) not in fitting:
-        raise UserError(f"{job.checkpoint}: has {number} classes, {job.data} has {len(known)}")
-    return preparing.classes(job.data, number, None)[0]
+    names = preparing.classes(job.data, number, None)[0]
+    if known is None or len(known) in fitting:
+        return names, []
+    if job.map_labels is not None:
+        return names, [f"{job.data} names {len(known)} classes, {job.checkpoint} has {classes(number)}"]
+    raise UserError(f"{job.checkpoint}: has {classes(number)}, {job.data} has {len(known)}")
 
 
 def _look(

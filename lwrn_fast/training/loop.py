@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .. import backends, images
+from .. import backends, images, outputs
 from ..outputs import one_per_class
 from ..segment import UserError, check_backend
 from . import data, preparing, processes, records, saving
@@ -258,8 +258,7 @@ class _Run:
         start = self.options.checkpoint or "random weights"
         if self.new_classifier:
             start += ", with a new classifier"
-        logits = " in one logit" if self.data.logits == 1 else ""
-        self.say(f"{self.model.name}, {len(self.data.names)} classes{logits}, from {start}")
+        self.say(f"{self.model.name}, {outputs.classes(self.data.logits)}, from {start}")
         validation = f"{len(self.data.val)} to validate with" if self.data.val else "none to validate with"
         count = processes.count()
         self.say(
