@@ -324,6 +324,21 @@ class WritesInput(nn.Module):
         return x
 
 
+def test_other_threads_are_not_disturbed():
+    """While a network is looked at, others call theirs: torch.fx's own tracer patches the modules of all threads."""
+    seen = []
+
+    class Looks(foreign.Pooling):
+        def forward(self, x):
+            seen.append((torch.fx._symbolic_trace.is_fx_symbolic_tracing(), nn.Module.__call__, nn.Module.__getattr__))
+            return super().forward(x)
+
+    before = (False, nn.Module.__call__, nn.Module.__getattr__)
+    assert lwrn_fast.accelerate(Looks(4)).count("crp") == 1
+    assert seen
+    assert set(seen) == {before}
+
+
 class TestLeftAlone:
     @pytest.mark.parametrize(
         ("changes", "reason"),

@@ -1,7 +1,9 @@
 """A module's forward as a graph, with the modules in it as they are."""
 
+import functools
 import inspect
 import operator
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -31,43 +33,79 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "
 
 
 class Tracer(fx.Tracer):
-    """Looks into containers and small modules, never into those with hooks, nor into `closed` ones."""
+    """Records one forward. Nothing outside the module is patched, as `fx.Tracer.trace` patches all modules of all
+    threads: the modules within get a forward of their own meanwhile, so the module must be nobody else's."""
 
-    def __init__(self, closed: set[nn.Module]) -> None:
+    def __init__(self, root: nn.Module, closed: set[nn.Module]) -> None:
         super().__init__()
-        self.closed = closed
-        self.opened: list[nn.Module] = []
+        self.root, self.graph, self.tensor_attrs = root, fx.Graph(tracer_cls=Tracer), {}
+        self.opened: list[nn.Module] = [root]
+        self._closed = closed
+        self._before: dict[nn.Module, dict[str, Any]] = {}
+        self._swapped: list[tuple[nn.Module, str, nn.Module]] = []
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if m in self.closed or children.has_hooks(m) or "forward" in vars(m):  # accelerated, or the user's
-            return True
-        if type(m) is not nn.Sequential:
-            own = [inner for inner in m.modules() if _of_torch(inner)]
-            if _of_torch(m) or len(own) > MOST_INLINED or isinstance(m, torch.jit.ScriptModule):
-                return True
-        self.opened.append(m)
-        return False
+    def record(self) -> fx.Graph:
+        try:
+            self._prepare(self.root, "")
+            arguments = [self.create_proxy("placeholder", name, (), {}) for name in required(self.root)]
+            result = type(self.root).forward(self.root, *arguments)
+            self.create_node("output", "output", (self.create_arg(result),), {})
+        finally:
+            for parent, name, module in self._swapped:
+                parent._modules[name] = module
+            for module, names in self._before.items():
+                if not isinstance(module, torch.jit.ScriptModule):
+                    vars(module).clear()
+                    vars(module).update(names)
+        return self.graph
 
     def proxy(self, node: fx.Node) -> Proxy:
         return Proxy(node, self)
 
-    def call_module(self, m: nn.Module, forward: Any, args: tuple, kwargs: dict) -> Any:
-        try:
-            self.path_of_module(m)
-        except NameError:  # made in the forward, as nn.Upsample often is
-            return m.forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
+    def _prepare(self, module: nn.Module, path: str) -> None:
+        for name, child in module.named_children():
+            inner = f"{path}.{name}" if path else name
+            if child in self._before:
+                continue
+            self._before[child] = dict(vars(child))
+            if isinstance(child, torch.jit.ScriptModule):  # whose calls nothing within Python sees
+                self._swapped.append((module, name, child))
+                module._modules[name] = stand_in = nn.Module()
+                vars(stand_in)["forward"] = functools.partial(self._call, inner)
+            elif type(child).forward is nn.Module.forward:  # a list, say, that is never called
+                self._prepare(child, inner)
+            elif self._is_leaf(child):
+                hooks: dict[str, Any] = {name: OrderedDict() for name in vars(child) if name.endswith("_hooks")}
+                vars(child).update(hooks, forward=functools.partial(self._call, inner))
+            else:
+                self.opened.append(child)
+                vars(child)["forward"] = functools.partial(self._enter, child, inner)
+                self._prepare(child, inner)
 
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list]:
-        """What a caller must give; the rest keeps its default."""
-        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in required(self.root))]
+    def _is_leaf(self, m: nn.Module) -> bool:
+        """Containers and small modules are looked into, never those with hooks, nor `closed` ones."""
+        if m in self._closed or children.has_hooks(m) or "forward" in vars(m):
+            return True
+        if type(m) is nn.Sequential:
+            return False
+        return _of_torch(m) or sum(map(_of_torch, m.modules())) > MOST_INLINED
+
+    def _call(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        return self.create_proxy("call_module", path, args, kwargs)
+
+    def _enter(self, module: nn.Module, path: str, *args: Any, **kwargs: Any) -> Any:
+        self.module_stack[path] = (path, type(module))
+        try:
+            return type(module).forward(module, *args, **kwargs)
+        finally:
+            self.module_stack.popitem()
 
 
 def trace(module: nn.Module, closed: set[nn.Module]) -> tuple[fx.Graph, list[nn.Module]]:
     """The graph, and the modules within that it looks into. NotTraced where the forward cannot be recorded."""
-    tracer = Tracer(closed)
+    tracer = Tracer(module, closed)
     try:
-        return tracer.trace(module), tracer.opened
+        return tracer.record(), tracer.opened
     except Exception as error:  # it is somebody else's code
         raise NotTraced(str(error)) from error
 
