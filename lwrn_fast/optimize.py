@@ -62,9 +62,10 @@ class Optimized(nn.Module):
             return self._run(self.network, args, kwargs)
         # Dynamo must know that weights are frozen, not inductor alone, and reads it from settings of the process
         frozen = torch._inductor.config.patch(freezing=True)
-        # a network that cannot be captured runs as it is, where nothing else was asked for
-        options = {"suppress_errors": True} if self._eager else {}
-        patience = torch._dynamo.config.patch({"recompile_limit": compiler.MAX_RECOMPILES, **options})
+        options = {"recompile_limit": compiler.MAX_RECOMPILES, "trace_numpy": False}  # which PyTorch's is not all like
+        if self._eager:  # where nothing else was asked for, a network that cannot be captured runs as it is
+            options["suppress_errors"] = True
+        patience = torch._dynamo.config.patch(options)
         with _compiling, frozen, patience:
             result = self._run(self.network, args, kwargs)
         self._met.add(kind)
@@ -176,18 +177,22 @@ def _guards(network: nn.Module) -> Callable[[Sequence[Any]], list[bool]]:
         name = guard.name.replace("L['self']", "self")
         if guard.is_global:
             return guard.guard_type in OF_VALUES and not re.match(r"G\['__(builtins|import_torch)", name)
-        if not re.match(r"self\b", name):
+        if guard.guard_type in OF_CONTENTS or not re.match(r"self\b", name):
             return True
         path, attribute = re.fullmatch(r"self((?:\._modules\['[^']*'\])*)(.*)", name).groups()  # type: ignore
         owner = network.get_submodule(".".join(re.findall(r"'([^']*)'", path)))
         known = type(owner).__module__.startswith(("torch.", f"{__package__}."))
-        return not known and bool(attribute) and not re.match(r"\._parameters|\._modules|\.\w*_hooks", attribute)
+        if not attribute:
+            return not known and guard.guard_type == "NOT_PRESENT_IN_GENERIC_DICT"
+        return not known and not re.match(r"\._parameters|\._modules|\.\w*_hooks", attribute)
 
     return lambda guards: [keep(guard) for guard in guards]
 
 
 OF_VALUES = ("CONSTANT_MATCH", "EQUALS_MATCH", "NONE_MATCH", "DICT_KEYS_MATCH", "SEQUENCE_LENGTH")
 """Kinds of guards on global variables that a program changes as it runs; functions and classes are not replaced."""
+OF_CONTENTS = ("HASATTR", "DICT_CONTAINS", "DICT_NOT_CONTAINS", "DICT_KEYS_MATCH", "SET_CONTAINS", "SET_NOT_CONTAINS")
+"""Kinds of guards on what a forward may add to its modules as it runs, layers made at need among them."""
 
 
 def _kind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -381,3 +381,39 @@ def test_arguments(forward, calls):
     for given in calls:
         args, kwargs = ((maps(),), given) if isinstance(given, dict) else (given, {})
         same(accelerated(*args, **kwargs), plain(*args, **kwargs))
+
+
+@pytest.mark.parametrize("forward", FORWARDS.values(), ids=FORWARDS.keys())
+def test_optimized(forward):
+    """What the copy keeps from call to call is kept, layers made at need too."""
+    module = pair(forward)[0].eval().requires_grad_(False)
+    optimized = lwrn_fast.optimize(module, maps(), how="eager")
+    for x in (maps(), maps(), maps(1, 8, 5, 6), maps()):
+        with torch.no_grad():
+            expected = seeded(copy.deepcopy(optimized.network), x)
+        got = seeded(optimized, x)
+        same(got, expected)
+
+
+def late_in_a_dictionary(self, x):
+    if "late" not in self.act:
+        self.act["late"] = nn.Conv2d(8, 8, 1)
+    return self.act["late"](self.body(x))
+
+
+def late_in_a_list(self, x):
+    if len(self.act) < 2:
+        self.act.append(nn.Conv2d(8, 8, 1))
+    for layer in self.act:
+        x = layer(self.body(x))
+    return x
+
+
+@pytest.mark.parametrize("forward", [late_in_a_dictionary, late_in_a_list])
+def test_optimized_with_late_layers(forward):
+    module = pair(forward)[0].eval()
+    module.act = nn.ModuleDict() if forward is late_in_a_dictionary else nn.ModuleList()
+    optimized = lwrn_fast.optimize(module, maps(), how="eager")
+    first = optimized(maps())
+    torch.testing.assert_close(optimized(maps()), first)
+    torch.testing.assert_close(first, optimized.network(maps()).detach())
