@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from . import compiler, heap
 from .accelerate import OURS, accelerate, fold_norms
+from .rewrite import notes
 from .rewrite.report import Report
 
 log = logging.getLogger("lwrn_fast")
@@ -35,11 +36,12 @@ class Optimized(nn.Module):
         narrow: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.report = network, report
+        self.network, self.report, self.training = network, report, False
         self._made_of = options, dynamic, narrow
         self._eager = options is None or options.get("backend") == "eager"
         self._narrow = narrow  # of what goes in and out, where the network computes in float32 instead
         self._met: set[Any] = set()  # kinds of inputs for which compiled code is there
+        self._told: set[str] = set()  # of what runs as it is
         self._run: Callable[..., Any] | None = None  # of the network and its arguments; None: the network is called
         if options is not None:
             settings = {**options, "guard_filter_fn": _guards(network), "report": report}
@@ -66,8 +68,9 @@ class Optimized(nn.Module):
         if self._eager:  # where nothing else was asked for, a network that cannot be captured runs as it is
             options["suppress_errors"] = True
         patience = torch._dynamo.config.patch(options)
-        with _compiling, frozen, patience:
+        with _compiling, frozen, patience, notes.taken() as said:
             result = self._run(self.network, args, kwargs)
+        notes.tell(said, self._told, "optimize", type(self.network).__name__, self.report)
         self._met.add(kind)
         return result
 
