@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from . import compiler, heap
 from .accelerate import OURS, accelerate, fold_norms
+from .rewrite import notes
 from .rewrite.report import Report
 
 log = logging.getLogger("lwrn_fast")
@@ -35,11 +36,12 @@ class Optimized(nn.Module):
         narrow: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.report = network, report
+        self.network, self.report, self.training = network, report, False
         self._made_of = options, dynamic, narrow
         self._eager = options is None or options.get("backend") == "eager"
         self._narrow = narrow  # of what goes in and out, where the network computes in float32 instead
         self._met: set[Any] = set()  # kinds of inputs for which compiled code is there
+        self._told: set[str] = set()  # of what runs as it is
         self._run: Callable[..., Any] | None = None  # of the network and its arguments; None: the network is called
         if options is not None:
             settings = {**options, "guard_filter_fn": _guards(network), "report": report}
@@ -62,11 +64,13 @@ class Optimized(nn.Module):
             return self._run(self.network, args, kwargs)
         # Dynamo must know that weights are frozen, not inductor alone, and reads it from settings of the process
         frozen = torch._inductor.config.patch(freezing=True)
-        # a network that cannot be captured runs as it is, where nothing else was asked for
-        options = {"suppress_errors": True} if self._eager else {}
-        patience = torch._dynamo.config.patch({"recompile_limit": compiler.MAX_RECOMPILES, **options})
-        with _compiling, frozen, patience:
+        options = {"recompile_limit": compiler.MAX_RECOMPILES, "trace_numpy": False}  # which PyTorch's is not all like
+        if self._eager:  # where nothing else was asked for, a network that cannot be captured runs as it is
+            options["suppress_errors"] = True
+        patience = torch._dynamo.config.patch(options)
+        with _compiling, frozen, patience, notes.taken() as said:
             result = self._run(self.network, args, kwargs)
+        notes.tell(said, self._told, "optimize", type(self.network).__name__, self.report)
         self._met.add(kind)
         return result
 
@@ -178,18 +182,22 @@ def _guards(network: nn.Module) -> Callable[[Sequence[Any]], list[bool]]:
         if guard.is_global:
             return guard.guard_type in OF_VALUES and not re.match(r"G\['__(builtins|import_torch)", guard.name)
         found = whole.fullmatch(guard.name)
-        if found is None:
+        if found is None or guard.guard_type in OF_CONTENTS:
             return True
         path, attribute = found.groups()
         owner = network.get_submodule(".".join(re.findall(r"'([^']*)'", path)))
         known = type(owner).__module__.startswith(("torch.", f"{__package__}."))
-        return not known and bool(attribute) and not re.match(r"\._parameters|\._modules|\.\w*_hooks", attribute)
+        if not attribute:
+            return not known and guard.guard_type == "NOT_PRESENT_IN_GENERIC_DICT"
+        return not known and not re.match(r"\._parameters|\._modules|\.\w*_hooks", attribute)
 
     return lambda guards: [keep(guard) for guard in guards]
 
 
 OF_VALUES = ("CONSTANT_MATCH", "EQUALS_MATCH", "NONE_MATCH", "DICT_KEYS_MATCH", "SEQUENCE_LENGTH")
 """Kinds of guards on global variables that a program changes as it runs; functions and classes are not replaced."""
+OF_CONTENTS = ("HASATTR", "DICT_CONTAINS", "DICT_NOT_CONTAINS", "DICT_KEYS_MATCH", "SET_CONTAINS", "SET_NOT_CONTAINS")
+"""Kinds of guards on what a forward may add to its modules as it runs, layers made at need among them."""
 
 
 def _kind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

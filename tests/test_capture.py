@@ -2,7 +2,9 @@
 works, any way to write a forward gives the same, and nobody hears of what Dynamo cannot do."""
 
 import copy
+import logging
 import os
+import pickle
 import random
 import types
 from dataclasses import dataclass
@@ -381,3 +383,125 @@ def test_arguments(forward, calls):
     for given in calls:
         args, kwargs = ((maps(),), given) if isinstance(given, dict) else (given, {})
         same(accelerated(*args, **kwargs), plain(*args, **kwargs))
+
+
+@pytest.mark.parametrize("forward", FORWARDS.values(), ids=FORWARDS.keys())
+def test_optimized(forward):
+    """What the copy keeps from call to call is kept, layers made at need too."""
+    module = pair(forward)[0].eval().requires_grad_(False)
+    optimized = lwrn_fast.optimize(module, maps(), how="eager")
+    for x in (maps(), maps(), maps(1, 8, 5, 6), maps()):
+        with torch.no_grad():
+            expected = seeded(copy.deepcopy(optimized.network), x)
+        got = seeded(optimized, x)
+        same(got, expected)
+
+
+def late_in_a_dictionary(self, x):
+    if "late" not in self.act:
+        self.act["late"] = nn.Conv2d(8, 8, 1)
+    return self.act["late"](self.body(x))
+
+
+def late_in_a_list(self, x):
+    if len(self.act) < 2:
+        self.act.append(nn.Conv2d(8, 8, 1))
+    for layer in self.act:
+        x = layer(self.body(x))
+    return x
+
+
+@pytest.mark.parametrize("forward", [late_in_a_dictionary, late_in_a_list])
+def test_optimized_with_late_layers(forward):
+    module = pair(forward)[0].eval()
+    module.act = nn.ModuleDict() if forward is late_in_a_dictionary else nn.ModuleList()
+    optimized = lwrn_fast.optimize(module, maps(), how="eager")
+    first = optimized(maps())
+    torch.testing.assert_close(optimized(maps()), first)
+    torch.testing.assert_close(first, optimized.network(maps()).detach())
+
+
+def warned(caplog):
+    return [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("how", ["accelerate", "optimize"])
+@pytest.mark.parametrize("forward", [goes_on, FORWARDS["item"]], ids=["an error", "item"])
+def test_dynamo_is_quiet(forward, how, capsys, caplog):
+    """One line at most, and the report, instead of pages of tracebacks."""
+    plain, accelerated = pair(forward)
+    module = accelerated if how == "accelerate" else lwrn_fast.optimize(plain, maps(), how="eager")
+    for _ in range(2):
+        module(maps())
+    lines = warned(caplog)
+    assert {record.name for record in lines} <= {"lwrn_fast"}
+    assert len(lines) == (forward is goes_on)
+    assert "Traceback" not in capsys.readouterr().err
+    if forward is goes_on:
+        assert f"{how}: Net runs in parts as it is: Dynamo cannot capture it" in lines[0].message
+
+
+WRONG = {"7 planes": maps(1, 7, 5, 5), "a vector": maps(4), "None": None, "text": "text", "float64": maps().double()}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
+def test_errors_are_the_networks_own(wrong, caplog):
+    plain, accelerated = pair()
+    with pytest.raises(Exception) as expected:  # noqa: PT011
+        plain(wrong)
+    for module in (accelerated, lwrn_fast.optimize(plain, maps(), how="eager")):
+        before = copy.deepcopy(plain).train(module.training)
+        for _ in range(2):
+            with pytest.raises(expected.type) as error:
+                module(wrong)
+            assert str(error.value) == str(expected.value)
+        torch.testing.assert_close(module(maps()), before(maps()), rtol=1e-4, atol=1e-5)
+    assert not warned(caplog)
+
+
+def announced(**options):
+    """A class that wants to hear of its subclasses."""
+    heard = []
+
+    class Announced(Block):
+        def __init_subclass__(cls, *, name=None, **kwargs):
+            if name is None:
+                raise TypeError("a name is needed")
+            heard.append(name)
+
+    class Named(Announced, name="one"):
+        pass
+
+    return Named, heard
+
+
+def test_class_that_hears_of_subclasses():
+    kind, heard = announced()
+    module = kind()
+    expected = copy.deepcopy(module)(maps())
+    lwrn_fast.accelerate(module)
+    torch.testing.assert_close(module(maps()), expected)
+    assert heard == ["one"]
+    assert isinstance(module, kind)
+    with pytest.raises(TypeError, match="a name is needed"):
+        type("Sub", (type(module),), {})
+
+
+def test_traced_graph():
+    """torch.fx writes the forward of a GraphModule into its class when the graph changes."""
+    module = torch.fx.symbolic_trace(Block().eval())
+    plain = copy.deepcopy(module)
+    assert lwrn_fast.accelerate(module).count("crp") == 1
+    for change in (lambda graph: None, lambda graph: setattr(graph.find_nodes(op="output")[0], "args", (last(graph),))):
+        for one in (module, plain):
+            change(one.graph)
+            one.recompile()
+        same(module(maps()), plain(maps()))
+        same(copy.deepcopy(module)(maps()), plain(maps()))
+        same(pickle.loads(pickle.dumps(module))(maps()), plain(maps()))  # noqa: S301
+
+
+def last(graph):
+    output = graph.find_nodes(op="output")[0]
+    with graph.inserting_before(output):
+        return graph.call_function(torch.neg, output.args)

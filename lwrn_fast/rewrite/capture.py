@@ -6,7 +6,6 @@ treatment of side effects decide at each call whether what was captured still st
 """
 
 import functools
-import logging
 import operator
 import threading
 from collections.abc import Callable, Iterator
@@ -16,9 +15,10 @@ import torch
 from torch import fx, nn
 
 from .. import compiler
+from . import notes
+from .notes import here
 from .report import Finding, Report
 
-log = logging.getLogger("lwrn_fast")
 KEY = "_lwrn_fast_capture"
 """Where an accelerated module keeps its `Capture`."""
 SETTINGS = {
@@ -54,27 +54,19 @@ class Capture:
         if run is None or not self._seen.holds():
             run = self._begin(owner, module)
         revert = _set()
-        notes: list[str] = []
-        outer, _here.notes = getattr(_here, "notes", None), notes
+        said: list[str] = []
+        outer, here.notes = getattr(here, "notes", None), said
         try:
             result = run(module, args, kwargs)
         except Exception:
             self._run = None  # Dynamo never looks again at a frame that failed, and the next call may be right
             raise
         finally:
-            _here.notes = outer
+            here.notes = outer
             revert()
-        if notes:
-            self._tell(module, notes)
+        if said:
+            notes.tell(said, self._told, "accelerate", type(module).__name__, self.report)
         return result
-
-    def _tell(self, module: nn.Module, notes: list[str]) -> None:
-        """What runs as it is, each once, in the report and in the log."""
-        for note in dict.fromkeys(notes):
-            if note not in self._told:
-                self._told.add(note)
-                self.report.add([Finding("", "module", type(module).__name__, f"runs in parts as it is: {note}")])
-                log.warning("accelerate: %s runs in parts as it is: %s", type(module).__name__, note)
 
     def _begin(self, owner: Any, module: nn.Module) -> Callable[..., Any]:
         def forward(self: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -97,33 +89,6 @@ class Capture:
 
     def __reduce__(self) -> tuple:
         return Capture, (self.wanted, Report())
-
-
-_here = threading.local()
-"""The `notes` of the capture that this thread is in, where it is in one."""
-
-
-class _Notes(logging.Filter):
-    """Takes Dynamo's warnings, tracebacks of a page each, as notes where we asked for the capture and it is no error
-    that something cannot be captured. Who sets TORCH_LOGS sees them as they are."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        notes = getattr(_here, "notes", None)
-        wanted = logging.getLogger(record.name).isEnabledFor(logging.INFO)
-        if notes is None or wanted or record.levelno < logging.WARNING:
-            return True
-        if record.exc_info and record.exc_info[1] is not None:
-            error = record.exc_info[1]
-            notes.append(f"Dynamo cannot capture it ({next(iter(str(error).splitlines()), type(error).__name__)})")
-        elif "recompile_limit" in str(record.args):
-            notes.append(f"it was captured {compiler.MAX_RECOMPILES} times, and is other at each call")
-        return False
-
-
-@functools.cache
-def _take_notes() -> None:
-    for name in ("_dynamo.convert_frame", "_dynamo.variables.tensor", "_subclasses.fake_tensor"):
-        logging.getLogger(f"torch.{name}").addFilter(_Notes())
 
 
 class _Seen:
@@ -250,5 +215,5 @@ def _set() -> Callable[[], None]:
 
 @functools.cache
 def _change() -> Callable[[], Callable[[], None]]:
-    _take_notes()
+    notes.prepare()
     return torch._dynamo.config._make_closure_patcher(**SETTINGS)

@@ -92,7 +92,16 @@ def run_format(x: Tensor, order: Sequence[int]) -> Tensor:
     ordered = x.permute(*order)
     if ordered.is_contiguous():
         return x
+    if (usual := USUAL.get(tuple(order))) is not None:
+        return x.contiguous(memory_format=usual)  # which is no view, as a result seldom is
     return ordered.contiguous().permute(*(order.index(dim) for dim in range(x.dim())))
+
+
+USUAL: dict[tuple[int, ...], torch.memory_format] = {
+    (0, 1, 2, 3): torch.contiguous_format,
+    (0, 2, 3, 1): torch.channels_last,
+}
+"""Memory formats that PyTorch has a name for, by the order of dimensions."""
 
 
 def _dual() -> bool:
