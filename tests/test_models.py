@@ -214,7 +214,7 @@ class TestFolding:
     @pytest.mark.parametrize("name", ["p_ims1d2_outl2_dimred", "adapt_stage3_b2_joint_varout_dimred"])
     def test_derivatives_in_the_weights_are_not_forgotten(self, resnet, name):
         """Forward-mode duals through torch.func and through forward_ad, with the cache empty and filled."""
-        model, image = copy.deepcopy(resnet), torch.rand(1, 3, 32, 32)
+        model, image = copy.deepcopy(resnet).double(), torch.rand(1, 3, 32, 32).double()
         key, weight = f"{name}.weight", model.get_parameter(f"{name}.weight").detach()
         direction = torch.randn_like(weight)
 

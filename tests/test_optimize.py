@@ -385,3 +385,39 @@ def test_behind_a_graph_break(how):
     with torch.no_grad():
         for i in (0, 2, 1, 0):
             torch.testing.assert_close(fast[i](x), networks[i](x), rtol=1e-4, atol=1e-5)
+
+
+class Normalised(nn.Module):
+    """Batch normalisation written as a function, with an epsilon that a program may change."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.eps = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), 1e-5
+
+    def forward(self, x):
+        norm = self.norm
+        return nn.functional.batch_norm(
+            self.conv(x), norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=self.eps
+        )
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), Normalised()])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_norms_are_folded_for_any_size(model, dynamic, caplog):
+    """With dynamic=True Dynamo captures every number that a module holds as one that may change."""
+    model = copy.deepcopy(model).eval()
+    nn.init.uniform_(model.get_submodule("norm" if isinstance(model, Normalised) else "1").running_var, 0.01, 1)
+    x = torch.rand(1, 3, 9, 11)
+    optimized = lwrn_fast.optimize(model, x, how="eager", dynamic=dynamic)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        found = outputs(optimized, x)
+    names = {event.name for event in profile.events()}
+    assert "aten::conv2d" in names
+    assert "aten::batch_norm" not in names
+    assert difference(found, outputs(model, x)) < SAME
+    said = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not said  # such as that the network cannot be captured
+    if isinstance(model, Normalised):
+        for eps in (0.1, 0.2, 1e-5):
+            model.eps = optimized.network.eps = eps
+            assert difference(outputs(optimized, x), outputs(model, x)) < SAME

@@ -32,13 +32,18 @@ def fold_norms(graph: Graph) -> int:
     return count
 
 
+def _number(value: object) -> float:
+    """A number, also where Dynamo captures it as one that may change: to read it there is to guard its value."""
+    return float(value.meta["example_value"] if isinstance(value, Node) else value)  # type: ignore[arg-type]
+
+
 def _fold(graph_module: GraphModule, conv: Conv, out: Node, name: str) -> None:
     def value(source: object) -> Tensor | None:
         return None if source is None else getattr(graph_module, str(source.target))  # type: ignore[attr-defined]
 
     assert conv.norm is not None
     with torch.no_grad():
-        norm = (*(value(source) for source in conv.norm[:4]), conv.norm.eps)
+        norm = (*(value(source) for source in conv.norm[:4]), _number(conv.norm.eps))
         weight, bias = running._normalised(value(conv.weight), value(conv.bias), norm)  # type: ignore[arg-type]
         weight = weight.contiguous(memory_format=torch.channels_last)
     graph = graph_module.graph
