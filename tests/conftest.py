@@ -68,7 +68,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 # These take longest, the first most. Begun in this order, none of them is left to one process at the end.
 LONG = (
-    *("test_sanitizers", "test_entrances", "test_crp", "test_emulator", "test_triton_compile", "test_documents", "test_build"),
+    *("test_sanitizers", "test_entrances", "test_crp", "test_emulator", "test_triton_compile", "test_documents"),
+    "test_build",
     *("test_video", "test_training", "test_triton_backward", "test_cli", "test_models", "test_folders"),
     *("test_compiler", "test_export", "test_native", "test_upsample_argmax", "test_gradients", "test_fusion"),
 )
