@@ -5,6 +5,7 @@ an instance, what to call it with, and what plain PyTorch answers with the same 
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,19 @@ def filled(state: Weights, seed: int) -> Weights:
 def noise(seed: int, *shape: int) -> Tensor:
     """Float32 noise, the same whatever the default dtype and the generator of the process are."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+
+
+Condition = Callable[[Cell], None]
+# The columns, in their order; the files of conditions fill it.
+CONDITIONS: dict[str, Condition] = {}
+
+
+def condition(function: Condition) -> Condition:
+    """Join the table under the function's name."""
+    CONDITIONS[function.__name__] = function
+    return function
+
+
+def in_thread(work: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()

@@ -22,9 +22,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import entrance_conditions  # noqa: F401  fills CONDITIONS
+import entrance_states  # noqa: F401
 import lwrn_fast
 from compiling import missing
-from entrance_cells import SIZE, Cell, Entrance
+from entrance_cells import CONDITIONS, SIZE, Cell, Entrance
 from entrance_commands import (
     Evaluation,
     Generation,
@@ -38,7 +40,7 @@ from entrance_commands import (
     tiny_network,
     video,
 )
-from entrance_conditions import CONDITIONS, FILES
+from entrance_images import FILES
 from entrance_subjects import (
     CrpFunction,
     Differentiable,

@@ -13,9 +13,8 @@ import torch
 
 import lwrn_fast
 from compiling import TESTS
-from entrance_cells import Cell
+from entrance_cells import CONDITIONS, Cell
 from entrance_commands import tiny_network
-from entrance_conditions import CONDITIONS
 from entrances import BY_NAME, ENTRANCES, NO_ROWS, cells, why_not_here
 from lwrn_fast import cli, models
 
