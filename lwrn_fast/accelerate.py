@@ -154,11 +154,14 @@ def _has_forward(module: nn.Module) -> bool:
 @contextmanager
 def _nothing_drawn() -> Iterator[None]:
     """Random numbers drawn within are drawn again after it."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002  which others draw from
-    with torch.random.fork_rng(devices=[]):
-        yield
-    random.setstate(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  which others draw from
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
 
 
 def fold_norms(model: nn.Module) -> None:
