@@ -163,7 +163,6 @@ def _nothing_drawn() -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
-
 def fold_norms(model: nn.Module) -> None:
     """Put every batch normalisation of running statistics into the convolution before it, for good, where nothing else
     sees the convolution's result; the network must be in eval mode, and its state dict is another afterwards."""
@@ -181,7 +180,8 @@ def fold_norms(model: nn.Module) -> None:
             conv = reader.conv(node)
             if conv is None or conv.norm is None or any(inner.op != "call_module" for inner in conv.nodes):
                 continue
-            first, last = (str(inner.target) for inner in conv.nodes)
+            first, *others = (str(inner.target) for inner in conv.nodes)
+            last = next(name for name in others if isinstance(module.get_submodule(name), nn.BatchNorm2d))
             modules: Any = module.get_submodule(first), module.get_submodule(last)
             if called[first] == called[last] == 1 and max(places[inner] for inner in modules) == 1:
                 module.set_submodule(first, fuse_conv_bn_eval(*modules))

@@ -171,6 +171,16 @@ def test_norms_that_stay():
     assert same([branch(x) for branch in model], expected)
 
 
+def test_norm_with_an_identity_behind():
+    x = torch.rand(1, 3, 8, 8)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Identity(), nn.Conv2d(4, 2, 1)).eval()
+    nn.init.uniform_(model[1].running_mean)
+    expected = model(x)
+    fold_norms(model)
+    assert isinstance(model[1], nn.Identity)
+    torch.testing.assert_close(model(x), expected)
+
+
 class Offset(nn.Module):
     """A class with a forward of its own, of which networks differ in weights, and in more than one plain value."""
 
