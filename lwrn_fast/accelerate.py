@@ -181,7 +181,10 @@ def fold_norms(model: nn.Module) -> None:
             if conv is None or conv.norm is None or any(inner.op != "call_module" for inner in conv.nodes):
                 continue
             first, *others = (str(inner.target) for inner in conv.nodes)
-            last = next(name for name in others if isinstance(module.get_submodule(name), nn.BatchNorm2d))
+            norms = [name for name in others if isinstance(module.get_submodule(name), nn.BatchNorm2d)]
+            if not norms:  # folded by way of another node
+                continue
+            last = norms[0]
             modules: Any = module.get_submodule(first), module.get_submodule(last)
             if called[first] == called[last] == 1 and max(places[inner] for inner in modules) == 1:
                 module.set_submodule(first, fuse_conv_bn_eval(*modules))
