@@ -360,6 +360,21 @@ def test_norms_are_folded_in_the_graph():
     assert sum(event.count for event in profile.key_averages() if event.key == "aten::batch_norm") == 2
 
 
+def test_norms_one_after_another(caplog):
+    """As in a linear bottleneck, where the next convolution takes what a folded one makes."""
+    network = nn.Sequential(*(layer for _ in range(3) for layer in (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))).eval()
+    for norm in network[1::2]:
+        nn.init.uniform_(norm.running_mean)
+    x = torch.rand(1, 3, 8, 8)
+    fast = lwrn_fast.optimize(network, x, how="eager")
+    with torch.profiler.profile() as profile:
+        got = fast(x)
+    assert not any("batch_norm" in event.key for event in profile.key_averages())
+    assert not caplog.records
+    with torch.no_grad():
+        torch.testing.assert_close(got, network(x), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m))])
 @pytest.mark.parametrize("network", [Offset(), lwrn_fast.CRP(3, 3)], ids=["foreign", "ours"])
 def test_copies_of_eager_ones(network, copied):

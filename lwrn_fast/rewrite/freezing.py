@@ -18,18 +18,22 @@ def fold_norms(graph: Graph) -> int:
     graph_module = graph.owning_module
     assert graph_module is not None
     reader, effects = Reader(graph, None), Effects(graph, None)
-    count = 0
-    for node in list(graph.nodes):
-        conv = reader.conv(node)
-        if conv is None or conv.norm is None or node is not conv.nodes[-1]:
-            continue
-        sources = [source for source in (conv.weight, conv.bias, *conv.norm[:4]) if source is not None]
-        constants = all(isinstance(s, Node) and s.op == "get_attr" and not effects.writes(s) for s in sources)
-        if not constants or effects.why_not(conv.nodes, node, lambda _: True) is not None:
-            continue
-        _fold(graph_module, conv, node, f"_folded_{count}")
-        count += 1
-    return count
+    ends = [node for node in graph.nodes if _may_fold(node, reader, effects)]
+    for i, node in enumerate(ends):
+        conv = Reader(graph, None).conv(node)  # whose input may be a folded one by now
+        assert conv is not None
+        _fold(graph_module, conv, node, f"_folded_{i}")
+    return len(ends)
+
+
+def _may_fold(node: Node, reader: Reader, effects: Effects) -> bool:
+    """Whether a normalisation ends at the node, all of whose weights are constants that nothing writes to."""
+    conv = reader.conv(node)
+    if conv is None or conv.norm is None or node is not conv.nodes[-1] or reader.unchanged(node) is not None:
+        return False
+    sources = [source for source in (conv.weight, conv.bias, *conv.norm[:4]) if source is not None]
+    constants = all(isinstance(s, Node) and s.op == "get_attr" and not effects.writes(s) for s in sources)
+    return constants and effects.why_not(conv.nodes, node, lambda _: True) is None
 
 
 def _number(value: object) -> float:
