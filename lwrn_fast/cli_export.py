@@ -57,7 +57,7 @@ def _export(arguments: argparse.Namespace) -> int:
         model, trained = segment.build(options)
         classes = outputs.classes(model.num_classes)
         print(f"{model.name}, {classes}, {'trained' if trained else 'UNTRAINED'} weights", flush=True)
-        image = torch.zeros(1, 3, *size)
+        image = torch.zeros(1, 3, *size, dtype=torch.float32)
         if kind == "safetensors":
             export.to_safetensors(model, out)
         else:

@@ -106,7 +106,8 @@ def _stopping(received: list[int]) -> Iterator[threading.Event]:
         received.append(number)
         stop.set()
 
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    in_main = threading.current_thread() is threading.main_thread()  # others may not, and get no signals
+    before = {number: signal.signal(number, handle) for number in SIGNALS if in_main}
     try:
         yield stop
     finally:

@@ -100,7 +100,8 @@ def receptive_field(
     count = images if isinstance(images, int) else len(images)
     if count < 1:
         raise ValueError(f"receptive_field: images must be at least 1, got {count}")
-    network = copy.deepcopy(model).eval().requires_grad_(False).float()
+    with torch.inference_mode(False):  # whose tensors know no gradients, not even in a copy
+        network = copy.deepcopy(model).eval().requires_grad_(False).float()
     if isinstance(network, models.base.Network):
         network.memory_format = torch.channels_last  # blocks are called as such, so that they are seen
     device = next(network.parameters(), torch.empty(0)).device

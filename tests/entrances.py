@@ -334,12 +334,14 @@ BY_NAME = {entrance.name: entrance for entrance in ENTRANCES}
 # What is public and is no row: why. Every other public name and command must be in the table.
 NO_ROWS = {
     **why("is what another row's entrance takes or gives", "Report", "CLASSES", "PALETTE", "MEAN", "STD", "SHAPES"),
-    **why("is a list or an error", "NETWORKS", "CheckpointError", "__version__"),
+    **why("is what load leaves with a network", "Loaded"),
+    **why("is a list or an error", "NETWORKS", "CheckpointError", "Untrained", "__version__"),
     **why("is a module of its own, whose parts are rows", "export", "models", "ops", "reference"),
     **why("tells about calls, and answers none", "explain"),
     **why("calls what another row calls, and gives nothing back", "warmup"),
     **why("is a condition of every row", "use_backend"),
     **why("is of the class of rf_lw50, with more blocks", "rf_lw101", "rf_lw152"),
+    **why("is of the class of rf_lw_mbv2, with a grouped CRP", "rf_lw_mbv2_multi_task"),
     **why("is of the class of rf50, with more blocks", "rf101", "rf152"),
     **why("runs the decoder of Decoder and load; its encoder is PyTorch's own operations", "rf_lw_nasnet_mobile"),
 }

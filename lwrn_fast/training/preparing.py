@@ -1,6 +1,7 @@
 """What a run begins with: the options, the classes, the network, its parameters in two groups."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -166,7 +167,7 @@ def network(options: Options, loaded: Network | None, num_classes: int) -> Netwo
     untrained = loaded.loaded.untrained if loaded is not None and loaded.loaded is not None else ()
     if loaded is not None and loaded.num_classes == num_classes and not untrained:
         return loaded
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _float32():
         torch.manual_seed(options.seed)
         model = models.NETWORKS[loaded.name if loaded else options.network or "rf_lw_mbv2"](num_classes)
         initialise(model)
@@ -175,6 +176,17 @@ def network(options: Options, loaded: Network | None, num_classes: int) -> Netwo
         kept = {name: value for name, value in loaded.state_dict().items() if name not in new}
         model.load_state_dict(model.state_dict() | kept)
     return model
+
+
+@contextmanager
+def _float32() -> Iterator[None]:
+    """New parameters are float32, and the seed draws the same for them, whatever dtype is PyTorch's default."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _head_names(model: Network) -> list[str]:
