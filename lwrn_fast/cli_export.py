@@ -84,7 +84,7 @@ def _compare(arguments: argparse.Namespace, model: models.base.Network, size: tu
     generator = torch.Generator().manual_seed(0)
     try:
         found = max(
-            export.compare(arguments.out, model, torch.randn(shape, generator=generator), arguments.labels)
+            export.compare(arguments.out, model, torch.randn(shape, generator=generator, dtype=torch.float32), arguments.labels)
             for shape in shapes
         )
     except ImportError as error:
