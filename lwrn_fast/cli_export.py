@@ -82,11 +82,9 @@ def _compare(arguments: argparse.Namespace, model: models.base.Network, size: tu
     if arguments.dynamic:
         shapes.append((2, 3, size[0] // 2 + 7, size[1] // 2 + 9))
     generator = torch.Generator().manual_seed(0)
+    noise = [torch.randn(shape, generator=generator, dtype=torch.float32) for shape in shapes]
     try:
-        found = max(
-            export.compare(arguments.out, model, torch.randn(shape, generator=generator, dtype=torch.float32), arguments.labels)
-            for shape in shapes
-        )
+        found = max(export.compare(arguments.out, model, image, arguments.labels) for image in noise)
     except ImportError as error:
         print(f"not compared with PyTorch ({error})")
         return 0
