@@ -20,7 +20,8 @@ from torch import Tensor
 
 import lwrn_fast
 import shapes
-from lwrn_fast import _cuda, _native, _triton
+from lwrn_fast.backends import cuda, native
+from lwrn_fast.backends import triton as _triton
 from lwrn_fast.profiling.cases import STAGES
 from lwrn_fast.profiling.paired import Times
 from shapes import CrpCase, FusionCase, UpsampleArgmaxCase
@@ -39,7 +40,7 @@ TARGETS: dict[str, Case] = {
 }
 # kinds of arithmetic, as configs.json names them, by the dtype that stands for each
 DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
-BACKENDS = {"cuda": _cuda, "triton": _triton}
+BACKENDS = {"cuda": cuda, "triton": _triton}
 # Of csrc/cuda, by the names in its sources; each runs what it can.
 CUDA_KERNELS = {
     "crp": ("smallest", "small", "large", "small_resident", "large_resident", "large_sm90", "large_resident_sm90"),
@@ -86,7 +87,7 @@ def only(kernel: str | None) -> Iterator[None]:
     if kernel is None:
         yield
         return
-    use_only = _cuda._library().lwrn_fast_use_only
+    use_only = cuda._library().lwrn_fast_use_only
     use_only(kernel.encode())
     try:
         yield
@@ -98,7 +99,7 @@ def describe(commit: str = "") -> dict[str, Any]:
     """Machine, versions and commit, for the result file."""
     import triton
 
-    extension = _native.extension()
+    extension = native.extension()
     properties = torch.cuda.get_device_properties(0)
     return {
         "gpu": properties.name,

@@ -163,7 +163,7 @@ started=$SECONDS
 if install; then
   done_with install "$how" $((SECONDS - started))
   # not from here, where the sources are in sight
-  loaded=(env -C "$site" "$python" -c "from lwrn_fast import _cuda; raise SystemExit(_cuda.missing())")
+  loaded=(env -C "$site" "$python" -c "from lwrn_fast.backends import cuda; raise SystemExit(cuda.missing())")
   with_cuda=0
   if [[ ${LWRN_FAST_CUDA:-1} != 0 ]]; then check "cuda kernels" 60 "${loaded[@]}" && with_cuda=1; fi
   check "machine" 60 bash -c "'$python' bench/gpu_bench.py --machine --commit '$commit' | tee '$out/machine.json'; exit \${PIPESTATUS[0]}"

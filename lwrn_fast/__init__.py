@@ -7,21 +7,22 @@ torch.Size([1, 8, 6, 7])
 
 import torch
 
-from . import ops, reference
+from . import ops
 from ._version import __version__
 from .backends import explain, use_backend
-from .crp import CRP, crp
-from .fusion import Fusion, fusion
 from .info import info
-from .normalise import normalise
-from .upsample_argmax import UpsampleArgmax, upsample_argmax
+from .ops import reference
+from .ops.crp import CRP, crp
+from .ops.fusion import Fusion, fusion
+from .ops.normalise import normalise
+from .ops.upsample_argmax import UpsampleArgmax, upsample_argmax
 from .warmup import warmup
 
 from . import models  # isort: skip  built from the blocks above
 from .accelerate import accelerate, restore  # isort: skip
 from .rewrite.report import Report  # isort: skip
 from .optimize import optimize  # isort: skip
-from .segmenter import Segmenter  # isort: skip
+from .inference.segmenter import Segmenter  # isort: skip
 from . import export  # isort: skip  takes models
 
 for _name in ("crp", "fusion", "upsample_argmax"):  # one node each in what torch.fx.symbolic_trace makes of a network

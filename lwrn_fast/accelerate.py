@@ -12,10 +12,10 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .crp import CRP
-from .fusion import Fusion
 from .models.decoder import LevelDecoder
 from .models.refinenet import CRP3x3
+from .ops.crp import CRP
+from .ops.fusion import Fusion
 from .rewrite import capture, tracing
 from .rewrite.reading import Reader
 from .rewrite.replacing import Rewriter

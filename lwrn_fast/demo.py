@@ -15,11 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import cli, images, models, outputs, segment
+from . import cli, models
+from .inference import segment
+from .inference.segmenter import Segmenter
+from .io import images
+from .models import outputs
 from .models.networks import Network
-from .segmenter import Segmenter
+from .ops.upsample_argmax import upsample_argmax
 from .training import data, generate
-from .upsample_argmax import upsample_argmax
 
 RUNS = 5
 INPUT = (512, 512)

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from . import _native, backends
+from . import backends
 from ._version import __version__
+from .backends import native
 
 
 class Info(dict[str, Any]):
@@ -43,12 +44,12 @@ def info() -> Info:
 
 
 def _build() -> dict[str, Any]:
-    extension = _native.extension()
+    extension = native.extension()
     return dict(extension.build_info()) if extension is not None else {"missing": backends.NATIVE_MISSING}
 
 
 def _cpu_isa() -> str:
-    extension = _native.extension()
+    extension = native.extension()
     if extension is None:
         return "none: the compiled part is missing"
     try:

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .crp import crp
-from .fusion import fusion
-from .upsample_argmax import upsample_argmax
+from .ops.crp import crp
+from .ops.fusion import fusion
+from .ops.upsample_argmax import upsample_argmax
 
 
 def warmup(

@@ -16,7 +16,9 @@ import torch
 import emulated
 import gpu
 import lwrn_fast
-from lwrn_fast import _cuda, _native, _triton
+from lwrn_fast.backends import cuda as _cuda
+from lwrn_fast.backends import native as _native
+from lwrn_fast.backends import triton
 
 GPU = torch.cuda.is_available()
 if not GPU:
@@ -25,7 +27,7 @@ if not GPU:
 
 def pytest_sessionstart() -> None:
     """Triton's interpreter checks every sum of integers for overflow, which doubles its time."""
-    if not GPU and _triton.missing() is None:
+    if not GPU and triton.missing() is None:
         from triton.runtime.interpreter import interpreter_builder as builder
 
         if hasattr(builder.options, "sanitize_overflow"):
@@ -110,7 +112,7 @@ def _left_to_others(items: list[pytest.Item]) -> set[pytest.Item]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cuda = _cuda.missing() if GPU else _native.missing() or emulated.why_not()
-    reasons = {"cpu": _native.missing(), "triton": _triton.missing(), "cuda": cuda}
+    reasons = {"cpu": _native.missing(), "triton": triton.missing(), "cuda": cuda}
     marks = {name: [pytest.mark.skip(reason=reason)] if reason else [] for name, reason in reasons.items()}
     if not GPU and metafunc.definition.get_closest_marker("not_interpreted"):
         marks["triton"].append(pytest.mark.skip(reason="needs a GPU: too much for Triton's interpreter"))

@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from compiling import TESTS, missing, run
-from lwrn_fast import _cuda, backends, ops
+from lwrn_fast import backends
+from lwrn_fast.backends import cuda
+from lwrn_fast.ops import library as ops
 
 FOLDER = TESTS.parent / "build" / "emulator"
 
@@ -28,10 +30,10 @@ def why_not() -> str | None:
 def in_place_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What runs the ops on the CPU meanwhile: these kernels, instead of the CPU's own."""
     library()
-    monkeypatch.setattr(_cuda, "missing", _ready)
-    monkeypatch.setattr(_cuda, "why_not_on", _why_not_on)
-    monkeypatch.setattr(_cuda, "_index", lambda device: 0)
-    monkeypatch.setattr(_cuda, "_library", lambda: ctypes.CDLL(str(library())))
+    monkeypatch.setattr(cuda, "missing", _ready)
+    monkeypatch.setattr(cuda, "why_not_on", _why_not_on)
+    monkeypatch.setattr(cuda, "_index", lambda device: 0)
+    monkeypatch.setattr(cuda, "_library", lambda: ctypes.CDLL(str(library())))
     override = torch.library.Library("lwrn_fast", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is a kernel already

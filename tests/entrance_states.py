@@ -23,7 +23,7 @@ from entrance_cells import (
     noise,
     plain_tensors,
 )
-from lwrn_fast import _native
+from lwrn_fast.backends import native
 
 
 @condition
@@ -134,7 +134,7 @@ def derivative_after_a_call(cell: Cell) -> None:
 def reference_backend(cell: Cell) -> None:
     """Each backend that can run answers the same, in any order."""
     made = cell.made()
-    for name in ("reference", *(() if _native.missing() else ("cpu",)), "auto", "reference"):
+    for name in ("reference", *(() if native.missing() else ("cpu",)), "auto", "reference"):
         with lwrn_fast.use_backend(name):
             cell.right(made)
 
@@ -157,7 +157,7 @@ def backend_of_a_thread(cell: Cell) -> None:
 
     assert not in_thread(lambda: chosen("reference"))
     ours = ops()
-    assert ours or _native.missing()
+    assert ours or native.missing()
     with lwrn_fast.use_backend("reference"):
         assert not in_thread(ops)
         assert in_thread(lambda: chosen("auto")) == ours

@@ -61,7 +61,8 @@ from entrance_subjects import (
     plain_fusion,
     published,
 )
-from lwrn_fast import _native, models
+from lwrn_fast import models
+from lwrn_fast.backends import native
 from lwrn_fast.models import networks, refinenet, resnet
 
 COPIES = ("deep_copy", "pickled", "saved_whole", "shallow_copy", "replica")
@@ -185,7 +186,7 @@ def compiled_segmenter(network: nn.Module, *_: Any) -> Any:
     """For one size of the network's input, and without calls in C++, which take eight seconds of compiling."""
     with pytest.MonkeyPatch.context() as patch:
         quick = functools.partial(lwrn_fast.optimize, options={"cpp_wrapper": False})
-        patch.setattr(sys.modules["lwrn_fast.segmenter"], "optimize", quick)
+        patch.setattr(sys.modules["lwrn_fast.inference.segmenter"], "optimize", quick)
         return lwrn_fast.Segmenter(network, how="compile", size=SIZE)
 
 
@@ -359,8 +360,8 @@ def cells(folder: Path) -> dict[str, Cell]:
 def why_not_here(needs: tuple[str, ...]) -> str | None:
     """What this installation lacks of what an entrance needs: packages, and "g++" or "native"."""
     for each in needs:
-        if each == "native" and _native.missing() is not None:
-            return _native.missing()
+        if each == "native" and native.missing() is not None:
+            return native.missing()
         if each == "g++" and missing("g++") is not None:
             return missing("g++")
         if each not in ("native", "g++") and importlib.util.find_spec(each) is None:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 import lwrn_fast
 from compiling import missing
-from lwrn_fast import _native, models
+from lwrn_fast import models
+from lwrn_fast.backends import native
 
 needs_compiler = pytest.mark.skipif(
-    bool(_native.missing() or missing("g++")), reason=str(_native.missing() or missing("g++"))
+    bool(native.missing() or missing("g++")), reason=str(native.missing() or missing("g++"))
 )
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import lwrn_fast
-from lwrn_fast import _native, backends
+from lwrn_fast import backends
+from lwrn_fast.backends import native as _native
 
 X = torch.randn(1, 4, 5, 6)
 W = torch.randn(4, 4, 1, 1)

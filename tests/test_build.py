@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lwrn_fast import _cuda, _native, _version
+from lwrn_fast import _version
+from lwrn_fast.backends import cuda as _cuda
+from lwrn_fast.backends import native
 from test_documents import BLOCKS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,15 +24,15 @@ FOLDERS = ("bench", "build_tools", "csrc", "docs", "kernels", "lwrn_fast", "test
 NOT_SOURCES = shutil.ignore_patterns("__pycache__", "*.so", ".*_cache", ".hypothesis", ".benchmarks", "*.egg-info")
 USE = """
 import lwrn_fast, lwrn_fast.kernels, torch
-from lwrn_fast import _native
+from lwrn_fast.backends import native
 x = torch.randn(1, 3, 5, 7)
 weights = [torch.randn(3, 3, 1, 1)]
 torch.testing.assert_close(lwrn_fast.crp(x, weights), lwrn_fast.reference.crp(x, weights))
-print(lwrn_fast.__file__, lwrn_fast.kernels.__file__, _native.missing(), sep="\\n")
+print(lwrn_fast.__file__, lwrn_fast.kernels.__file__, native.missing(), sep="\\n")
 """
 
 
-ARCHITECTURES = _native.extension().build_info()["cuda_architectures"] if _native.extension() is not None else []
+ARCHITECTURES = native.extension().build_info()["cuda_architectures"] if native.extension() is not None else []
 needs_cuda = pytest.mark.skipif(not ARCHITECTURES, reason="the package under test is built without CUDA")
 
 
@@ -423,11 +425,11 @@ def test_inline_functions_come_from_the_plainest_set(wheel, tree):
 
 @pytest.mark.usefixtures("native")
 def test_build_info():
-    info = _native.extension().build_info()
+    info = native.extension().build_info()
     assert info["version"] == _version.__version__
     assert info["instruction_sets"][-1] == "portable"
     assert re.match(r"nvcc \d+\.\d+$" if info["cuda_architectures"] else "none: ", info["cuda"])
-    assert (Path(_native.__file__).with_name("_ops_cuda.so")).exists() == bool(info["cuda_architectures"])
+    assert (Path(native.__file__).with_name("_ops_cuda.so")).exists() == bool(info["cuda_architectures"])
     assert info["torch"] == torch.__version__
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", info["pybind11"])
     assert info["compiler"]
@@ -435,7 +437,7 @@ def test_build_info():
 
 @pytest.mark.usefixtures("native")
 def test_forced_instruction_set_is_read_at_every_call(monkeypatch):
-    extension = _native.extension()
+    extension = native.extension()
     for name in extension.cpu_isas():
         monkeypatch.setenv("LWRN_FAST_CPU_ISA", name)
         assert extension.cpu_isa() == name
@@ -447,12 +449,12 @@ def test_forced_instruction_set_is_read_at_every_call(monkeypatch):
 
 
 def test_reason_where_the_ops_do_not_load(monkeypatch, tmp_path):
-    reason = _native.missing.__wrapped__
+    reason = native.missing.__wrapped__
     monkeypatch.setattr(torch, "__version__", "2.9.1")
     assert "this is torch 2.9.1" in reason()
     monkeypatch.undo()
     broken = tmp_path / "_ops.so"
-    monkeypatch.setattr(_native, "OPS", broken)
+    monkeypatch.setattr(native, "OPS", broken)
     assert "is not in this installation" in reason()
     broken.write_text("no library")
     assert reason().startswith("_ops.so does not load: ")

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import lwrn_fast
-from lwrn_fast import children, models
+from lwrn_fast import models
 from lwrn_fast.models.networks import MobileNetV2Network, ResNetNetwork
+from lwrn_fast.ops import conv_parameters
 
 
 class Halved(nn.Conv2d):
@@ -486,21 +487,21 @@ def test_in_torch_compile(kind):
 
 
 class TestQuestion:
-    """`children.why_not_plain`, for whoever passes over a module."""
+    """`conv_parameters.why_not_plain`, for whoever passes over a module."""
 
     def test_plain(self):
         conv = nn.Conv2d(4, 4, 1)
         for same in (conv, copy.deepcopy(conv), parametrizations.weight_norm(copy.deepcopy(conv))):
-            assert children.why_not_plain(same) is None
-            assert children.why_not_1x1(same) is None
-        assert children.why_not_plain(nn.MaxPool2d(5, 1, 2), nn.MaxPool2d) is None
+            assert conv_parameters.why_not_plain(same) is None
+            assert conv_parameters.why_not_1x1(same) is None
+        assert conv_parameters.why_not_plain(nn.MaxPool2d(5, 1, 2), nn.MaxPool2d) is None
 
     @pytest.mark.parametrize("kind", [kind for kind in CALLED if "three" not in kind])
     def test_not_plain(self, kind):
         owner = nn.Sequential(nn.Conv2d(8, 8, 1))
         CALLED[kind](owner, "0")
-        assert isinstance(children.why_not_plain(owner[0]), str)
-        assert isinstance(children.why_not_1x1(owner[0]), str)
+        assert isinstance(conv_parameters.why_not_plain(owner[0]), str)
+        assert isinstance(conv_parameters.why_not_1x1(owner[0]), str)
 
     @pytest.mark.parametrize(
         "conv",
@@ -508,5 +509,5 @@ class TestQuestion:
         ids=["kernel", "stride", "padding"],
     )
     def test_plain_and_not_1x1(self, conv):
-        assert children.why_not_plain(conv) is None
-        assert "not a 1x1 convolution" in children.why_not_1x1(conv)
+        assert conv_parameters.why_not_plain(conv) is None
+        assert "not a 1x1 convolution" in conv_parameters.why_not_1x1(conv)

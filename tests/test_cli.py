@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 import lwrn_fast
-from lwrn_fast import backends, cli, images, models
+from lwrn_fast import backends, cli, models
+from lwrn_fast.io import images
 
 COMMAND = [sys.executable, "-m", "lwrn_fast"]
 MARK = "lwrn-fast: error: "
@@ -428,8 +429,8 @@ class TestProcess:
         photos = [str(save(tmp_path / name)) for name in ("a.png", "b.png")]
         monkeypatch.setitem(sys.modules, absent, None)
         if absent == "PIL":
-            monkeypatch.delitem(sys.modules, "lwrn_fast.images")
-            monkeypatch.delitem(sys.modules, "lwrn_fast.segment", raising=False)
+            monkeypatch.delitem(sys.modules, "lwrn_fast.io.images")
+            monkeypatch.delitem(sys.modules, "lwrn_fast.inference.segment", raising=False)
             monkeypatch.delattr(lwrn_fast, "images")
             monkeypatch.delattr(lwrn_fast, "segment", raising=False)
         code = cli.main(["segment", *photos, "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")])

@@ -7,10 +7,12 @@ from torch.utils.checkpoint import checkpoint
 import lwrn_fast
 from arguments import whole_crp
 from comparing import DTYPES, LAYOUTS, in_double, name
-from lwrn_fast import _native, gradients, reference
+from lwrn_fast import reference
+from lwrn_fast.backends import native
+from lwrn_fast.ops import gradients
 
 OPS = torch.ops.lwrn_fast
-ISAS = _native.extension().cpu_isas() if _native.extension() is not None else ["missing"]
+ISAS = native.extension().cpu_isas() if native.extension() is not None else ["missing"]
 
 # batch, planes, height, width: each side of a vector, a window, a tile, a band, and several bands
 SHAPES = [

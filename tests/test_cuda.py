@@ -11,7 +11,9 @@ import emulated
 import gpu
 import lwrn_fast
 from comparing import in_double
-from lwrn_fast import _cuda, _native, backends, reference
+from lwrn_fast import backends, reference
+from lwrn_fast.backends import cuda as _cuda
+from lwrn_fast.backends import native
 
 X, W = torch.randn(2, 4, 5, 6), torch.randn(4, 4, 1, 1)
 
@@ -25,7 +27,7 @@ def cuda(request) -> str:
         with lwrn_fast.use_backend("cuda"), torch.device("cuda"):
             yield "cuda"
         return
-    reason = _native.missing() or emulated.why_not()
+    reason = native.missing() or emulated.why_not()
     if reason:
         pytest.skip(reason)
     with emulated.in_place_of_a_gpu(request.getfixturevalue("monkeypatch")), lwrn_fast.use_backend("cuda"):
@@ -40,7 +42,7 @@ class TestMissing:
         _cuda._missing.cache_clear()
 
     def test_the_compiled_part(self, monkeypatch):
-        monkeypatch.setattr(_native, "missing", lambda: "nothing is compiled")
+        monkeypatch.setattr(native, "missing", lambda: "nothing is compiled")
         assert _cuda.missing() == "nothing is compiled"
 
     @pytest.mark.usefixtures("native")
@@ -64,7 +66,7 @@ class TestMissing:
         assert reasons[2].startswith("_ops_cuda.so does not load: ")
 
     def test_is_not_looked_for_on_import(self):
-        code = "import sys, lwrn_fast; from lwrn_fast import _cuda; print(_cuda._missing.cache_info().currsize)"
+        code = "import sys, lwrn_fast; from lwrn_fast.backends import cuda; print(cuda._missing.cache_info().currsize)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout == "0\n"
 

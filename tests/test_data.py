@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lwrn_fast import cli, images, models
+from lwrn_fast import cli, models
+from lwrn_fast.io import images
 from lwrn_fast.training import augment, data, generate, loop
 
 CLASSES = 4

@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 
 import lwrn_fast
-from lwrn_fast import decoding, formats, images, models
+from lwrn_fast import models
+from lwrn_fast.io import decoding, formats, images
 from lwrn_fast.models.preprocessing import pixels
-from lwrn_fast.receptive import receptive_field
+from lwrn_fast.receptive.field import receptive_field
 
 HEIGHT, WIDTH = 20, 24
 RAMP = np.linspace(0, 1, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)

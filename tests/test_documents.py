@@ -28,7 +28,8 @@ from PIL import Image
 
 import lwrn_fast
 from compiling import missing
-from lwrn_fast import cli, images, models
+from lwrn_fast import cli, models
+from lwrn_fast.io import images
 from lwrn_fast.training import generate
 from stand_ins import camera, screen
 

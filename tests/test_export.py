@@ -14,7 +14,8 @@ from torch import Tensor
 
 import lwrn_fast
 from exporting import Small, error, needs_compiler, results, run_onnx
-from lwrn_fast import _native, export, models
+from lwrn_fast import export, models
+from lwrn_fast.backends import native
 from lwrn_fast.models.networks import ResNetNetwork
 
 RUNNER = Path(__file__).parents[1] / "csrc" / "examples" / "run_package.cpp"
@@ -140,7 +141,7 @@ class TestAoti:
         image.numpy().tofile(tmp_path / "image.f32")
 
         def run(size: str, given: str | Path) -> subprocess.CompletedProcess:
-            arguments = [program, _native.OPS, path, size, given, tmp_path / "out.bin"]
+            arguments = [program, native.OPS, path, size, given, tmp_path / "out.bin"]
             return subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
 
         done = run("2x3x64x96", tmp_path / "image.f32")
@@ -159,7 +160,7 @@ class TestAoti:
             assert message in failed.stderr.splitlines()
 
     def test_needs_the_compiled_part(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(_native, "missing", lambda: "it is not there")
+        monkeypatch.setattr(native, "missing", lambda: "it is not there")
         with pytest.raises(RuntimeError, match="to_aoti: it is not there"):
             export.to_aoti(lwrn_fast.CRP(2, 2).eval(), torch.rand(1, 2, 3, 3), tmp_path / "a.pt2")
 
@@ -250,7 +251,7 @@ def test_torch_export_of_any_batch_and_size():
     with torch.no_grad():
         shapes = ({0: anything, 2: anything, 3: anything},)
         program = torch.export.export(model, (torch.rand(2, 3, 64, 96),), dynamic_shapes=shapes)
-        assert any(node.target is torch.ops.lwrn_fast.crp.default for node in program.graph.nodes) or _native.missing()
+        assert any(node.target is torch.ops.lwrn_fast.crp.default for node in program.graph.nodes) or native.missing()
         for shape in ((2, 3, 64, 96), (3, 3, 65, 130)):
             image = torch.randn(shape)
             assert error(program.module()(image), model(image)) < 1e-5

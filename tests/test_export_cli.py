@@ -20,7 +20,7 @@ def in_place(model: Small, x: torch.Tensor, act=torch.relu_) -> torch.Tensor:
 def small(monkeypatch) -> Small:
     """What the command takes for the network it is asked for."""
     model = Small().eval()
-    monkeypatch.setattr("lwrn_fast.segment.build", lambda options: (model, False))
+    monkeypatch.setattr("lwrn_fast.inference.segment.build", lambda options: (model, False))
     return model
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import lwrn_fast
 from exporting import Net, needs_compiler, run_onnx
-from lwrn_fast import backends, export, models, outputs
+from lwrn_fast import backends, export, models
+from lwrn_fast.models import outputs
 
 X, OTHER = torch.randn(1, 3, 12, 10), torch.randn(2, 3, 7, 15)
 

@@ -18,8 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lwrn_fast import claims, cli, images, manifest
-from lwrn_fast import segment as lwrn_segment
+from lwrn_fast import cli
+from lwrn_fast.inference import manifest, work_queue
+from lwrn_fast.inference import segment as lwrn_segment
+from lwrn_fast.io import images
 
 COMMAND = [sys.executable, "-m", "lwrn_fast"]
 OPTIONS = ["--num-classes", "3", "--size", "16", "16"]
@@ -29,7 +31,8 @@ QUIET = os.environ | {"OMP_NUM_THREADS": "1", "LWRN_FAST_BACKEND": "reference"}
 # The command, which also notes which labels it writes.
 NOTING = """
 import os, sys
-from lwrn_fast import cli, images
+from lwrn_fast import cli
+from lwrn_fast.io import images
 write = images.write_labels
 def noted(path, labels):
     write(path, labels)
@@ -188,11 +191,11 @@ def holder(tmp_path):
     code = f"""
 import sys, time
 from pathlib import Path
-from lwrn_fast import claims, folders, segment
+from lwrn_fast.inference import work_queue, folders, segment
 options = segment.Options(Path({str(tmp_path / "out")!r}), num_classes=3, size=(16, 16), resume=True)
 (options.out / ".lwrn_fast").mkdir()
 run = folders._Run([{str(tmp_path / "in")!r}], options, folders.settings(segment.build(options)[0], options))
-with claims.joined(options.out / ".lwrn_fast", run.begin) as plan:
+with work_queue.joined(options.out / ".lwrn_fast", run.begin) as plan:
     assert next(iter(plan)).begun == 0
     print("holding", flush=True)
     time.sleep(300)
@@ -327,7 +330,7 @@ class TestResume:
         place = done / ".lwrn_fast" / "plan"
         (done / "0001.png").unlink()
         entries = [json.dumps({"input": str(done.parent / "in" / "0001.png"), "outputs": ["0001.png"]})]
-        claims.write(place, {"images": 1, "paths": [], "errors": []}, [(entries[0], b"3")])
+        work_queue.write(place, {"images": 1, "paths": [], "errors": []}, [(entries[0], b"3")])
         assert segment(done.parent / "in", "--out", done, "--resume") == 2
         assert capsys.readouterr().err.endswith("0001.png: 3 processes ended while they worked on it\n")
         assert records(done)["0001.png"]["state"] == "failed"
@@ -335,13 +338,13 @@ class TestResume:
 
     def test_an_interrupted_image_does_not_count_as_deadly(self, tmp_path):
         place = tmp_path / "plan"
-        claims.write(place, {"images": 2}, [('{"input": "/a"}', b"0"), ('{"input": "/b"}', b"2")])
-        plan = claims.Plan(place)
+        work_queue.write(place, {"images": 2}, [('{"input": "/a"}', b"0"), ('{"input": "/b"}', b"2")])
+        plan = work_queue.Plan(place)
         job = next(iter(plan))
         assert (job.entry, job.begun) == ({"input": "/a"}, 0)
-        assert list(claims.unfinished(place)) == [({"input": "/a"}, 1), ({"input": "/b"}, 2)]
+        assert list(work_queue.unfinished(place)) == [({"input": "/a"}, 1), ({"input": "/b"}, 2)]
         plan.close()
-        assert list(claims.unfinished(place)) == [({"input": "/b"}, 2)]
+        assert list(work_queue.unfinished(place)) == [({"input": "/b"}, 2)]
 
 
 class TestProcesses:

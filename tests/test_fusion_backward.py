@@ -6,10 +6,11 @@ from torch.utils.checkpoint import checkpoint
 
 import lwrn_fast
 from comparing import DTYPES, LAYOUTS, in_double, name
-from lwrn_fast import _native, gradients
+from lwrn_fast.backends import native
+from lwrn_fast.ops import gradients
 
 OPS = torch.ops.lwrn_fast
-ISAS = _native.extension().cpu_isas() if _native.extension() is not None else ["missing"]
+ISAS = native.extension().cpu_isas() if native.extension() is not None else ["missing"]
 
 # batch, planes of the result, (planes, height, width) of each input, align_corners: between these sizes an
 # interpolation's weights are multiples of 1/16. One pixel, each side of a vector, a block, a tile, and many shares of

@@ -20,7 +20,7 @@ import gpu_bench
 import gpu_small
 import lwrn_fast
 import tune
-from lwrn_fast import _triton
+from lwrn_fast.backends import triton
 from lwrn_fast.kernels import configs
 from shapes import CrpCase
 
@@ -213,7 +213,7 @@ print(gpu.why_not_compiled(gpu.Job("crp", "half", gpu.TARGETS["crp"], deep)))
 """
 
 
-@pytest.mark.skipif(_triton.missing() == "Triton is not installed", reason="Triton is not installed")
+@pytest.mark.skipif(triton.missing() == "Triton is not installed", reason="Triton is not installed")
 def test_kernels_are_compiled_for_a_gpu_that_is_not_used(tmp_path):
     done = run(sys.executable, "-c", COMPILE, BENCH, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,8 @@ import torch
 import lwrn_fast
 from arguments import DIFFERENTIABLE, OPS, leaves, refilled, tensors_of
 from comparing import LAYOUTS, assert_as_exact, in_double, in_layout, name
-from lwrn_fast import gradients, reference
+from lwrn_fast import reference
+from lwrn_fast.ops import gradients
 
 
 def quarters(item):

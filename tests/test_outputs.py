@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lwrn_fast import outputs
+from lwrn_fast.models import outputs
 
 LOGITS, OTHER = torch.rand(1, 5, 6, 7), torch.rand(1, 5, 3, 4)
 VECTOR, LOSS = torch.rand(1, 5), torch.tensor(2.0)

@@ -13,7 +13,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import shapes
-from lwrn_fast import _native, backends, cli, normalise
+from lwrn_fast import backends, cli, normalise
+from lwrn_fast.backends import native as _native
 from lwrn_fast.profiling import bench, cases, contests, layers, machine, memory, page, paired, peers, profile
 from lwrn_fast.profiling.contests.model import random_network
 

@@ -9,9 +9,10 @@ from PIL import Image
 from torch import nn
 
 import lwrn_fast
-from lwrn_fast import cli, images, models
-from lwrn_fast.receptive import Box, field, receptive_field
-from lwrn_fast.receptive_drawing import draw
+from lwrn_fast import cli, models
+from lwrn_fast.io import images
+from lwrn_fast.receptive.drawing import draw
+from lwrn_fast.receptive.field import Box, field, receptive_field
 
 MARK = "lwrn-fast: error: "
 

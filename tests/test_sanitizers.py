@@ -11,7 +11,7 @@ import pytest
 
 import lwrn_fast
 from compiling import build, missing, run
-from lwrn_fast import _native
+from lwrn_fast.backends import native
 
 ADDRESS = "-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
 THREAD = "-O1 -g1 -fsanitize=thread"
@@ -45,9 +45,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sets():
     """The instruction sets of this machine; the others would be compiled in vain."""
-    if _native.missing() is not None:
-        pytest.skip(_native.missing())
-    return _native.extension().cpu_isas()
+    if native.missing() is not None:
+        pytest.skip(native.missing())
+    return native.extension().cpu_isas()
 
 
 @pytest.fixture
@@ -65,9 +65,9 @@ def test_ops_with_addresses_and_undefined_behaviour(folder, sets, tmp_path):
     preloaded = " ".join(map(library, ("libasan.so", "libubsan.so", "libstdc++.so")))
     script = f"""
 import sys, comparing, pytest
-from lwrn_fast import _native
+from lwrn_fast.backends import native
 comparing.eager_error = lambda function, variants: 1.0  # to find it takes long, and exactness is seen elsewhere
-assert str(_native.OPS) == {str(package / "_ops.so")!r} and _native.missing() is None, _native.missing()
+assert str(native.OPS) == {str(package / "_ops.so")!r} and native.missing() is None, native.missing()
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", {CHOSEN!r}, *{OP_TESTS}]))
 """
     output = run(sys.executable, "-c", script, PYTHONPATH=str(tmp_path), LD_PRELOAD=preloaded, **OPTIONS)

@@ -10,10 +10,11 @@ import torch
 
 import lwrn_fast
 from comparing import in_double, name
-from lwrn_fast import _triton, backends, reference
+from lwrn_fast import backends, reference
+from lwrn_fast.backends import triton
 
-if _triton.missing() is not None:
-    pytest.skip(_triton.missing(), allow_module_level=True)
+if triton.missing() is not None:
+    pytest.skip(triton.missing(), allow_module_level=True)
 
 from lwrn_fast.kernels import configs, crp, fusion, upsample_argmax
 
@@ -148,7 +149,7 @@ from torch._higher_order_ops.triton_kernel_wrap import identify_accessed_tensors
 from torch import SymInt
 from torch.fx.experimental.proxy_tensor import make_fx
 from triton.backends.compiler import GPUTarget
-from lwrn_fast import triton_ops
+from lwrn_fast.ops import triton_library
 from lwrn_fast.kernels import configs
 
 class Driver:
@@ -157,17 +158,17 @@ class Driver:
 
 triton.runtime.driver.set_active(Driver())
 configs.device_key = lambda device: "90"
-triton_ops.crp_kernel.multiprocessors = lambda device: 132
+triton_library.crp_kernel.multiprocessors = lambda device: 132
 x, small, w = torch.empty(1, 64, 48, 40), torch.empty(1, 64, 24, 20), torch.empty(64, 64, 1, 1)
 def backward(x, small):
-    stages = triton_ops.crp_training(x, [w] * 2, [], 1)[1]
-    triton_ops.crp_backward(x, x, stages, [w] * 2, [], 1, [True] * 3)
-    return triton_ops.fusion_backward(x, x, [x, small], [w, w], [], "relu", True, [True] * 4)
+    stages = triton_library.crp_training(x, [w] * 2, [], 1)[1]
+    triton_library.crp_backward(x, x, stages, [w] * 2, [], 1, [True] * 3)
+    return triton_library.fusion_backward(x, x, [x, small], [w, w], [], "relu", True, [True] * 4)
 
 calls = {
-    "crp": lambda x, small: triton_ops.crp(x, [w] * 4, [], 1),
-    "fusion": lambda x, small: triton_ops.fusion([x, small], [w, w], [], "relu", True),
-    "upsample_argmax": lambda x, small: triton_ops.upsample_argmax(x, 4 * x.shape[2], 4 * x.shape[3], True),
+    "crp": lambda x, small: triton_library.crp(x, [w] * 4, [], 1),
+    "fusion": lambda x, small: triton_library.fusion([x, small], [w, w], [], "relu", True),
+    "upsample_argmax": lambda x, small: triton_library.upsample_argmax(x, 4 * x.shape[2], 4 * x.shape[3], True),
     "backward": backward,
 }
 for op, call in calls.items():
@@ -222,13 +223,13 @@ class TestWarmup:
 
     def test_a_model_and_calls(self, monkeypatch):
         ran = []
-        run = _triton.run
+        run = triton.run
 
         def recorded(op, tensors, *arguments):
             ran.append((op, tuple(tensors[0].shape), tensors[0].dtype))
             return run(op, tensors, *arguments)
 
-        monkeypatch.setattr(_triton, "run", recorded)
+        monkeypatch.setattr(triton, "run", recorded)
         lwrn_fast.warmup(lwrn_fast.CRP(4, 4).bfloat16(), (1, 4, 3, 5))
         calls = [("fusion", [(1, 4, 4, 4), (1, 3, 2, 2)], 5), ("upsample_argmax", (1, 3, 4, 4), 8)]
         lwrn_fast.warmup(calls, dtype=torch.float16)

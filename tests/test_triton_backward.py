@@ -8,10 +8,12 @@ import torch
 import lwrn_fast
 from arguments import crp_arguments, fusion_arguments, tensors_of, whole_crp
 from comparing import DTYPES, LAYOUTS, in_double, name
-from lwrn_fast import _triton, gradients, reference
+from lwrn_fast import reference
+from lwrn_fast.backends import triton
+from lwrn_fast.ops import gradients
 
-if _triton.missing() is not None:
-    pytest.skip(_triton.missing(), allow_module_level=True)
+if triton.missing() is not None:
+    pytest.skip(triton.missing(), allow_module_level=True)
 
 from lwrn_fast.kernels import configs, crp, crp_backward, fusion_backward, products, taps
 from lwrn_fast.kernels.launch import Launch
@@ -397,7 +399,7 @@ CHECKS = ("test_schema", "test_faketensor")
 
 
 def test_the_ops_are_what_their_fake_kernels_say():
-    _triton._load()
+    triton._load()
     grad, *given = whole_crp((2, 6, 5, 4), stages=2)
     torch.library.opcheck(OPS.triton_crp_training.default, given, test_utils=CHECKS)
     x, weights, biases, groups = given

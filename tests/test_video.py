@@ -18,11 +18,14 @@ import torch
 
 import lwrn_fast
 from compiling import missing
-from lwrn_fast import cli, cli_video, images, models
+from lwrn_fast import cli, models
+from lwrn_fast.cli import video as cli_video
+from lwrn_fast.io import images
 from stand_ins import camera, screen
 
 av = pytest.importorskip("av")
-from lwrn_fast import video, video_files  # noqa: E402  needs av
+from lwrn_fast.inference import video  # noqa: E402  needs av
+from lwrn_fast.io import video_files  # noqa: E402  needs av
 
 COMMAND = [sys.executable, "-m", "lwrn_fast", "video"]
 MARK = "lwrn-fast: error: "
@@ -407,7 +410,7 @@ class TestWindow:
                 self.shown.append(image)
                 return len(self.shown) < 3
 
-        monkeypatch.setattr("lwrn_fast.window.Window", Window)
+        monkeypatch.setattr("lwrn_fast.io.window.Window", Window)
         assert call(source, tmp_path / "out.mp4", "--live", *LOSSLESS) == 0
         frames = frames_of(tmp_path / "out.mp4")
         assert 3 <= len(frames) < 40
@@ -524,7 +527,7 @@ class TestEnds:
             return np.zeros((64, 96) if where == "network" else (64, 96, 3), np.uint8)
 
         if where == "network":
-            monkeypatch.setattr("lwrn_fast.segmenter.Segmenter.map", lambda self, frames: map(breaks, frames))
+            monkeypatch.setattr("lwrn_fast.inference.segmenter.Segmenter.map", lambda self, frames: map(breaks, frames))
         elif where == "drawing":
             monkeypatch.setitem(video.VIEWS, "overlay", breaks)
         else:

@@ -119,7 +119,7 @@ Tensor normalise(const Tensor& images, int64_t height, int64_t width, const std:
 }  // namespace
 }  // namespace lwrn_fast
 
-// For _cuda.py, through ctypes.
+// For backends/cuda.py, through ctypes.
 extern "C" {
 __attribute__((visibility("default"))) void lwrn_fast_ask_for_tf32(bool (*asks)()) { lwrn_fast::asks_for_tf32 = asks; }
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import checks
+from ..ops import checks
 from .decoder import LevelDecoder
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import backends, checks, children, reference
-from ..crp import CRP
-from ..fusion import fusion
+from .. import backends
+from ..ops import checks, conv_parameters, reference
+from ..ops.crp import CRP
+from ..ops.fusion import fusion
 from .folding import FoldCache
 from .refinenet_blocks import LightResidualUnits
 
@@ -88,7 +89,7 @@ class LevelDecoder(nn.Module):
         """Maps, weights and biases of a fusion; neither of the latter where the maps are behind all convolutions."""
         if not all(chain for _, chain in paths):
             return [self._called(*path) for path in paths], [], []
-        found = children.parameters([getattr(self, chain[-1]) for _, chain in paths])
+        found = conv_parameters.parameters([getattr(self, chain[-1]) for _, chain in paths])
         if isinstance(found, str):
             backends.select("fusion", [x for x, _ in paths], hindrance=found)
             return [self._called(*path) for path in paths], [], []
@@ -119,7 +120,9 @@ class LevelDecoder(nn.Module):
     def _folded(self, chain: tuple[str, ...], outer: Tensor) -> Tensor | None:
         """One weight for the two convolutions of a chain, the last of which has `outer`, None where there is none."""
         first = getattr(self, chain[0])
-        if self.training or self.plain or type(first) is not nn.Conv2d or children.why_not_1x1(first) is not None:
+        if self.training or self.plain or type(first) is not nn.Conv2d:
+            return None
+        if conv_parameters.why_not_1x1(first) is not None:
             return None
         if first.bias is not None or first.groups != 1 or type(getattr(self, chain[1])) is not nn.Conv2d:
             return None

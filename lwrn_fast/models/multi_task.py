@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..crp import CRP
+from ..ops.crp import CRP
 from .networks import NETWORKS, PLANES, MobileNetV2Network, Network
 
 

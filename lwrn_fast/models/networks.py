@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..crp import CRP
+from ..ops.crp import CRP
 from .base import Network
 from .decoder import Level, conv1x1
 from .mobilenet_v2 import MobileNetV2

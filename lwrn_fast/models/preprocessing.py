@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..normalise import MEAN, STD, normalise
+from ..ops.normalise import MEAN, STD, normalise
 
 __all__ = ["MEAN", "STD", "preprocess", "pixels"]
 
@@ -56,12 +56,12 @@ def _array(image: Any, what: str) -> np.ndarray:
     """A PIL image or a file as uint8 (H, W, 3), anything else as NumPy takes it."""
     pil = sys.modules.get("PIL.Image")  # nobody has a PIL image who has not imported it
     if pil is not None and isinstance(image, pil.Image):
-        from ..decoding import to_rgb
+        from ..io.decoding import to_rgb
 
         name = getattr(image, "filename", "")
         return to_rgb(image, f"{what} {os.fsdecode(name)}" if name else what)
     if isinstance(image, (str, os.PathLike)):
-        from .. import images
+        from ..io import images
 
         try:
             return images.read(Path(image))

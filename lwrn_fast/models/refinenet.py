@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import reference
+from ..ops import reference
 from .base import Network
 from .decoder import Level
 from .refinenet_blocks import CRP3x3, ResidualUnits, conv3x3

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import backends, checks, reference
+from .. import backends
+from ..ops import checks, reference
 
 
 class ResidualUnits(nn.Module):

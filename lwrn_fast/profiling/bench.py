@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .. import backends, models
+from ..errors import UserError
 from ..models.decoder import Level
-from ..segment import UserError
 from . import contests, machine, peers
 from .cases import CLASSES, Case, CrpCase, FusionCase, ModelCase, UpsampleArgmaxCase
 from .paired import Contest, race

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import backends
-from ..crp import CRP
 from ..models.decoder import Level
 from ..models.networks import Network
-from ..normalise import normalise
-from ..upsample_argmax import upsample_argmax
+from ..ops.crp import CRP
+from ..ops.normalise import normalise
+from ..ops.upsample_argmax import upsample_argmax
 from . import costs
 from .costs import Cost
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from .. import _native
 from .._version import __version__
+from ..backends import native
 from . import peers
 
 
@@ -20,7 +20,7 @@ def thread_counts() -> list[int]:
 
 def why_no_numbers() -> str | None:
     """Where the compiled part is absent, "ours" would be PyTorch's own; None where it is there."""
-    reason = _native.missing()
+    reason = native.missing()
     return f"nothing of ours to measure: {reason}" if reason else None
 
 
@@ -35,7 +35,7 @@ def cores() -> int:
 
 def describe() -> dict[str, str]:
     """Machine and versions, for the result file and for the reader."""
-    extension = _native.extension()
+    extension = native.extension()
     return {
         "cpu": _cpu_name(),
         "cores": str(cores()),

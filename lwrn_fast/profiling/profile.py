@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backends, segment
+from .. import backends
+from ..errors import UserError
+from ..inference import segment
+from ..inference.segment import DTYPES
 from ..models.networks import Network
-from ..segment import DTYPES, UserError
 from . import layers, machine, memory
 from .contests.model import random_network
 from .costs import Cost

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from .. import children
+from ..ops import conv_parameters
 from .effects import arguments_of, value_of
 
 Source = Node | str
@@ -123,7 +123,7 @@ class Reader:
         if node.op != "call_module" or self.root is None:
             return None
         module = self.root.get_submodule(str(node.target))
-        return None if children.has_hooks(module) else module
+        return None if conv_parameters.has_hooks(module) else module
 
     def addition(self, node: Any) -> Addition | None:
         """The operands of an addition, in place or not, or of a sum over stacked tensors."""

@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from .. import reference
+from ..ops import reference
 from . import formats, freezing, matching, running
 from .effects import Effects
 from .reading import Conv, Reader, Resize, Source

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .. import checks, reference
-from ..crp import crp
-from ..fusion import fusion
 from ..models.folding import FoldCache, fold
 from ..models.refinenet_blocks import pool5x5
-from ..upsample_argmax import upsample_argmax
+from ..ops import checks, reference
+from ..ops.crp import crp
+from ..ops.fusion import fusion
+from ..ops.upsample_argmax import upsample_argmax
 
 Statistics = tuple[Tensor, Tensor, Tensor | None, Tensor | None, float]
 """Of a batch normalisation: mean, variance, weight, bias, epsilon."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .. import children
+from ..ops import conv_parameters
 
 MOST_INLINED = 6
 """Modules of PyTorch's own in one that is looked into; a larger one is traced for itself."""
@@ -84,7 +84,7 @@ class Tracer(fx.Tracer):
 
     def _is_leaf(self, m: nn.Module) -> bool:
         """Containers and small modules are looked into, never those with hooks, nor `closed` ones."""
-        if m in self._closed or children.has_hooks(m) or "forward" in vars(m):
+        if m in self._closed or conv_parameters.has_hooks(m) or "forward" in vars(m):
             return True
         if type(m) is nn.Sequential:
             return False

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .. import images, models
+from .. import models
+from ..io import images
 
 IGNORE = 255
 """The label that counts neither in the loss nor in the metrics."""

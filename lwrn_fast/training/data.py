@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from .. import images, models
-from ..segment import MOST_CLASSES
+from .. import models
+from ..inference.segment import MOST_CLASSES
+from ..io import images
 from . import augment, labels
 from .augment import IGNORE
 from .label_map import LabelMap

@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import backends, images, models
+from .. import backends, models
+from ..errors import UserError
+from ..inference.segment import DTYPES, check_backend
+from ..inference.segmenter import averaged_labels
+from ..io import images
 from ..models.networks import Network
-from ..normalise import normalise
-from ..outputs import classes, one_per_class
-from ..segment import DTYPES, UserError, check_backend
-from ..segmenter import averaged_labels
-from ..upsample_argmax import upsample_argmax
+from ..models.outputs import classes, one_per_class
+from ..ops.normalise import normalise
+from ..ops.upsample_argmax import upsample_argmax
 from . import advice, data, preparing, processes, saving, survey
 from .augment import IGNORE
 from .label_map import LabelMap

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from .. import images
-from ..segment import UserError
+from ..errors import UserError
+from ..io import images
 from .data import CLASSES_FILE
 
 CLASSES = ("background", "disk", "ring", "triangle", "rectangle", "star", "cross", "crescent")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .. import models
-from ..segment import UserError
+from ..errors import UserError
 from .augment import IGNORE
 
 OPTION = "--map-labels"

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .. import images
-from ..segment import UserError
+from ..errors import UserError
+from ..io import images
 from .augment import IGNORE
 from .label_map import COLOUR, GREY, OPTION, PALETTE, LabelMap, grey, packed
 

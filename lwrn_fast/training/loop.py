@@ -13,9 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .. import backends, images, outputs
-from ..outputs import one_per_class
-from ..segment import UserError, check_backend
+from .. import backends
+from ..errors import UserError
+from ..inference.segment import check_backend
+from ..io import images
+from ..models import outputs
+from ..models.outputs import one_per_class
 from . import data, preparing, processes, records, saving
 from .augment import IGNORE
 from .evaluate import evaluate

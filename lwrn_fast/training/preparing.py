@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import backends, models
+from ..errors import UserError
+from ..inference.segment import MOST_CLASSES
 from ..models.networks import Network
-from ..segment import MOST_CLASSES, UserError
 from . import advice, augment, data, processes, survey
 from .label_map import LabelMap, parse
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..segment import UserError
+from ..errors import UserError
 
 T = TypeVar("T")
 # What the first process tells the others while they wait for it.

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from .. import files, images
+from ..errors import UserError
+from ..io import atomic, images
 from ..models.networks import Network
-from ..segment import UserError
 
 STATE = "state.pt"
 """Where a run can be resumed from."""
@@ -26,7 +26,7 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
     'whole'
     """
     try:
-        files.write(path, save)
+        atomic.write(path, save)
     except Exception as error:  # torch.save and safetensors have errors of their own
         raise UserError(f"{path}: cannot be written ({images.reason(error)})") from error
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..segment import UserError
+from ..errors import UserError
 from .augment import IGNORE
 
 

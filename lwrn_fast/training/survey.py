@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from .. import files, images
+from ..io import atomic, images
 from . import data, labels
 from .augment import IGNORE
 from .label_map import COLOUR, GREY, PALETTE, LabelMap
@@ -210,7 +210,7 @@ class _Cache:
         path = self._path
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.write(path, lambda unfinished: unfinished.write_text(f"{line}\n{text}\n", encoding="utf-8"))
+            atomic.write(path, lambda unfinished: unfinished.write_text(f"{line}\n{text}\n", encoding="utf-8"))
 
 
 def _times(path: Path) -> list[int]:

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ... import reference
-from ...crp import crp
+from ...ops import reference
+from ...ops.crp import crp
 from .. import peers
 from ..cases import STAGES, CrpCase
 from ..paired import Contest

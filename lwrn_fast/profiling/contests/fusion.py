@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ... import reference
-from ...fusion import fusion
+from ...ops import reference
+from ...ops.fusion import fusion
 from .. import peers
 from ..cases import FusionCase
 from ..paired import Contest

@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ... import backends, models
 from ...models.networks import Network
-from ...normalise import normalise
+from ...ops.normalise import normalise
+from ...ops.upsample_argmax import upsample_argmax
 from ...optimize import optimize
-from ...upsample_argmax import upsample_argmax
 from .. import peers
 from ..cases import CLASSES, ModelCase
 from ..paired import Call, Contest

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...upsample_argmax import upsample_argmax
+from ...ops.upsample_argmax import upsample_argmax
 from .. import peers
 from ..cases import UpsampleArgmaxCase
 from ..paired import Contest

@@ -1,0 +1,53 @@
+"""Loads the compiled part, once, and keeps the reason where it cannot be loaded."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+MINIMUM_TORCH = (2, 10)
+OPS = Path(__file__).parents[1] / "_ops.so"
+
+
+@cache
+def missing() -> str | None:
+    """Load the C++ operators into ``torch.ops.lwrn_fast``; ``None`` where they are there, else why not, in one line.
+
+    >>> from lwrn_fast.backends import native
+    >>> native.missing() is None or "\\n" not in native.missing()
+    True
+    """
+    if not OPS.exists():
+        return f"the compiled part, {OPS.name}, is not in this installation, which is pure Python or not built yet"
+    if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < MINIMUM_TORCH:
+        return f"the compiled part needs torch >= 2.10, and this is torch {torch.__version__}"
+    return load(OPS)
+
+
+def load(library: Path) -> str | None:
+    """Load a library of operators; why it does not load, None where it does."""
+    try:
+        torch.ops.load_library(str(library))
+    except (OSError, RuntimeError) as error:
+        return f"{library.name} does not load: {_first_line(error)}"
+    return None
+
+
+@cache
+def extension() -> ModuleType | None:
+    """``lwrn_fast._C``: ``build_info()``, ``cpu_isa()`` and ``cpu_isas()``; ``None`` where it is absent."""
+    try:
+        return importlib.import_module("lwrn_fast._C")
+    except ImportError:
+        return None
+
+
+def _first_line(error: BaseException) -> str:
+    # torch wraps the loader's own message, which is the one that says what is wrong.
+    cause = error.__cause__ or error
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]

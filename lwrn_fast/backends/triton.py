@@ -1,0 +1,100 @@
+"""Whether the Triton kernels can run, and the call into them. Triton itself is imported when first asked for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MINIMUM_TRITON = (3, 4)
+MINIMUM_CAPABILITY = (8, 0)
+
+
+def missing() -> str | None:
+    """None where this installation can run the Triton kernels on some device, else why not, in one line.
+
+    >>> from lwrn_fast.backends import triton
+    >>> triton.missing() is None or "\\n" not in triton.missing()
+    True
+    """
+    return _missing()
+
+
+def why_not_on(device: torch.device) -> str | None:
+    """Why the kernels cannot run on this device, None where they can."""
+    if missing() is not None:
+        return missing()
+    if _interpreted():
+        return None if device.type == "cpu" else f"Triton's interpreter runs on the CPU, the tensors are on {device}"
+    if device.type != "cuda":
+        return f"the tensors are on {device}"
+    capability = torch.cuda.get_device_capability(device)
+    if torch.version.hip is None and capability < MINIMUM_CAPABILITY:
+        return f"{device} has compute capability {_dotted(capability)}, the kernels need {_dotted(MINIMUM_CAPABILITY)}"
+    return None
+
+
+def limits() -> tuple[int, int]:
+    """The most stages of a crp and the most inputs of a fusion that the kernels take."""
+    kernels = importlib.import_module("lwrn_fast.kernels")
+    return kernels.MOST_STAGES, kernels.MOST_INPUTS
+
+
+def run(op: str, tensors: list[Tensor], *arguments: Any) -> Any:
+    """The op ("crp", ...) with these arguments, whose tensors are `tensors`: through PyTorch's dispatcher where
+    something there has to see it, else straight to the kernel, which takes less time."""
+    _load()
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+        or any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors)
+    ):
+        return getattr(torch.ops.lwrn_fast, f"triton_{op}")(*arguments)
+    return _ops().KERNELS[op](*arguments).run()
+
+
+def _load() -> bool:
+    """Have the ops registered; true, for torch.compile wants a constant."""
+    return _ops() is not None
+
+
+@cache
+def _ops() -> ModuleType:
+    return importlib.import_module("lwrn_fast.ops.triton_library")
+
+
+@cache
+def _missing() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    try:
+        version = importlib.import_module("triton").__version__
+        interpreted = _interpreted()
+    except Exception as error:  # whatever a broken installation raises
+        return f"Triton cannot be imported: {type(error).__name__}: {error}".splitlines()[0]
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < MINIMUM_TRITON:
+        return f"the kernels need Triton >= {_dotted(MINIMUM_TRITON)}, and this is Triton {version}"
+    if not interpreted and not torch.cuda.is_available():
+        return "PyTorch finds no GPU"
+    return None
+
+
+def _interpreted() -> bool:
+    """Whether the kernels run in Triton's interpreter, on the CPU: TRITON_INTERPRET when they are first used."""
+    return bool(importlib.import_module("lwrn_fast.kernels.values").INTERPRETED.value)
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(str(part) for part in version)
+
+
+# torch.compile cannot trace these; see the end of backends.py.
+for _function in (missing, why_not_on, limits, _load):
+    _function._dynamo_marked_constant = True  # type: ignore[union-attr]

@@ -1,0 +1,259 @@
+"""Capture of a network by torch.export, as its files need it, and the one reason where that fails."""
+
+import copy
+import io
+import itertools
+import logging
+import os
+import re
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from .. import backends
+from ..models import outputs
+from ..ops.upsample_argmax import upsample_argmax
+
+MAP_DTYPES = backends.KERNEL_DTYPES
+# Packages whose exceptions are wrapped around the actual reason, and whose frames are not the user's code.
+TOOLS = ("torch", "onnx", "onnxscript", "onnx_ir", "sympy")
+# Modules that compute something else while training; other modules may stand in either mode.
+TRAINS = (_BatchNorm, _DropoutNd, nn.RReLU)
+
+# torch.export and torch.onnx keep their state in globals: one thread at a time.
+_turn = threading.Lock()
+
+
+class Told:
+    """What the forward of a graph tells while it is captured; torch.export puts lists back as they were."""
+
+    names: Sequence[str] = ()
+    changed: Sequence[str] = ()
+
+
+class Graph(nn.Module):
+    """A network with what a file has before and after it.
+
+    The network is a copy, so that what its forward stores stays out of the original; its parameters are the original's,
+    and nothing of it is altered. Its inputs are copies too: a network may write to them, and a file may not.
+    labels: end with the label map. sizes: what `package_input` demands of the tensors (N, C, H, W), for AOTInductor.
+    flat: return the tensors alone. After a capture, `told` holds the names of the results and of the buffers that
+    change.
+    """
+
+    def __init__(
+        self, op: str, model: nn.Module, labels: bool, sizes: Sequence[list[int]] | None = None, flat: bool = False
+    ) -> None:
+        super().__init__()
+        self.op, self.labels, self.sizes, self.flat = op, labels, sizes, flat
+        self.told = Told()
+        self.model = _copy(model)
+        self.training = False  # of this module alone
+
+    def forward(self, *arguments: Any) -> Any:
+        maps = [tensor for tensor in tensors(arguments) if tensor.dim() == 4]
+        sizes = iter(self.sizes or ())
+        before = {name: buffer._version for name, buffer in self.model.named_buffers()}
+        result = self.model(*map_tensors(lambda tensor: self._own(tensor, sizes), arguments))
+        self.told.changed = [n for n, buffer in self.model.named_buffers() if buffer._version != before.get(n)]
+        if self.labels:
+            result = upsample_argmax(outputs.logits(result, self.op), maps[0].shape[2:])
+        leaves = outputs.leaves(result, self.op)
+        self.told.names = [name for name, _ in leaves]
+        if self.flat:
+            return tuple(tensor for _, tensor in outputs.leaves(outputs.plain(result), self.op))
+        return outputs.plain(result)
+
+    def _own(self, tensor: Tensor, sizes: Iterator[list[int]]) -> Tensor:
+        size = next(sizes, None) if tensor.dim() == 4 else None
+        if size is None or tensor.dtype not in MAP_DTYPES:
+            return tensor.clone()
+        return torch.ops.lwrn_fast.package_input(tensor, size, tensor.dtype)
+
+
+def capture(graph: Graph, arguments: tuple, dynamic: bool) -> torch.export.ExportedProgram:
+    """The graph for inputs like these; with dynamic, for any batch, height and width of (N, C, H, W) tensors."""
+    shapes = dimensions(arguments, lambda: (torch.export.Dim.DYNAMIC,) * 3) if dynamic else None
+    program = torch.export.export(graph, _like(arguments, dynamic), dynamic_shapes=shapes)
+    log = logging.getLogger("lwrn_fast")
+    if graph.told.changed:
+        names = ", ".join(graph.told.changed)
+        log.warning("%s: the network changes %s; each call of the file begins with the present value", graph.op, names)
+    for guard in getattr(program, "_guards_code", ()):
+        if "%" in guard:  # the others are about strides, and maps of one pixel
+            guard = re.sub(r"L\['arguments'\](.*?)\.size\(\)", r"arguments\1.shape", guard)
+            log.warning("%s: the network decides by sizes; the file is only for %s", graph.op, guard)
+    return program
+
+
+@contextmanager
+def exporting(op: str, backend: str | None = None) -> Iterator[None]:
+    """Without gradients, so that what is folded at inference is, and without what exporters have to say meanwhile.
+
+    backend: of this thread. Whatever fails comes out as one error that begins with the reason; OSError, MemoryError
+    and ImportError stay as they are.
+    """
+    log = logging.getLogger("torch")
+    level = log.level
+    with _turn, torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        log.setLevel(logging.CRITICAL)
+        try:
+            with backends.in_this_thread(backend), redirect_stderr(_Hush(sys.stderr)):
+                yield
+        except (OSError, MemoryError, ImportError):
+            raise
+        except Exception as error:
+            kind, text = reason(error)
+            raise kind(text if text.startswith(f"{op}: ") else f"{op}: {text}") from error
+        finally:
+            log.setLevel(level)
+
+
+class _Hush(io.TextIOBase):
+    """Standard error without what this thread prints there: torch.export prints whole graphs."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._thread else self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def reason(error: BaseException) -> tuple[type[Exception], str]:
+    """Why an export failed, in one line that ends with the place in the network, and the class to raise it with.
+
+    >>> reason(ValueError("x must be (N, 3, H, W)\\nand more lines"))
+    (<class 'ValueError'>, 'x must be (N, 3, H, W)')
+    """
+    chain: list[Any] = [error]
+    while _is_wrapper(chain[-1]) and chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    root = chain[-1]
+    text = _first_line(root)
+    if "data-dependent" in text or type(root).__name__ == "GuardOnDataDependentSymNode":
+        text = f"the network decides by the values of its input, which a file cannot: {text.split(' (unhinted')[0]}"
+    place = next(filter(None, map(_place, reversed(chain))), "")
+    return type(root) if type(root) in (ValueError, TypeError) else RuntimeError, text + place
+
+
+def _is_wrapper(error: BaseException) -> bool:
+    return type(error).__module__.split(".")[0] in TOOLS
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    first = next((line for line in lines if " error: " in line), lines[0])  # a compiler's, after its command
+    # only these say in their message what happened
+    plain = isinstance(error, (RuntimeError, ValueError, TypeError, NotImplementedError)) or _is_wrapper(error)
+    return first if plain else f"{type(error).__name__}: {first}"
+
+
+def _place(error: BaseException) -> str:
+    """Where in the user's code an exception came from, " (net.py:12, in forward: if x.sum() > 0:)"; "" if nowhere."""
+    tools = [os.path.dirname(getattr(sys.modules.get(name), "__file__", None) or "/nowhere/-") for name in TOOLS]
+    tools.append(os.path.dirname(os.path.dirname(__file__)))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename[0] != "<" and not any(frame.filename.startswith(folder + os.sep) for folder in tools):
+            if frame.name == "<module>":
+                return ""
+            line = f": {frame.line}" if frame.line and not frame.line.startswith("raise ") else ""
+            return f" ({os.path.basename(frame.filename)}:{frame.lineno}, in {frame.name}{line})"
+    return ""
+
+
+def check_model(op: str, model: nn.Module) -> nn.Module:
+    """The network itself, out of what torch.compile put around it; TypeError or ValueError if it cannot be exported."""
+    from ..optimize import Optimized
+
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
+    model = getattr(model, "_orig_mod", model)  # torch.compile's OptimizedModule
+    if model.training and not isinstance(model, Optimized):
+        raise ValueError(f"{op}: model must be in eval mode, got one in training mode: call model.eval()")
+    for name, module in model.named_modules():
+        where = f" at {name}" if name else ""
+        if isinstance(module, Optimized):
+            raise TypeError(f"{op}: model must be the network that was given to optimize, got its result{where}")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(f"{op}: model must be a torch.nn.Module in Python, got a TorchScript module{where}")
+        if module.training and isinstance(module, TRAINS):
+            kind = type(module).__name__
+            raise ValueError(f"{op}: model must be in eval mode, got {kind} {name} in training mode: call model.eval()")
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise ValueError(f"{op}: model must have been called once, got {name} without a size")
+        if tensor.is_meta:
+            raise ValueError(f"{op}: model must hold its weights, got {name} on meta, without values")
+    return model
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """The network with its own attributes and the same parameters and buffers."""
+    memo: dict[int, Any] = {}
+    inner_first = list(model.modules())[::-1]
+    for module in inner_first:
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                memo[id(tensor)] = _normal(tensor) if tensor.is_inference() else tensor
+        for value in vars(module).values():
+            if isinstance(value, Tensor):
+                memo[id(value)] = value.detach()  # weight_norm keeps its result, which has a graph
+    for module in inner_first:
+        if hasattr(module, "_orig_mod"):
+            memo[id(module)] = copy.deepcopy(module._orig_mod, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise TypeError(f"model cannot be copied: {_first_line(error)}") from error
+
+
+def _normal(tensor: Tensor) -> Tensor:
+    """A copy of a tensor born in inference mode, which torch.export cannot take."""
+    copied = tensor.detach().clone()
+    return nn.Parameter(copied, requires_grad=False) if isinstance(tensor, nn.Parameter) else copied
+
+
+def _like(arguments: tuple, dynamic: bool) -> tuple:
+    """Zeros like the arguments; for any size, large enough that no map inside is of size 1, which would be special."""
+    shortest = min((min(t.shape[2:]) for t in tensors(arguments) if t.dim() == 4), default=64)
+    factor = -(-64 // max(1, shortest)) if dynamic else 1
+
+    def zeros(tensor: Tensor) -> Tensor:
+        shape = list(tensor.shape)
+        if dynamic and tensor.dim() == 4:
+            shape = [max(2, shape[0]), shape[1], factor * shape[2], factor * shape[3]]
+        return torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
+
+    return map_tensors(zeros, arguments)
+
+
+def dimensions(arguments: tuple, three: Callable[[], tuple]) -> tuple:
+    """What torch.export wants to know: of each (N, C, H, W) the `three` dimensions that may be any."""
+
+    def of(tensor: Tensor) -> dict[int, Any] | None:
+        return dict(zip((0, 2, 3), three(), strict=True)) if tensor.dim() == 4 else None
+
+    return (map_tensors(of, arguments),)
+
+
+def map_tensors(function: Callable[[Tensor], Any], item: Any) -> Any:
+    return function(item) if isinstance(item, Tensor) else type(item)(map_tensors(function, each) for each in item)
+
+
+def tensors(item: Any) -> list[Tensor]:
+    return [item] if isinstance(item, Tensor) else [tensor for each in item for tensor in tensors(each)]

@@ -1,0 +1,114 @@
+"""How a Segmenter works on a GPU: copies from pinned memory beside the work on other pictures, and a CUDA graph of the
+network for each shape of input. Written for PyTorch's documented behaviour; it has not yet run on a GPU."""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..models import outputs
+
+if TYPE_CHECKING:
+    from .segmenter import Segmenter
+
+log = logging.getLogger("lwrn_fast")
+LANES = 2
+WARM_UP = 2
+"""Runs before a graph is recorded: libraries choose algorithms and allocate in them."""
+
+
+class Graph:
+    """The network for one shape of input; without a recording where it cannot be recorded."""
+
+    def __init__(self, network: Callable[[Tensor], Tensor], example: Tensor) -> None:
+        self.x = example.clone(memory_format=torch.preserve_format)
+        self.network = network
+        self.logits: Tensor | None = None
+        self.recording = torch.cuda.CUDAGraph()
+        for _ in range(WARM_UP):
+            network(self.x)
+        try:
+            with torch.cuda.graph(self.recording, capture_error_mode="thread_local"):
+                self.logits = network(self.x)
+        except RuntimeError as error:
+            log.warning("Segmenter runs the network without CUDA graphs: %s", str(error).strip().splitlines()[0])
+            self.logits = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The logits, which the next call overwrites."""
+        if self.logits is None:
+            return self.network(x)
+        self.x.copy_(x)
+        self.recording.replay()
+        return self.logits
+
+
+class OnGpu:
+    """Two lanes, each a stream: while one copies, the other computes. shapes: how many graphs are kept."""
+
+    def __init__(self, device: torch.device, shapes: int) -> None:
+        self.shapes = shapes
+        self.graphs: OrderedDict[tuple[int, ...], Graph] = OrderedDict()
+        self.turn = threading.Lock()
+        self.lanes = [torch.cuda.Stream(device) for _ in range(LANES)]
+        self.free = torch.cuda.Event()  # when the graphs' memory has been read
+        self.count = 0
+
+    def begin(self, images: Tensor, segmenter: "Segmenter") -> Callable[[], Tensor]:
+        """Start on images, uint8 (N, H, W, 3) or (H, W, 3), on the CPU or the GPU; what is returned waits for their
+        labels, uint8 (N, H, W), on the same device."""
+        on_cpu = images.device.type == "cpu"
+        size = (images.shape[-3], images.shape[-2])
+        if on_cpu:
+            pinned = torch.empty(images.shape, dtype=torch.uint8, pin_memory=True)
+            pinned.copy_(images)
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(6)]
+        caller = torch.cuda.current_stream(segmenter.device)
+        with self.turn, torch.inference_mode():
+            lane = self.lanes[self.count % LANES]
+            self.count += 1
+            lane.wait_stream(caller)
+            with torch.cuda.stream(lane):
+                marks[0].record(lane)
+                here = pinned.to(segmenter.device, non_blocking=True) if on_cpu else images
+                marks[1].record(lane)
+                x = segmenter.input(here)
+                lane.wait_event(self.free)
+                marks[2].record(lane)
+                logits = self._graph(x, lambda x: outputs.logits(segmenter.network(x), "Segmenter"))(x)
+                marks[3].record(lane)
+                labels = segmenter.labels(logits, size)
+                self.free.record(lane)
+                marks[4].record(lane)
+                if on_cpu:
+                    result = torch.empty(labels.shape, dtype=torch.uint8, pin_memory=True)
+                    result.copy_(labels, non_blocking=True)
+                else:
+                    result = labels
+                    result.record_stream(caller)
+                marks[5].record(lane)
+                here.record_stream(lane)
+
+        def wait() -> Tensor:
+            marks[5].synchronize()
+            stages = zip(("copy in", "pre", "network", "post", "copy out"), marks, marks[1:], strict=False)
+            for stage, start, end in stages:
+                segmenter.times[stage].append(start.elapsed_time(end) / 1000)
+            return result
+
+        return wait
+
+    def _graph(self, x: Tensor, network: Callable[[Tensor], Tensor]) -> Graph:
+        key = tuple(x.shape)
+        if key not in self.graphs:
+            torch.cuda.current_stream(x.device).synchronize()  # others may be at work in memory that recording reuses
+            self.graphs[key] = Graph(network, x)
+        self.graphs.move_to_end(key)
+        while len(self.graphs) > self.shapes:
+            torch.cuda.synchronize(x.device)
+            self.graphs.popitem(last=False)
+        return self.graphs[key]

@@ -1,0 +1,5 @@
+"""The empirical receptive field of a network before and after chained residual pooling."""
+
+from .field import SHARES, Box, Field, Fields, field, receptive_field
+
+__all__ = ["SHARES", "Box", "Field", "Fields", "field", "receptive_field"]
