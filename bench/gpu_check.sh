@@ -127,9 +127,10 @@ correctness() {
   if has pytest && has hypothesis; then
     cd "$root/tests" || exit 2
     for backend in "${backends[@]}"; do
-      check "gpu tests, $backend" 300 "$python" -m pytest "${options[@]}" -k "$backend" test_gpu.py
+      check "gpu tests, $backend" 300 "$python" -m pytest "${options[@]}" -k "$backend" gpu/test_gpu.py
       check "op tests, $backend" 420 "$python" -m pytest "${options[@]}" -k "$backend" \
-        test_crp.py test_fusion.py test_upsample_argmax.py test_ops.py test_gradients.py test_triton.py
+        ops/test_crp.py ops/test_fusion.py ops/test_upsample_argmax.py ops/test_ops.py ops/test_gradients.py \
+        backends/test_triton.py
     done
     cd "$root" || exit 2
   else

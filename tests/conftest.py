@@ -13,12 +13,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads leave the
 import pytest
 import torch
 
-import emulated
 import gpu
 import lwrn_fast
 from lwrn_fast.backends import cuda as _cuda
 from lwrn_fast.backends import native as _native
 from lwrn_fast.backends import triton
+from support import emulated
 
 GPU = torch.cuda.is_available()
 if not GPU:
@@ -73,8 +73,9 @@ LONG = (
     *("test_sanitizers", "test_entrances", "test_crp", "test_emulator", "test_triton_compile", "test_documents"),
     *("test_build", "test_export_meaning", "test_optimize", "test_accelerate", "test_patterns", "test_rewrites"),
     *("test_video", "test_training", "test_triton_backward", "test_cli", "test_models", "test_folders", "test_survey"),
-    *("test_checkpoint_layouts", "test_tracers", "test_capture", "test_triton", "test_children", "test_decoding"),
-    *("test_compiler", "test_export", "test_native", "test_upsample_argmax", "test_gradients", "test_fusion"),
+    *("test_checkpoint_layouts", "test_tracers", "test_capture", "test_triton", "test_conv_parameters"),
+    *("test_decoding", "test_compiler", "test_export", "test_native", "test_upsample_argmax", "test_gradients"),
+    "test_fusion",
 )
 
 

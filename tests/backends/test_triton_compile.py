@@ -1,0 +1,90 @@
+"""Ahead-of-time compilation of rows of kernels/configs.json, by bench/aot.py, which says what the kernels take."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lwrn_fast.kernels import configs
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+BENCH = Path(__file__).parents[2] / "bench"
+KEYS = ["90", "80", "86", "100"]
+
+
+def aot(folder, *options):
+    """What bench/aot.py does: its exit status, what it prints, and its results."""
+    report = folder / "report.json"
+    command = [sys.executable, str(BENCH / "aot.py"), "--json", str(report), *options]
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, cwd=BENCH.parent / "tests", env=environment, capture_output=True, text=True)
+    assert report.exists(), done.stdout[-5000:] + done.stderr[-5000:]
+    return done.returncode, done.stdout, json.loads(report.read_text())["results"]
+
+
+def test_rows_compile_within_the_rules(tmp_path, everything):
+    """All rows of the first architecture; of the others, which take as long, the first row of each op."""
+    table = {key: configs.table()[key] for key in KEYS}
+    assert {key for key in configs.table() if key.isdigit()} == set(KEYS)
+    if not everything:
+        for key in KEYS[1:]:
+            table[key] = {op: {"half": kinds["half"][:1]} for op, kinds in table[key].items()}
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(table))
+    # --brief leaves float16 out, but for one row of each op: it compiles as bfloat16 does.
+    status, printed, results = aot(tmp_path, "--brief", "--arch", *KEYS, "--table", str(path))
+    assert status == 0, printed
+    rows = {
+        (op, key, kind, row["pixels"])
+        for key in KEYS
+        for op, kinds in table[key].items()
+        for kind, rows in kinds.items()
+        for row in rows
+    }
+    assert {(r["op"], r["key"], r["kind"], r["row"]["pixels"]) for r in results} == rows
+    assert set(table["90"]) == set(configs.KINDS)
+    assert {r["dtype"] for r in results} == {"bfloat16", "float16", "float32"}
+    assert any(r["depthwise"] for r in results)
+    assert {name for r in results for name in r["tensor_core"]} == {"mma", "wgmma", "tcgen05"}
+    assert all(r["shared"] <= 1024 * r["limit_kb"] for r in results)
+    assert all(r["registers"] > 0 and r["spills"] == r["stack"] == 0 for r in results)
+
+
+def test_broken_rules_are_told(tmp_path):
+    row = configs.table()["86"]["crp"]["half"][0]
+    no_tile = {**row, "pixels": 8192, "block_w": 7}
+    one_warp = {**row, "pixels": 2048, "block_h": 8, "block_planes": 64, "warps": 1}
+    deep = {**row, "pixels": 0, "pipeline": 5}
+    table = tmp_path / "table.json"
+    table.write_text(json.dumps({"86": {"crp": {"half": [no_tile, one_warp, deep]}}}))
+    status, printed, _ = aot(tmp_path, "--brief", "--arch", "86", "--op", "crp", "--table", str(table))
+    assert status == 1
+    assert "crp sm_86 half row 8192 bfloat16: does not compile: " in printed
+    assert "crp sm_86 half row 2048 bfloat16: spills: " in printed
+    assert "crp sm_86 half row 0 bfloat16: 128 KB of shared memory, over the limit of 99 KB" in printed
+
+
+def test_a_missing_table_is_told(tmp_path):
+    table = tmp_path / "table.json"
+    table.write_text(json.dumps({"90": {}}))
+    command = [sys.executable, str(BENCH / "aot.py"), "--table", str(table), "--arch", "90", "--op", "fusion"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no rows for 90 fusion" in done.stderr
+
+
+def test_amd(tmp_path):
+    """One row, of a GPU with little shared memory: the table has none for AMD, nor do we know how fast it is there."""
+    table = tmp_path / "table.json"
+    table.write_text(json.dumps({"86": {"crp": {"half": configs.table()["86"]["crp"]["half"][:1]}}}))
+    status, printed, results = aot(tmp_path, "--amd", "--op", "crp", "--table", str(table))
+    assert status == 0, printed
+    assert [(r["dtype"], r["depthwise"], "mfma" in r["tensor_core"]) for r in results] == [
+        ("bfloat16", False, True),
+        ("bfloat16", True, False),
+        ("float16", False, True),
+    ]

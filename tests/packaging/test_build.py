@@ -1,0 +1,461 @@
+"""The build as users meet it: an sdist, isolated builds by an old and the newest pip, and what they leave installed."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from lwrn_fast import _version
+from lwrn_fast.backends import cuda as _cuda
+from lwrn_fast.backends import native
+from support.pages import BLOCKS
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE_PACKAGES = Path(torch.__file__).resolve().parent.parent
+FOLDERS = ("bench", "build_tools", "csrc", "docs", "kernels", "lwrn_fast", "tests")
+NOT_SOURCES = shutil.ignore_patterns("__pycache__", "*.so", ".*_cache", ".hypothesis", ".benchmarks", "*.egg-info")
+USE = """
+import lwrn_fast, lwrn_fast.kernels, torch
+from lwrn_fast.backends import native
+x = torch.randn(1, 3, 5, 7)
+weights = [torch.randn(3, 3, 1, 1)]
+torch.testing.assert_close(lwrn_fast.crp(x, weights), lwrn_fast.reference.crp(x, weights))
+print(lwrn_fast.__file__, lwrn_fast.kernels.__file__, native.missing(), sep="\\n")
+"""
+
+
+ARCHITECTURES = native.extension().build_info()["cuda_architectures"] if native.extension() is not None else []
+needs_cuda = pytest.mark.skipif(not ARCHITECTURES, reason="the package under test is built without CUDA")
+
+
+def environment(**changes):
+    """The variables of this process without those that steer a build, make or pytest, and with `changes`.
+
+    What is built has the CUDA part that the package under test has, whose objects serve again, or none.
+    """
+    steering = ("PYTHONPATH", "CXX", "CXXFLAGS", "LDFLAGS", "VIRTUAL_ENV", "MAKEFLAGS", "ARGS")
+    kept = {k: v for k, v in os.environ.items() if k not in steering and not k.startswith(("LWRN_FAST", "PYTEST_"))}
+    cuda = {"LWRN_FAST_CUDA_ARCHS": ";".join(ARCHITECTURES)} if ARCHITECTURES else {"LWRN_FAST_CUDA": "0"}
+    return {**kept, **cuda, **changes}
+
+
+def run(*command, cwd, **changes):
+    """What the command prints on both streams; it must succeed."""
+    done = subprocess.run(command, cwd=cwd, env=environment(**changes), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("where", ["activated", "conda", "above_the_sources"])
+def test_finds_the_torch_of_an_environment_that_uv_installs_into(tmp_path, where):
+    """uv shows the build its own isolated environment as interpreter and as VIRTUAL_ENV."""
+    isolated, target, sources = tmp_path / "isolated", tmp_path / "sources" / ".venv", tmp_path / "sources" / "package"
+    if where != "above_the_sources":
+        target = tmp_path / "target"
+    sources.mkdir(parents=True)
+    for folder in (isolated, target):
+        venv.create(folder)
+    (packages,) = target.glob("lib/python*/site-packages")
+    (packages / "torch").mkdir()
+    (packages / "torch" / "__init__.py").touch()
+    (packages / "torch" / "version.py").write_text("__version__ = '2.12.1+cpu'\n")
+    path = [isolated / "bin", *([target / "bin"] if where == "activated" else []), "/usr/bin"]
+    uv = {"UV": "uv", "VIRTUAL_ENV": str(isolated), "PATH": os.pathsep.join(map(str, path))}
+    uv["CONDA_PREFIX"] = str(target) if where == "conda" else ""
+    if where == "conda":
+        (target / "conda-meta").mkdir()
+    ask = f"import sys; sys.path.append({str(ROOT)!r}); from build_tools.torch_headers import *; print(find_torch())"
+    answer = run(isolated / "bin" / "python", "-c", ask, cwd=sources, **uv)
+    assert "version='2.12.1+cpu'" in answer
+    without = run(isolated / "bin" / "python", "-c", ask, cwd=tmp_path, VIRTUAL_ENV=str(isolated), PATH="/usr/bin")
+    assert without.strip() == "None"
+
+
+def make_environment(folder, pip, elsewhere=None):
+    """A virtual environment with that pip and everything this one has except this package; its python.
+
+    What is there lies in site-packages, or elsewhere, in a folder that a .pth file names.
+    """
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    run(python, "-m", "pip", "install", "-q", "-U", pip, cwd=folder)
+    (own,) = folder.glob("lib/python*/site-packages")
+    visible = elsewhere or own
+    if elsewhere:
+        (own / "visible.pth").write_text(f"{visible}\n")
+    for entry in SITE_PACKAGES.iterdir():
+        foreign = not re.match(r"pip\b|lwrn_fast|__|_distutils_hack|setuptools", entry.name) and entry.suffix != ".pth"
+        if foreign and not (visible / entry.name).exists():
+            (visible / entry.name).symlink_to(entry)
+    return python
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    """The archive, made from a copy of the sources so that nothing is written beside them."""
+    copy = tmp_path_factory.mktemp("copy") / "lwrn_fast"
+    copy.mkdir()
+    for entry in ROOT.iterdir():
+        if entry.is_file():
+            shutil.copy2(entry, copy)
+        elif entry.name in (*FOLDERS, ".ci"):
+            shutil.copytree(entry, copy / entry.name, ignore=NOT_SOURCES)
+    run(sys.executable, "-c", "from build_tools import backend; backend.build_sdist('dist')", cwd=copy)
+    (archive,) = (copy / "dist").iterdir()
+    return archive
+
+
+@pytest.fixture(scope="module")
+def tree(sdist, tmp_path_factory):
+    """The unpacked sdist, where every build of this file happens, so that the C++ is compiled only once."""
+    folder = tmp_path_factory.mktemp("with a space")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder)
+    (tree,) = folder.iterdir()
+    if (ROOT / "build" / "native").exists():
+        # What is compiled already serves here too: ninja compiles again whatever differs.
+        shutil.copytree(ROOT / "build" / "native", tree / "build" / "native", symlinks=True)
+    return tree
+
+
+@pytest.fixture(scope="module")
+def old_pip(tmp_path_factory):
+    return make_environment(tmp_path_factory.mktemp("old"), "pip==23.2.1")
+
+
+@pytest.fixture(scope="module")
+def new_pip(tmp_path_factory):
+    return make_environment(tmp_path_factory.mktemp("new"), "pip", tmp_path_factory.mktemp("packages"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tree, old_pip):
+    """The wheel that an isolated build with the old pip makes, and what the build said."""
+    log = run(old_pip, "-m", "pip", "wheel", "-v", "--no-deps", "-w", "dist", ".", cwd=tree)
+    (path,) = (tree / "dist").glob("*.whl")
+    return path, log
+
+
+def source_files(*folders):
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*")):
+            skipped = re.search(r"__pycache__|\.so$|/\.|egg-info", str(path.relative_to(ROOT)))
+            if path.is_file() and not skipped:
+                yield str(path.relative_to(ROOT))
+
+
+def test_sdist_has_every_source(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    top = {"LICENSE", "MANIFEST.in", "Makefile", "README.md", "pyproject.toml", "setup.py", ".ci/run", ".clang-format"}
+    assert {*source_files(*FOLDERS), *top} <= names
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+def test_wheel_has_the_package_and_nothing_else(wheel):
+    path, _ = wheel
+    with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+        metadata = archive.read(f"lwrn_fast-{_version.__version__}.dist-info/METADATA").decode()
+        entry_points = archive.read(f"lwrn_fast-{_version.__version__}.dist-info/entry_points.txt").decode()
+    kernels = {f"lwrn_fast/{name}" for name in source_files("kernels")}
+    binaries = {name for name in names if name.endswith(".so")}
+    plain = {"lwrn_fast/_ops.so", *(["lwrn_fast/_ops_cuda.so"] if ARCHITECTURES else [])}
+    assert {re.sub(r"_C\..*", "_C", name) for name in binaries} == {*plain, "lwrn_fast/_C"}
+    assert {n for n in names if ".dist-info/" not in n} == {*source_files("lwrn_fast"), *kernels, *binaries}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert "License-Expression: BSD-3-Clause" in metadata
+    required = re.findall(r"^Requires-Dist: (\w+)[^;\n]*$", metadata, re.MULTILINE)
+    assert sorted(required) == ["numpy", "torch"]
+    assert "lwrn-fast = lwrn_fast.cli:main" in entry_points
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    assert f"-{tag}-{tag}-linux" in path.name
+
+
+def test_isolated_build_takes_the_torch_that_is_there(wheel):
+    _, log = wheel
+    assert f"against the headers of torch {torch.__version__} in" in log
+    (line,) = re.findall(r"lwrn_fast: (building with(?:out)? CUDA: .*)", log)
+    assert re.findall(r"\d+\.\d\w?(?:\+PTX)?", line.partition(" for ")[2]) == ARCHITECTURES
+    assert not re.search(r"(Collecting|Downloading|Using cached) torch\b", log)
+
+
+def test_wheel_works_from_another_folder(wheel, old_pip, tmp_path):
+    run(old_pip, "-m", "pip", "install", "-q", "--force-reinstall", "--no-deps", wheel[0], cwd=tmp_path)
+    package, kernels, missing = run(old_pip, "-c", USE, cwd=tmp_path).splitlines()
+    assert old_pip.parent.parent in Path(package).parents
+    assert Path(kernels).parent == Path(package).parent / "kernels"
+    assert missing == "None"
+    assert (old_pip.parent / "lwrn-fast").exists()
+
+
+def test_editable_install(wheel, tree, new_pip, tmp_path):
+    run(new_pip, "-m", "pip", "install", "-q", "--no-deps", "-e", str(tree), cwd=tmp_path)
+    package, kernels, missing = run(new_pip, "-c", USE, cwd=tmp_path).splitlines()
+    assert Path(package) == tree / "lwrn_fast" / "__init__.py"
+    assert Path(kernels) == tree / "kernels" / "__init__.py"
+    assert missing == "None"
+
+
+def test_pure_python_package(wheel, tree, old_pip, tmp_path):
+    pip = (old_pip, "-m", "pip")
+    run(*pip, "wheel", "-q", "--no-deps", "-w", tmp_path, ".", cwd=tree, LWRN_FAST_NATIVE="0", CXX="no-such-compiler")
+    (pure,) = tmp_path.glob("*.whl")
+    assert pure.name.endswith("-py3-none-any.whl")
+    assert not [name for name in zipfile.ZipFile(pure).namelist() if name.endswith(".so")]
+    run(*pip, "install", "-q", "--no-deps", "--target", tmp_path / "pure", pure, cwd=tmp_path)
+    package, _, missing = run(old_pip, "-c", USE, cwd=tmp_path, PYTHONPATH=str(tmp_path / "pure")).splitlines()[:3]
+    assert tmp_path in Path(package).parents
+    assert "pure Python" in missing
+
+
+def test_unchanged_sources_compile_nothing(wheel, tree, old_pip, tmp_path):
+    build = (sys.executable, "setup.py", "-q", "build_ext", "--build-lib", tmp_path)
+    run(*build, cwd=tree)
+    assert "no work to do" in run(*build, cwd=tree)
+    header = tree / "csrc" / "fusion.h"
+    before = header.stat()
+    header.touch()
+    plan = run(sys.executable, "-m", "ninja", "-n", "-C", tree / "build" / "native", cwd=tree)
+    os.utime(header, ns=(before.st_atime_ns, before.st_mtime_ns))
+    compiled = re.findall(r"compile (\S+)", plan)
+    assert "fusion.portable.o" in compiled
+    assert not [name for name in compiled if name.startswith(("isa", "module"))]
+
+
+@pytest.mark.parametrize("sees_torch", [True, False], ids=["torch there", "no torch"])
+def test_requirements_of_the_build(sees_torch, tmp_path, old_pip):
+    ask = "from build_tools import native; print(native.requirements())"
+    python = old_pip
+    if not sees_torch:
+        venv.create(tmp_path / "bare", with_pip=False)
+        python = tmp_path / "bare" / "bin" / "python"
+    # -S puts the environment's own packages out of sight, as build isolation does.
+    command = (python, "-S", "-c", ask)
+    answer = run(*command, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert answer.strip() == ("[]" if sees_torch else "['torch>=2.10']")
+    assert run(*command, cwd=tmp_path, PYTHONPATH=str(ROOT), LWRN_FAST_NATIVE="0", PATH="").strip() == "[]"
+
+
+def test_old_torch_is_asked_to_be_replaced(tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").touch()
+    (tmp_path / "torch" / "version.py").write_text("__version__ = '2.9.1+cpu'\ndebug = False\n")
+    ask = "from build_tools import native; print(native.requirements())"
+    both = os.pathsep.join([str(tmp_path), str(ROOT)])
+    assert run(sys.executable, "-c", ask, cwd=tmp_path, PYTHONPATH=both).strip() == "['torch>=2.10']"
+
+
+@pytest.fixture(scope="module")
+def checkout(wheel, tree, tmp_path_factory):
+    """The source tree with the environment that `make` makes in it, but for what pip would load: it is linked to."""
+    # in a path without a space: inductor's command lines cannot do with one
+    make_environment(tree / ".venv", "pip", tmp_path_factory.mktemp("packages"))
+    return tree
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.installs()], ids=str)
+def test_pages_install_as_written(block, checkout, new_pip, tmp_path):
+    """Commands of README and docs/ that install, with the newest pip, and what is there afterwards."""
+    if block.why_skipped() is not None:
+        pytest.skip(f"{block}: {block.why_skipped()}")
+    variables = {"PATH": f"{new_pip.parent}:{os.environ['PATH']}"}
+    # one fused operation is enough of the measurements, and the shortest of times
+    variables["PYTEST_ADDOPTS"] = "--seconds 0.01 -k 'upsample_argmax and 512x512 and 1_thread'"
+    if "CUDA_ARCHS" in block.text:  # the objects of the other tests stay as they are
+        variables["LWRN_FAST_BUILD_DIR"] = str(tmp_path / "native")
+        shutil.copytree(checkout / "build" / "native", tmp_path / "native", symlinks=True)
+    output = run("bash", "-eu", "-c", block.text, cwd=checkout, **variables)
+    assert not re.search(r"(Collecting|Downloading|Using cached) torch\b(?! *>)", output)
+    bin = checkout / ".venv" / "bin" if "make " in block.text else new_pip.parent
+    package, _, missing = run(bin / "python", "-c", USE, cwd=tmp_path).splitlines()[-3:]
+    assert bin.parent in Path(package).parents, output
+    assert (missing == "None") == ("LWRN_FAST_NATIVE=0" not in block.text), output
+
+
+NO_NVCC = {"CUDA_HOME": "/nowhere"}
+IMPOSSIBLE = {
+    "no compiler": ({"PATH": "/nowhere"}, "install g++"),
+    "CXX that is not there": ({"CXX": "no-such-compiler -O1"}, "CXX names no-such-compiler"),
+    "CUDA without nvcc": ({"LWRN_FAST_CUDA": "1", **NO_NVCC}, "LWRN_FAST_CUDA=1, but nvcc is not there: set CUDA_HOME"),
+    "neither with nor without": ({"LWRN_FAST_CUDA": "yes"}, "LWRN_FAST_CUDA must be 0, 1 or auto, got 'yes'"),
+}
+
+
+@pytest.mark.parametrize(("changes", "says"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_what_cannot_be_built_is_one_line(tree, changes, says):
+    hook = "from build_tools import backend; backend.get_requires_for_build_wheel()"
+    variables = environment(**changes)
+    done = subprocess.run([sys.executable, "-c", hook], cwd=tree, env=variables, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert says in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"LWRN_FAST_CUDA": "0"}, "LWRN_FAST_CUDA=0"), ({"LWRN_FAST_CUDA": "auto", **NO_NVCC}, "nvcc is not there: ")],
+    ids=["not wanted", "no nvcc"],
+)
+def test_without_cuda(wheel, tree, tmp_path, changes, reason):
+    log = run(sys.executable, "setup.py", "-q", "build_ext", "--build-lib", tmp_path, cwd=tree, **changes)
+    (line,) = [line for line in log.splitlines() if "CUDA" in line]
+    assert line.startswith(f"lwrn_fast: building without CUDA: {reason}")
+    assert {path.name.partition(".")[0] for path in tmp_path.glob("lwrn_fast/*.so")} == {"_ops", "_C"}
+    ask = "import _C; info = _C.build_info(); print(info['cuda_architectures'], info['cuda'])"
+    assert run(sys.executable, "-c", ask, cwd=tmp_path / "lwrn_fast").startswith(f"[] none: {reason}")
+
+
+@needs_cuda
+@pytest.mark.parametrize(
+    ("architectures", "says"),
+    [("8.0;ninety", "LWRN_FAST_CUDA_ARCHS must be like 8.0;"), ("1.0", "nvcc fatal : Unsupported gpu architecture")],
+    ids=["no number", "unknown to nvcc"],
+)
+def test_architectures_that_cannot_be_built_are_one_line(wheel, tree, tmp_path, architectures, says):
+    command = (sys.executable, "setup.py", "-q", "build_ext", "--build-lib", tmp_path)
+    variables = environment(LWRN_FAST_CUDA="1", LWRN_FAST_CUDA_ARCHS=architectures)
+    done = subprocess.run(command, cwd=tree, env=variables, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert says in line
+
+
+SERIAL_WGMMA = """
+__device__ __noinline__ float changed(float x) { return 2 * x; }
+__global__ void serial(unsigned long long a, unsigned long long b, float* out) {
+  float d[4] = {};
+  for (int i = 0; i < 4; ++i) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, 1, 1, 1, 0, 0;"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "l"(a), "l"(b));
+    d[0] = changed(d[0]);
+  }
+  out[threadIdx.x] = d[0];
+}
+"""
+WRITE_BUILD = """
+import sys
+from build_tools import cuda
+from build_tools.ninja_file import NinjaFile
+file = NinjaFile()
+cuda.add_rule(file, cuda.find())
+file.add("nvcc", "serial.o", ["serial.cu"], ["-gencode=arch=compute_90a,code=sm_90a"])
+open(sys.argv[1], "w").write(file.text())
+"""
+
+
+@needs_cuda
+def test_products_that_wait_for_each_other_do_not_compile(tree, tmp_path):
+    """ptxas merely remarks that it makes wgmma instructions wait."""
+    (tmp_path / "serial.cu").write_text(SERIAL_WGMMA)
+    run(sys.executable, "-c", WRITE_BUILD, tmp_path / "build.ninja", cwd=tree)
+    done = subprocess.run([sys.executable, "-m", "ninja", "-C", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "wgmma.mma_async instructions are serialized" in done.stdout
+
+
+def symbols(path, *options):
+    return [line.split()[-1] for line in run("nm", *options, path, cwd="/").splitlines() if line.split()]
+
+
+def test_ops_depend_on_the_stable_abi_only(wheel, tree):
+    binary = tree / "build" / "native" / "_ops.so"
+    undefined = {name.partition("@")[0] for name in symbols(binary, "-D", "--undefined-only")}
+    assert not [name for name in undefined if re.match(r"Py|_Py", name)]
+    assert not [name for name in undefined if re.match(r"_Z.*(2at|3c10|5torch)", name)]
+    assert not re.search("RPATH|RUNPATH", run("readelf", "-d", binary, cwd="/"))
+
+
+# What binaries need of the C and C++ libraries, with its version or, weakly, for tools that may be in the process.
+OF_THE_SYSTEM = re.compile(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_|^(__gmon_start__|_ITM_\w+)$")
+
+
+@needs_cuda
+def test_the_cuda_part_depends_on_the_stable_abi_only(wheel, tree):
+    """So it loads into any torch, and into one without CUDA as long as no call is made."""
+    binary = tree / "build" / "native" / "_ops_cuda.so"
+    of_torch = {name for name in symbols(binary, "-D", "--undefined-only") if not OF_THE_SYSTEM.search(name)}
+    assert not [name for name in of_torch if not name.startswith(("aoti_torch_", "torch_"))]
+    of_the_cpu = set(symbols(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so", "-D", "--defined-only"))
+    assert of_torch - of_the_cpu <= {"aoti_torch_get_current_cuda_stream"}
+    linked = run("readelf", "-d", binary, cwd="/")
+    assert not re.search("RPATH|RUNPATH|libcuda", linked)
+    assert "[libtorch.so]" in linked, "nothing leads to libtorch_cuda.so"
+    of_the_standard_library = re.compile(r"_Z\w*S[abdiost]|__bss_start|_edata|_end$")
+    exported = {name for name in symbols(binary, "-D", "--defined-only") if not of_the_standard_library.match(name)}
+    assert {"lwrn_fast_ask_for_tf32", "lwrn_fast_why_not_on"} <= exported
+    assert not [name for name in exported if not name.startswith("lwrn_fast_")]
+
+
+@needs_cuda
+def test_the_cuda_part_registers_its_kernels(wheel, tree):
+    code = """
+import ctypes, os, sys, torch
+torch.ops.load_library("_ops.so")
+library = ctypes.CDLL("./_ops_cuda.so", os.RTLD_LAZY)
+library.lwrn_fast_why_not_on.restype = ctypes.c_char_p
+print(*[torch._C._dispatch_has_kernel_for_dispatch_key(f"lwrn_fast::{op}", "CUDA") for op in sys.argv[1:]])
+print(library.lwrn_fast_why_not_on(0))
+"""
+    folder = tree / "build" / "native"
+    found, why_not = run(sys.executable, "-c", code, "crp", "fusion", "upsample_argmax", cwd=folder).splitlines()[-2:]
+    assert found == "True True True"
+    assert (why_not == "None") == (_cuda.missing() is None)
+
+
+def test_inline_functions_come_from_the_plainest_set(wheel, tree):
+    """Else a function compiled for AVX-512, kept by the linker as the one copy, would run where there is none."""
+    folder = tree / "build" / "native"
+    objects = (folder / "build.ninja").read_text().split("build _ops.so: link ")[1].splitlines()[0].split()
+    kept = {}
+    for name in objects:
+        for line in run("nm", "--defined-only", folder / name, cwd="/").splitlines():
+            if line.split()[-2] in "VWu":
+                kept.setdefault(line.split()[-1], name)
+    assert not {symbol: name for symbol, name in kept.items() if re.search(r"\.avx", name)}
+
+
+@pytest.mark.usefixtures("native")
+def test_build_info():
+    info = native.extension().build_info()
+    assert info["version"] == _version.__version__
+    assert info["instruction_sets"][-1] == "portable"
+    assert re.match(r"nvcc \d+\.\d+$" if info["cuda_architectures"] else "none: ", info["cuda"])
+    assert native.OPS.with_name("_ops_cuda.so").exists() == bool(info["cuda_architectures"])
+    assert info["torch"] == torch.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", info["pybind11"])
+    assert info["compiler"]
+
+
+@pytest.mark.usefixtures("native")
+def test_forced_instruction_set_is_read_at_every_call(monkeypatch):
+    extension = native.extension()
+    for name in extension.cpu_isas():
+        monkeypatch.setenv("LWRN_FAST_CPU_ISA", name)
+        assert extension.cpu_isa() == name
+    monkeypatch.delenv("LWRN_FAST_CPU_ISA")
+    assert extension.cpu_isa() == extension.cpu_isas()[0]
+    monkeypatch.setenv("LWRN_FAST_CPU_ISA", "sse9")
+    with pytest.raises(RuntimeError, match=f"{', '.join(extension.cpu_isas())}, got 'sse9'"):
+        extension.cpu_isa()
+
+
+def test_reason_where_the_ops_do_not_load(monkeypatch, tmp_path):
+    reason = native.missing.__wrapped__
+    monkeypatch.setattr(torch, "__version__", "2.9.1")
+    assert "this is torch 2.9.1" in reason()
+    monkeypatch.undo()
+    broken = tmp_path / "_ops.so"
+    monkeypatch.setattr(native, "OPS", broken)
+    assert "is not in this installation" in reason()
+    broken.write_text("no library")
+    assert reason().startswith("_ops.so does not load: ")
+    assert "\n" not in reason()

@@ -1,0 +1,5 @@
+"""`cd tests && python -m support.entrances` prints the table."""
+
+from support.entrances import main
+
+raise SystemExit(main())

@@ -1,0 +1,56 @@
+"""Cases for simulated launches, and faults to plant in a schedule."""
+
+from dataclasses import replace
+
+from lwrn_fast.kernels import schedule
+from support.protocol import (
+    Case,
+    Operation,
+)
+
+LARGER = [
+    Case(batch=3, group=2, stages=4, tiles_y=3, tiles_x=3),
+    Case(batch=2, group=2, stages=4, tiles_y=2, tiles_x=3, blocks=2),
+    Case(batch=2, group=1, stages=3, tiles_y=3, tiles_x=2, blocks=2, depthwise=True),
+    Case(batch=5, group=3, stages=2, tiles_y=1, tiles_x=6),
+    Case(batch=1, group=1, stages=4, tiles_y=7, tiles_x=1, blocks=3),
+    Case(batch=2, group=2, stages=8, tiles_y=2, tiles_x=2),
+    Case(batch=3, group=3, stages=1, tiles_y=2, tiles_x=2),
+    Case(batch=7, group=3, stages=4, blocks=3, depthwise=True),
+]
+PROGRAMS = [(1, 1), (4, 1), (5, 2), (9, 4), (8, 8)]  # how many, and how many of them are resident
+SIMULATED = [replace(case, programs=p, resident=r) for case in LARGER for p, r in PROGRAMS]
+
+
+def without_corners(tile, index, *grid):
+    place, inside = schedule.neighbour(tile, index, *grid)
+    return place, inside and index not in (0, 2, 6, 8)
+
+
+def last_stage_first(ticket, batch, group, stages, tiles, blocks):
+    stage, *rest = schedule.locate(ticket, batch, group, stages, tiles, blocks)
+    return stages - 1 - stage, *rest
+
+
+def tile_by_tile(ticket, batch, group, stages, tiles, blocks):
+    """All stages of a tile before the next tile."""
+    rest, block = divmod(ticket, blocks)
+    rest, stage = divmod(rest, stages)
+    return stage, *divmod(rest, tiles), block
+
+
+def draw_in_two_steps():
+    ticket = yield Operation("relaxed", schedule.TICKETS, 0)
+    yield Operation("store", schedule.TICKETS, ticket + 1)
+    return ticket
+
+
+def where(names, change):
+    """Changes all operations of these names."""
+    return {"altered": lambda operation: change(operation) if operation.name in names else operation}
+
+
+def not_reset(first, last):
+    """Nothing is stored in these places of the workspace."""
+    nothing = Operation("relaxed poll", 0, 0)
+    return where(["store"], lambda operation: nothing if first <= operation.place <= last else operation)
