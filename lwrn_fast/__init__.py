@@ -9,9 +9,9 @@ import torch
 
 from . import ops
 from ._version import __version__
-from .backends import explain, use_backend
+from .backends import use_backend
 from .info import info
-from .ops import reference
+from .ops import explain, reference
 from .ops.crp import CRP, crp
 from .ops.fusion import Fusion, fusion
 from .ops.normalise import normalise

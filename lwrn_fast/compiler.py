@@ -3,7 +3,6 @@
 import functools
 import inspect
 import itertools
-import logging
 import os
 import types
 import weakref
@@ -13,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from .log import log
 from .rewrite.replacing import Rewriter
 from .rewrite.report import Finding, Report
 
-log = logging.getLogger("lwrn_fast")
 OPTIONS = ("backend", "report", "crp", "fusion", "labels", "fold", "channels_last", "frozen")
 
 

@@ -45,7 +45,7 @@ def info() -> Info:
 
 def _build() -> dict[str, Any]:
     extension = native.extension()
-    return dict(extension.build_info()) if extension is not None else {"missing": backends.NATIVE_MISSING}
+    return dict(extension.build_info()) if extension is not None else {"missing": native.MISSING}
 
 
 def _cpu_isa() -> str:

@@ -1,7 +1,6 @@
 """A network for inference, as fast as it gets here, by one call."""
 
 import copy
-import logging
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -13,10 +12,10 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from . import compiler, heap
 from .accelerate import OURS, accelerate, fold_norms
+from .log import log
 from .rewrite import notes
 from .rewrite.report import Report
 
-log = logging.getLogger("lwrn_fast")
 HOW = ("compile", "eager")
 _compiling = threading.RLock()
 

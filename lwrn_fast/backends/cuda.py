@@ -1,4 +1,4 @@
-"""Whether the CUDA kernels can run. Once loaded, `torch.ops.lwrn_fast.crp` and so on run them on CUDA tensors."""
+"""The CUDA kernels, backend "cuda". Once loaded, `torch.ops.lwrn_fast.crp` and so on run them on CUDA tensors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from . import native
+from .base import Backend, Call, no_kernel, too_many
 
 LIBRARY = Path(__file__).parents[1] / "_ops_cuda.so"
 MINIMUM_CAPABILITY = (8, 0)
-MOST_STAGES = 64
-MOST_INPUTS = 16
+MAX_STAGES = 64
+MAX_INPUTS = 16
 
 
 def missing() -> str | None:
@@ -36,9 +37,9 @@ def why_not_on(device: torch.device) -> str | None:
     return _why_not_on(_index(device))
 
 
-def most_planes(device: torch.device, dtype: torch.dtype) -> int:
-    """How many planes of a crp that is not depthwise fit into the device's shared memory."""
-    return _most_planes(_index(device), dtype == torch.float32)
+def max_channels(device: torch.device, dtype: torch.dtype) -> int:
+    """Return how many channels of a crp that is not depthwise fit into the device's shared memory."""
+    return _max_channels(_index(device), dtype == torch.float32)
 
 
 @cache
@@ -70,7 +71,7 @@ def _why_not_on(index: int) -> str | None:
 
 
 @cache
-def _most_planes(index: int, float32: bool) -> int:
+def _max_channels(index: int, float32: bool) -> int:
     ask = _library().lwrn_fast_crp_most_planes
     ask.restype = ctypes.c_int64
     return int(ask(index, ctypes.c_bool(float32)))
@@ -91,6 +92,28 @@ def _tf32() -> bool:
     return cudnn.conv.fp32_precision == "tf32"
 
 
-# torch.compile cannot trace these; see the end of backends.py.
-for _function in (missing, why_not_on, most_planes):
+class Cuda(Backend):
+    """CUDA C++: tensors on a GPU, float32, bfloat16 or float16, of any strides."""
+
+    name = "cuda"
+    unproven = "has not yet run on a GPU, and runs only when asked for by name"
+
+    def missing(self) -> str | None:
+        return missing()
+
+    def unsupported(self, call: Call) -> str | None:
+        x = call.tensors[0]
+        reason = why_not_on(x.device) or no_kernel(call.tensors) or too_many(call, MAX_STAGES, MAX_INPUTS)
+        if reason is None and call.op.name == "crp" and len(call.tensors) > 1 and call.tensors[1].shape[1] > 1:
+            channels, limit = x.shape[1], max_channels(x.device, x.dtype)
+            if channels > limit:
+                return f"shared memory holds at most {limit} channels of {x.dtype}, not {channels}"
+        return reason
+
+    def run(self, call: Call) -> Any:
+        return getattr(torch.ops.lwrn_fast, call.op.name)(*call.arguments)
+
+
+# torch.compile cannot trace these; see log.py.
+for _function in (missing, why_not_on, max_channels):
     _function._dynamo_marked_constant = True  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Loads the compiled part, once, and keeps the reason where it cannot be loaded."""
+"""The C++ engine, backend "cpu". The compiled part is loaded once, and the reason kept where it cannot be loaded."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import re
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
+
+from .base import Backend, Call, no_kernel
 
 MINIMUM_TORCH = (2, 10)
 OPS = Path(__file__).parents[1] / "_ops.so"
@@ -51,3 +54,27 @@ def _first_line(error: BaseException) -> str:
     # torch wraps the loader's own message, which is the one that says what is wrong.
     cause = error.__cause__ or error
     return (str(cause).strip() or type(cause).__name__).splitlines()[0]
+
+
+MISSING = missing()
+
+
+class Native(Backend):
+    """Tensors on the CPU, float32, bfloat16 or float16, of any strides."""
+
+    name = "cpu"
+
+    def missing(self) -> str | None:
+        return MISSING
+
+    def unsupported(self, call: Call) -> str | None:
+        if MISSING is not None:
+            return MISSING
+        device = call.tensors[0].device
+        return no_kernel(call.tensors) if device.type == "cpu" else f"the tensors are on {device}"
+
+    def run(self, call: Call) -> Any:
+        if call.op.keeps_stages and call.trains():
+            out, _ = getattr(torch.ops.lwrn_fast, f"{call.op.name}_training")(*call.arguments)
+            return out
+        return getattr(torch.ops.lwrn_fast, call.op.name)(*call.arguments)

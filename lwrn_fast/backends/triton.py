@@ -1,19 +1,23 @@
-"""Whether the Triton kernels can run, and the call into them. Triton itself is imported when first asked for."""
+"""The Triton kernels, backend "triton". Triton itself is imported when first asked for."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import re
+from collections.abc import Callable, Sequence
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .base import Backend, Call, no_kernel, too_many
+
 MINIMUM_TRITON = (3, 4)
 MINIMUM_CAPABILITY = (8, 0)
+on_first_use: list[Callable[[], None]] = []
+"""Called before the first kernel runs: `lwrn_fast.ops` registers the kernels with PyTorch's dispatcher then."""
 
 
 def missing() -> str | None:
@@ -46,10 +50,30 @@ def limits() -> tuple[int, int]:
     return kernels.MOST_STAGES, kernels.MOST_INPUTS
 
 
-def run(op: str, tensors: list[Tensor], *arguments: Any) -> Any:
-    """The op ("crp", ...) with these arguments, whose tensors are `tensors`: through PyTorch's dispatcher where
+class Triton(Backend):
+    """Triton: tensors on a GPU, float32, bfloat16 or float16, of any strides. It takes some arguments one by one."""
+
+    name = "triton"
+    unproven = "has not yet run on a GPU, and runs only when asked for by name"
+
+    def missing(self) -> str | None:
+        return missing()
+
+    def unsupported(self, call: Call) -> str | None:
+        reason = why_not_on(call.tensors[0].device) or no_kernel(call.tensors)
+        return reason or too_many(call, *limits())
+
+    def run(self, call: Call) -> Any:
+        if call.op.keeps_stages and call.trains():
+            out, _ = run(f"{call.op.name}_training", call.tensors, *call.arguments)
+            return out
+        return run(call.op.name, call.tensors, *call.arguments)
+
+
+def run(op: str, tensors: Sequence[Tensor], *arguments: Any) -> Any:
+    """Run an op ("crp", ...) on these arguments, whose tensors are `tensors`: through PyTorch's dispatcher where
     something there has to see it, else straight to the kernel, which takes less time."""
-    _load()
+    load()
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
@@ -57,17 +81,23 @@ def run(op: str, tensors: list[Tensor], *arguments: Any) -> Any:
         or any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors)
     ):
         return getattr(torch.ops.lwrn_fast, f"triton_{op}")(*arguments)
-    return _ops().KERNELS[op](*arguments).run()
+    return _prepare(op)(*arguments).run()
 
 
-def _load() -> bool:
-    """Have the ops registered; true, for torch.compile wants a constant."""
-    return _ops() is not None
+def load() -> bool:
+    """Have the kernels imported and their ops registered; true, for torch.compile wants a constant."""
+    return _first_use() is None
 
 
 @cache
-def _ops() -> ModuleType:
-    return importlib.import_module("lwrn_fast.ops.triton_library")
+def _first_use() -> None:
+    for register in on_first_use:
+        register()
+
+
+def _prepare(op: str) -> Any:
+    """Return the function that makes a launch of an op."""
+    return importlib.import_module(f"lwrn_fast.kernels.{op}").prepare
 
 
 @cache
@@ -95,6 +125,6 @@ def _dotted(version: tuple[int, ...]) -> str:
     return ".".join(str(part) for part in version)
 
 
-# torch.compile cannot trace these; see the end of backends.py.
-for _function in (missing, why_not_on, limits, _load):
+# torch.compile cannot trace these; see log.py.
+for _function in (missing, why_not_on, limits, load):
     _function._dynamo_marked_constant = True  # type: ignore[union-attr]

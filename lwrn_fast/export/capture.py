@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from .. import backends
+from ..log import log
 from ..models import outputs
 from ..ops.upsample_argmax import upsample_argmax
 
@@ -84,7 +85,6 @@ def capture(graph: Graph, arguments: tuple, dynamic: bool) -> torch.export.Expor
     """The graph for inputs like these; with dynamic, for any batch, height and width of (N, C, H, W) tensors."""
     shapes = dimensions(arguments, lambda: (torch.export.Dim.DYNAMIC,) * 3) if dynamic else None
     program = torch.export.export(graph, _like(arguments, dynamic), dynamic_shapes=shapes)
-    log = logging.getLogger("lwrn_fast")
     if graph.told.changed:
         names = ", ".join(graph.told.changed)
         log.warning("%s: the network changes %s; each call of the file begins with the present value", graph.op, names)
@@ -102,11 +102,11 @@ def exporting(op: str, backend: str | None = None) -> Iterator[None]:
     backend: of this thread. Whatever fails comes out as one error that begins with the reason; OSError, MemoryError
     and ImportError stay as they are.
     """
-    log = logging.getLogger("torch")
-    level = log.level
+    torch_log = logging.getLogger("torch")
+    level = torch_log.level
     with _turn, torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        log.setLevel(logging.CRITICAL)
+        torch_log.setLevel(logging.CRITICAL)
         try:
             with backends.in_this_thread(backend), redirect_stderr(_Hush(sys.stderr)):
                 yield
@@ -116,7 +116,7 @@ def exporting(op: str, backend: str | None = None) -> Iterator[None]:
             kind, text = reason(error)
             raise kind(text if text.startswith(f"{op}: ") else f"{op}: {text}") from error
         finally:
-            log.setLevel(level)
+            torch_log.setLevel(level)
 
 
 class _Hush(io.TextIOBase):

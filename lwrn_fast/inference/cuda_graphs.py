@@ -1,7 +1,6 @@
 """How a Segmenter works on a GPU: copies from pinned memory beside the work on other pictures, and a CUDA graph of the
 network for each shape of input. Written for PyTorch's documented behaviour; it has not yet run on a GPU."""
 
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -10,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..log import log
 from ..models import outputs
 
 if TYPE_CHECKING:
     from .segmenter import Segmenter
 
-log = logging.getLogger("lwrn_fast")
 LANES = 2
 WARM_UP = 2
 """Runs before a graph is recorded: libraries choose algorithms and allocate in them."""

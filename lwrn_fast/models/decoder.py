@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import backends
 from ..ops import checks, conv_parameters, reference
 from ..ops.crp import CRP
+from ..ops.fusion import OP as FUSION
 from ..ops.fusion import fusion
 from .folding import FoldCache
 from .refinenet_blocks import LightResidualUnits
@@ -54,7 +55,7 @@ class LevelDecoder(nn.Module):
         """Features (N, C_i, H_i, W_i), finest first, to logits (N, classes, H_0, W_0)."""
         if not self.plain:
             return self._decode(features)
-        with backends.in_this_thread(backends.PLAIN):
+        with backends.in_this_thread(backends.PLAIN.name):
             return self._decode(features)
 
     def read(self) -> set[str]:
@@ -91,7 +92,7 @@ class LevelDecoder(nn.Module):
             return [self._called(*path) for path in paths], [], []
         found = conv_parameters.parameters([getattr(self, chain[-1]) for _, chain in paths])
         if isinstance(found, str):
-            backends.select("fusion", [x for x, _ in paths], hindrance=found)
+            backends.fall_back(FUSION, [x for x, _ in paths], found)
             return [self._called(*path) for path in paths], [], []
         weights, biases = found
         maps = []
@@ -106,7 +107,7 @@ class LevelDecoder(nn.Module):
             x = fusion(maps, weights, biases, self.activation, self.align_corners)
         else:
             x = reference.join(maps, self.activation, self.align_corners)
-            x = x if self.plain else reference.channels_last(x)
+            x = x if self.plain else backends.REFERENCE.place(x)
         if level.crp is not None:
             x = getattr(self, level.crp)(x)
         return x if level.refine is None else getattr(self, level.refine)(x)

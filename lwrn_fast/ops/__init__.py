@@ -1,5 +1,28 @@
-"""The ops, a file each: function, module, what PyTorch's dispatcher knows of it, and the same in plain PyTorch."""
+"""The ops, a file each: function, module, argument checks, gradients, and what PyTorch's dispatcher knows of it.
 
-from . import library  # registers them
+`torch.ops.lwrn_fast.crp` and its like return fresh memory: maps channels-last, labels contiguous.
+"""
 
-__all__ = ["library"]
+from ..backends import ALL, Call, Op
+from . import crp, fusion, normalise, package_input, upsample_argmax
+
+OPS: dict[str, Op] = {module.OP.name: module.OP for module in (crp, fusion, upsample_argmax, normalise)}
+"""The ops that have a public function, with the backends that have a kernel of each. One more joins here."""
+
+
+def explain(op: str, *args: object, **kwargs: object) -> dict[str, str]:
+    """Return for a call of `op`, by its name, with these arguments: "ready" or why not, per backend.
+
+    Raises what the call itself would raise for wrong arguments.
+
+    >>> import torch, lwrn_fast
+    >>> lwrn_fast.explain("upsample_argmax", torch.zeros(1, 2, 3, 3), 6)["reference"]
+    'ready'
+    """
+    if op not in OPS:
+        raise ValueError(f"explain: op must be one of {', '.join(OPS)}, got {op!r}")
+    call = Call(OPS[op], OPS[op].check(*args, **kwargs))
+    return {backend.name: backend.why_not(call) or "ready" for backend in ALL}
+
+
+__all__ = ["OPS", "crp", "explain", "fusion", "normalise", "package_input", "upsample_argmax"]

@@ -1,30 +1,42 @@
 """Autocast: an op runs in the autocast dtype, and returns it, as a convolution does."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def dtype_for(x: object) -> torch.dtype | None:
-    """The dtype that autocast asks of an op on the device of x, None where it is off."""
+def is_on(x: object) -> bool:
+    """Return whether autocast asks for a dtype on the device of x."""
     if not isinstance(x, Tensor):
-        return None
+        return False
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return None
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def call(function: Callable[..., Any], x: Tensor, *arguments: Any) -> Any:
+    """Call a function with its tensors in the autocast dtype of x's device, and autocast off."""
+    cast_arguments = cast(arguments, torch.get_autocast_dtype(x.device.type))
+    with off(x):
+        return function(*cast_arguments)
 
 
 def off(x: Tensor) -> torch.autocast:
-    """A context in which autocast does nothing on the device of x."""
+    """Return a context in which autocast does nothing on the device of x."""
     return torch.autocast(x.device.type, enabled=False)
 
 
-def cast(tensor: Any, dtype: torch.dtype) -> Any:
-    """A tensor, or each of a list, in `dtype`; float64 stays, as in PyTorch's autocast, and what is no tensor."""
-    if isinstance(tensor, (list, tuple)):
-        return [cast(item, dtype) for item in tensor]
-    if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64:
-        return tensor.to(dtype)
-    return tensor
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """Return a tensor, or each of a list, in `dtype`; float64 and what is no tensor stay, as in PyTorch's autocast."""
+    if isinstance(value, (list, tuple)):
+        return [cast(item, dtype) for item in value]
+    if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+        return value.to(dtype)
+    return value
+
+
+def first_tensor(arguments: Any) -> Tensor:
+    """Return the first tensor among arguments, or in the list that is the first of them."""
+    first = arguments[0]
+    return first if isinstance(first, Tensor) else first[0]

@@ -1,14 +1,15 @@
-"""Chained residual pooling: the function and the module."""
+"""Chained residual pooling: function, module, argument checks, gradients, and what PyTorch's dispatcher knows of it."""
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from .. import backends
-from ..backends import triton
-from . import autocast, checks, conv_parameters, reference
+from ..backends import Call, Op
+from . import autocast, backward, checks, conv_parameters, flops, reference
+from .registration import Definition, define
 
 
 def crp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None, groups: int = 1) -> Tensor:
@@ -25,34 +26,13 @@ def crp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = 
     >>> lwrn_fast.crp(torch.rand(1, 8, 6, 7), [torch.rand(8, 8, 1, 1)] * 4).shape
     torch.Size([1, 8, 6, 7])
     """
-    dtype = autocast.dtype_for(x)
-    if dtype is not None:
-        with autocast.off(x):
-            return crp(autocast.cast(x, dtype), autocast.cast(weights, dtype), autocast.cast(biases, dtype), groups)
-    tensors = checks.crp(x, weights, biases, groups)
+    if autocast.is_on(x):
+        return autocast.call(crp, x, x, weights, biases, groups)
+    tensors = check(x, weights, biases, groups)
     if type(groups) is not int:
         groups = int(groups)  # one of NumPy's
-    backend = backends.select("crp", tensors)
-    if backend in ("reference", backends.PLAIN):
-        out = reference.crp(x, weights, biases, groups)
-        return out if backend == backends.PLAIN else reference.channels_last(out)
-    if backend == "triton":
-        arguments = (x, list(weights), list(biases or []), groups)
-        if _trains(tensors):
-            out, _ = triton.run("crp_training", tensors, *arguments)
-            return out
-        return triton.run("crp", tensors, *arguments)
-    if backend == "cpu" and _trains(tensors):
-        out, _ = torch.ops.lwrn_fast.crp_training(x, weights, biases or [], groups)
-        return out
-    return torch.ops.lwrn_fast.crp(x, weights, biases or [], groups)
-
-
-def _trains(tensors: Sequence[Tensor]) -> bool:
-    """Whether a backward pass may follow, for which the results of the stages are worth keeping."""
-    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
-        return False
-    return any(tensor.requires_grad for tensor in tensors)
+    call = Call(OP, tensors, (x, list(weights), list(biases or ()), groups))
+    return backends.select(call).run(call)
 
 
 class CRP(nn.Module):
@@ -97,19 +77,241 @@ class CRP(nn.Module):
         found = conv_parameters.why_not_pool5x5(pool) or conv_parameters.parameters(convs, depthwise=True)
         if not isinstance(found, str):
             return crp(x, *found, groups=convs[0].groups)
-        backend = backends.select("crp", [x], hindrance=found)
-        dtype = autocast.dtype_for(x)
-        out = stage = x if dtype is None else autocast.cast(x, dtype)
+        backend = backends.fall_back(OP, [x], found)
+        out = stage = autocast.cast(x, torch.get_autocast_dtype(x.device.type)) if autocast.is_on(x) else x
         for conv in convs:
             stage = conv(pool(stage))
             out = out + stage
-        return out if backend == backends.PLAIN else reference.channels_last(out)
+        return backend.place(out)
 
     def extra_repr(self) -> str:
         return f"n_stages={self.n_stages}, groups={self.groups}"
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise checks.not_scriptable(self)
+
+
+def check(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None, groups: int = 1
+) -> list[Tensor]:
+    """Return all tensors of a call; ValueError or TypeError for what does not fit."""
+    if checks.tracing_state() is not None:
+        return checks.untraced(check, x, weights, biases, groups)
+    checks.image("crp", "x", x)
+    channels = x.shape[1]
+    if type(groups) is not int:
+        checks.integer("crp", "groups", groups)
+    # one channel: both readings are the same
+    if groups not in (1, channels):
+        checks.fail("crp", "groups", f"1 or the number of channels ({channels})", groups)
+    checks.count("crp", "weights", weights, None)
+    per_group = 1 if groups == channels else channels
+    return [x, *checks.parameters("crp", x, weights, biases, channels, [per_group] * len(weights))]
+
+
+def gradients(
+    grad: Tensor,
+    x: Tensor,
+    stages: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    groups: int,
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """Return the gradients of x, weights and biases, None where `needs` says so; in PyTorch's own operators.
+
+    They are what autograd does with the reference, spelled out, because below autograd, where an op's kernel runs,
+    autograd records nothing. grad, x: (N, C, H, W), the rest as in `crp`. stages: t_1, ... of all stages but the last,
+    or none, and they are computed again.
+    """
+    aten, window = torch.ops.aten, ([5, 5], [1, 1], [2, 2])
+    count = len(weights)
+    need_x, need_weights, need_biases = needs[0], needs[1 : count + 1], needs[count + 1 :] or [False] * count
+    stages = [x, *(stages or compute_stages(x, weights[:-1], biases, groups))]
+    pooled, indices = [], []
+    for i in range(count):
+        maximum, index = aten.max_pool2d_with_indices(stages[i], *window)
+        pooled.append(maximum)
+        indices.append(index)
+    weight_grads: list[Tensor | None] = [None] * count
+    bias_grads: list[Tensor | None] = [None] * count
+    stage_grad = grad
+    for i in reversed(range(count)):
+        earlier = need_x or any(need_weights[:i]) or any(need_biases[:i])
+        mask = [earlier, need_weights[i], need_biases[i]]
+        pooled_grad, weight_grads[i], bias_grads[i] = backward.convolution(
+            stage_grad, pooled[i], weights[i], groups, mask
+        )
+        if not earlier:
+            break
+        stage_grad = grad + aten.max_pool2d_with_indices_backward(
+            pooled_grad, stages[i], *window, [1, 1], False, indices[i]
+        )
+    return [stage_grad if need_x else None, *weight_grads, *(bias_grads if biases else [])]
+
+
+def compute_stages(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], groups: int) -> list[Tensor]:
+    """Return t_1, t_2, ..., one for each of the weights."""
+    stages = [x]
+    for i, weight in enumerate(weights):
+        stages.append(torch.conv2d(reference.pool(stages[-1]), weight, biases[i] if biases else None, groups=groups))
+    return stages[1:]
+
+
+def _run(x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int) -> Tensor:
+    return reference.crp(x, weights, biases, groups).clone(memory_format=torch.channels_last)
+
+
+def _fake(x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int) -> Tensor:
+    return backward.channels_last(x, x.shape)
+
+
+def _run_training(x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int) -> tuple[Tensor, list[Tensor]]:
+    stages = compute_stages(x, weights[:-1], biases, groups)
+    return _run(x, weights, biases, groups), [t.clone(memory_format=torch.channels_last) for t in stages]
+
+
+def _fake_training(x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int) -> tuple[Tensor, list[Tensor]]:
+    return _fake(x, weights, biases, groups), [backward.channels_last(x, x.shape) for _ in weights[1:]]
+
+
+def _batched_training(
+    x: Tensor, weights: list[Tensor], biases: list[Tensor], groups: int
+) -> tuple[Tensor, list[Tensor]]:
+    return reference.crp(x, weights, biases, groups), compute_stages(x, weights[:-1], biases, groups)
+
+
+def _launched_training(launch: Any) -> tuple[Tensor, list[Tensor]]:
+    # An op's results may not share memory: separate results would cost the kernel registers, which it would spill.
+    return launch.run(), [stage.clone(memory_format=torch.channels_last) for stage in launch.kept]
+
+
+def _run_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
+    with autocast.off(grad):
+        return backward.own_memory(gradients(grad, *arguments), arguments[-1])
+
+
+def _fake_backward(
+    grad: Tensor,
+    x: Tensor,
+    stages: list[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor],
+    groups: int,
+    needs: list[bool],
+) -> list[Tensor]:
+    return backward.fake([x, *weights, *biases], needs)
+
+
+def _batched_backward(*arguments: Any) -> list[Tensor]:
+    return backward.needed(gradients(*arguments), arguments[-1])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _save_training(ctx, inputs, (output, []))
+
+
+def _save_training(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
+    x, weights, biases, ctx.groups = inputs
+    stages = output[1]
+    ctx.set_materialize_grads(False)
+    ctx.counts = (len(stages), len(weights), len(biases))
+    ctx.save_for_backward(x, *stages, *weights, *biases)
+
+
+def _differentiate(prefix: str) -> Callable[..., tuple[Any, ...]]:
+    def differentiate(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        x, *others = ctx.saved_tensors
+        stages, weights, biases = backward.split(others, ctx.counts)
+        need_x, *need_parameters, _ = ctx.needs_input_grad
+        needs = [need_x, *backward.flat(need_parameters)]
+        if grad is None:
+            return (None, [None] * len(weights), [None] * len(biases), None)
+        run = getattr(torch.ops.lwrn_fast, f"{prefix}crp_backward")
+        grad_x, *grads = backward.spread(run(grad, x, stages, weights, biases, ctx.groups, needs), needs)
+        weight_grads, bias_grads = backward.split(grads, ctx.counts[1:])
+        return (grad_x, backward.strided_as(weights, weight_grads), bias_grads, None)
+
+    return differentiate
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    grad, x, stages, weights, biases, ctx.groups, ctx.needs = inputs
+    ctx.stages, ctx.counts = len(stages), (len(weights), len(biases))
+    ctx.save_for_backward(grad, x, *weights, *biases)  # the stages follow from x
+
+
+def _differentiate_backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    def function(grad: Tensor, x: Tensor, *parameters: Tensor) -> Any:
+        weights, biases = backward.split(parameters, ctx.counts)
+        return backward.masked(gradients(grad, x, [], weights, biases, ctx.groups, ctx.needs), ctx.needs)
+
+    grad, x, *parameters = backward.pull_back(function, ctx.saved_tensors, grads)
+    return (grad, x, [None] * ctx.stages, *backward.split(parameters, ctx.counts), None, None)
+
+
+def _flops(x: flops.Shape, weights: Sequence[flops.Shape], *_: Any, **__: Any) -> int:
+    return sum(flops.convolution(x, weight) for weight in weights)
+
+
+def _flops_backward(
+    grad: flops.Shape,
+    x: flops.Shape,
+    stages: Sequence[flops.Shape],
+    weights: Sequence[flops.Shape],
+    biases: Sequence[flops.Shape],
+    groups: int,
+    needs: Sequence[bool],
+    **_: Any,
+) -> int:
+    count = len(weights)
+    need_x, need_weights, need_biases = needs[0], needs[1 : count + 1], needs[count + 1 :]
+    total = 0
+    for i, weight in enumerate(weights):
+        earlier = need_x or any(need_weights[:i]) or any(need_biases[:i])
+        total += flops.convolution_backward(grad, x, weight, groups, earlier, need_weights[i])
+    return total
+
+
+OP = Op("crp", check, reference.crp, keeps_stages=True)
+define(
+    Definition(
+        "crp(Tensor x, Tensor[] weights, Tensor[] biases, int groups) -> Tensor",
+        run=_run,
+        fake=_fake,
+        save=_save,
+        differentiate=_differentiate,
+        casts=True,
+        batched=reference.crp,
+        flops=_flops,
+        kernel="crp",
+    ),
+    # Also returns t_1, ... of all stages but the last, which `crp_backward` takes as `stages`.
+    Definition(
+        "crp_training(Tensor x, Tensor[] weights, Tensor[] biases, int groups) -> (Tensor, Tensor[])",
+        run=_run_training,
+        fake=_fake_training,
+        save=_save_training,
+        differentiate=_differentiate,
+        casts=True,
+        batched=_batched_training,
+        flops=_flops,
+        kernel="crp",
+        read_launch=_launched_training,
+    ),
+    # Returns the gradients that `needs` asks for, of x, weights and biases in this order.
+    Definition(
+        "crp_backward(Tensor grad, Tensor x, Tensor[] stages, Tensor[] weights, Tensor[] biases, int groups, "
+        "bool[] needs) -> Tensor[]",
+        run=_run_backward,
+        fake=_fake_backward,
+        save=_save_backward,
+        differentiate=lambda prefix: _differentiate_backward,
+        batched=_batched_backward,
+        flops=_flops_backward,
+        kernel="crp_backward",
+    ),
+)
 
 
 torch.fx.wrap("crp")  # one node of a graph, as PyTorch's own functions

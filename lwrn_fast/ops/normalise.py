@@ -1,4 +1,4 @@
-"""From pictures to the input of a network."""
+"""From images to the input of a model: function, argument checks, and what PyTorch's dispatcher knows of it."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..backends import triton
+from ..backends import Call, Op
 from . import checks, reference
 from .reference import MEAN, STD
+from .registration import Definition, define
 
 
 def normalise(
@@ -31,13 +32,66 @@ def normalise(
     >>> lwrn_fast.normalise(torch.zeros(90, 120, 3, dtype=torch.uint8), (60, 80)).shape
     torch.Size([1, 3, 60, 80])
     """
-    tensors = checks.normalise(images, size, dtype, mean, std)
-    backend = backends.select("normalise", tensors)
+    tensors = check(images, size, dtype, mean, std)
     images = images if images.dim() == 4 else images[None]
     height, width = images.shape[1:3] if size is None else checks.height_and_width("normalise", size)
-    if backend in ("reference", backends.PLAIN):
-        return reference.channels_last(reference.normalise(images, (height, width), dtype, mean, std))
-    arguments = (images, height, width, [float(x) for x in mean], [float(x) for x in std], dtype)
-    if backend == "triton":
-        return triton.run("normalise", tensors, *arguments)
-    return torch.ops.lwrn_fast.normalise(*arguments)
+    call = Call(OP, tensors, (images, height, width, [float(x) for x in mean], [float(x) for x in std], dtype))
+    return backends.select(call).run(call)
+
+
+def check(
+    images: Tensor,
+    size: int | Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+) -> list[Tensor]:
+    """Return all tensors of a call; ValueError or TypeError for what does not fit."""
+    checks.tensor("normalise", "images", images)
+    if images.dtype != torch.uint8:
+        raise TypeError(f"normalise: images must be uint8, got {str(images.dtype).removeprefix('torch.')}")
+    if images.dim() not in (3, 4) or images.shape[-1] != 3:
+        checks.fail("normalise", "images", "(N, H, W, 3) or (H, W, 3)", tuple(images.shape))
+    if images.shape[-3] < 1 or images.shape[-2] < 1:
+        checks.fail("normalise", "images", "of height and width >= 1", tuple(images.shape))
+    if size is not None:
+        checks.height_and_width("normalise", size)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        checks.fail("normalise", "dtype", "a floating-point torch.dtype", dtype)
+    for name, numbers in (("mean", mean), ("std", std)):
+        if not isinstance(numbers, Sequence) or len(numbers) != 3:
+            checks.fail("normalise", name, "3 numbers, one for each colour", repr(numbers))
+    if not all(number > 0 for number in std):
+        checks.fail("normalise", "std", "above 0", repr(std))
+    return [torch.empty(0, dtype=dtype, device=images.device), images]  # backends go by the dtype of the result
+
+
+def _plain(
+    images: Tensor, height: int, width: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+) -> Tensor:
+    return reference.normalise(images, (height, width), dtype, mean, std)
+
+
+def _run(
+    images: Tensor, height: int, width: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+) -> Tensor:
+    return _plain(images, height, width, mean, std, dtype).clone(memory_format=torch.channels_last)
+
+
+def _fake(
+    images: Tensor, height: int, width: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+) -> Tensor:
+    shape = (images.shape[0], 3, height, width)
+    return torch.empty(shape, dtype=dtype, device=images.device, memory_format=torch.channels_last)
+
+
+OP = Op("normalise", check, _plain)
+define(
+    Definition(
+        "normalise(Tensor images, SymInt height, SymInt width, float[] mean, float[] std, ScalarType dtype) -> Tensor",
+        run=_run,
+        fake=_fake,
+        batched=_plain,
+        kernel="normalise",
+    )
+)

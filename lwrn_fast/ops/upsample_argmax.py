@@ -1,4 +1,4 @@
-"""From logits to a label map: the function and the module."""
+"""From logits to a label map: function, module, argument checks, and what PyTorch's dispatcher knows of it."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import backends
-from ..backends import triton
+from ..backends import Call, Op
 from . import checks, reference
+from .registration import Definition, define
+
+# Labels are uint8.
+MAX_CLASSES = 256
 
 
 def upsample_argmax(logits: Tensor, size: int | Sequence[int], align_corners: bool = True) -> Tensor:
@@ -23,14 +27,10 @@ def upsample_argmax(logits: Tensor, size: int | Sequence[int], align_corners: bo
     >>> lwrn_fast.upsample_argmax(torch.rand(1, 21, 6, 7), (24, 28)).shape
     torch.Size([1, 24, 28])
     """
-    tensors = checks.upsample_argmax(logits, size, align_corners)
-    backend = backends.select("upsample_argmax", tensors)
+    tensors = check(logits, size, align_corners)
     height, width = checks.height_and_width("upsample_argmax", size)
-    if backend in ("reference", backends.PLAIN):
-        return reference.upsample_argmax(logits, (height, width), align_corners)
-    if backend == "triton":
-        return triton.run("upsample_argmax", tensors, logits, height, width, align_corners)
-    return torch.ops.lwrn_fast.upsample_argmax(logits, height, width, align_corners)
+    call = Call(OP, tensors, (logits, height, width, align_corners))
+    return backends.select(call).run(call)
 
 
 class UpsampleArgmax(nn.Module):
@@ -57,6 +57,38 @@ class UpsampleArgmax(nn.Module):
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise checks.not_scriptable(self)
+
+
+def check(logits: Tensor, size: int | Sequence[int], align_corners: bool = True) -> list[Tensor]:
+    """Return all tensors of a call; ValueError or TypeError for what does not fit."""
+    if checks.tracing_state() is not None:
+        return checks.untraced(check, logits, checks.untraced_size(size), align_corners)
+    checks.image("upsample_argmax", "logits", logits)
+    if logits.shape[1] > MAX_CLASSES:
+        expected = f"of at most {MAX_CLASSES} classes, for labels are uint8"
+        checks.fail("upsample_argmax", "logits", expected, logits.shape[1])
+    checks.height_and_width("upsample_argmax", size)
+    return [logits]
+
+
+def _run(logits: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
+    return reference.upsample_argmax(logits, (height, width), align_corners)
+
+
+def _fake(logits: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
+    return torch.empty((logits.shape[0], height, width), dtype=torch.uint8, device=logits.device)
+
+
+OP = Op("upsample_argmax", check, _run)
+define(
+    Definition(
+        "upsample_argmax(Tensor logits, SymInt height, SymInt width, bool align_corners) -> Tensor",
+        run=_run,
+        fake=_fake,
+        batched=_run,
+        kernel="upsample_argmax",
+    )
+)
 
 
 torch.fx.wrap("upsample_argmax")  # one node of a graph, as PyTorch's own functions

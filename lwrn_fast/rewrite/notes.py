@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .. import compiler
+from ..log import log
 from .report import Finding, Report
 
-log = logging.getLogger("lwrn_fast")
 LOGGERS = ("torch._dynamo.convert_frame", "torch._dynamo.variables.tensor", "torch._subclasses.fake_tensor")
 here = threading.local()
 """Its attribute `notes` takes this thread's notes, where it is one."""

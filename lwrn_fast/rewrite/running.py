@@ -10,10 +10,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..models.folding import FoldCache, fold
 from ..models.refinenet_blocks import pool5x5
-from ..ops import checks, reference
+from ..ops import reference
 from ..ops.crp import crp
 from ..ops.fusion import fusion
-from ..ops.upsample_argmax import upsample_argmax
+from ..ops.upsample_argmax import MAX_CLASSES, upsample_argmax
 
 Statistics = tuple[Tensor, Tensor, Tensor | None, Tensor | None, float]
 """Of a batch normalisation: mean, variance, weight, bias, epsilon."""
@@ -69,7 +69,7 @@ def run_fusion(
 def run_labels(logits: Tensor, target: tuple[Any, Any, bool], align_corners: bool) -> Tensor:
     """Logits (N, classes, h, w) to the classes of the upsampled ones, int64 (N, H, W), as argmax gives them."""
     size = _size(logits, target, align_corners) if logits.dim() == 4 else None
-    if size is not None and logits.shape[1] <= checks.MOST_CLASSES:
+    if size is not None and logits.shape[1] <= MAX_CLASSES:
         return upsample_argmax(logits, size, align_corners).long()
     return _interpolate(logits, target, align_corners).argmax(1)
 

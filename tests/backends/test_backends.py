@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import lwrn_fast
-from lwrn_fast import backends
-from lwrn_fast.backends import native as _native
+from lwrn_fast import backends, log
+from lwrn_fast.backends import Call, native, selection
+from lwrn_fast.ops.crp import OP as CRP
 
 X = torch.randn(1, 4, 5, 6)
 W = torch.randn(4, 4, 1, 1)
@@ -19,7 +20,7 @@ W = torch.randn(4, 4, 1, 1)
 
 @pytest.fixture(autouse=True)
 def _nothing_said(monkeypatch):
-    monkeypatch.setattr(backends, "_said", set())
+    monkeypatch.setattr(log, "_said", set())
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
@@ -90,7 +91,7 @@ class TestEnvironment:
         assert run_python(code, LWRN_FAST_BACKEND="reference").stdout == "reference\ncpu\n"
 
     def test_unknown_name(self, monkeypatch):
-        monkeypatch.setattr(backends, "ENVIRONMENT", "gpu")
+        monkeypatch.setattr(selection, "ENVIRONMENT", "gpu")
         with pytest.raises(
             ValueError, match="LWRN_FAST_BACKEND must be one of auto, reference, cpu, triton, cuda, got 'gpu'"
         ):
@@ -99,7 +100,7 @@ class TestEnvironment:
     @pytest.mark.usefixtures("native")
     def test_an_instruction_set_that_cannot_run(self, monkeypatch):
         monkeypatch.setenv("LWRN_FAST_CPU_ISA", "mmx")
-        valid = ", ".join(_native.extension().cpu_isas())
+        valid = ", ".join(native.extension().cpu_isas())
         with pytest.raises(RuntimeError, match=f"LWRN_FAST_CPU_ISA: .*{valid}, .*got 'mmx'"):
             lwrn_fast.crp(X, [W])
         assert "got 'mmx'" in lwrn_fast.info()["cpu_isa"]
@@ -133,13 +134,13 @@ class TestSelect:
 
     @pytest.mark.usefixtures("native")
     def test_auto_takes_the_kernels(self):
-        assert backends.select("crp", [X, W]) == "cpu"
+        assert backends.select(Call(CRP, [X, W])).name == "cpu"
 
     def test_the_meta_device(self):
         assert lwrn_fast.crp(X.to("meta"), [W.to("meta")]).shape == X.shape
 
     def test_sparse_tensors_are_no_input_of_the_kernels(self):
-        assert backends.can_run_cpu("crp", [X.to_sparse(), W])
+        assert native.Native().unsupported(Call(CRP, [X.to_sparse(), W]))
 
 
 class TestExplain:
@@ -173,7 +174,7 @@ class TestInfo:
         assert info["version"] == lwrn_fast.__version__
         assert info["torch"] == torch.__version__
         assert info["backends"]["reference"] == "ready"
-        assert (info["backends"]["cpu"] == "ready") == (_native.missing() is None)
+        assert (info["backends"]["cpu"] == "ready") == (native.missing() is None)
 
     def test_as_a_table(self):
         lines = str(lwrn_fast.info()).splitlines()
@@ -182,9 +183,9 @@ class TestInfo:
 
     @pytest.mark.usefixtures("native")
     def test_the_build(self):
-        native = lwrn_fast.info()["native"]
-        assert "portable" in native["instruction_sets"]
-        assert native["version"] == lwrn_fast.__version__
+        build = lwrn_fast.info()["native"]
+        assert "portable" in build["instruction_sets"]
+        assert build["version"] == lwrn_fast.__version__
 
 
 def test_without_the_compiled_part(tmp_path):

@@ -11,7 +11,8 @@ import gpu
 import lwrn_fast
 from lwrn_fast import backends, reference
 from lwrn_fast.backends import cuda as _cuda
-from lwrn_fast.backends import native
+from lwrn_fast.backends import native, selection
+from lwrn_fast.ops.crp import OP as CRP
 from support import emulated
 from support.comparing import in_double
 
@@ -93,7 +94,7 @@ def test_limits(cuda):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_planes_that_shared_memory_does_not_hold(cuda, dtype):
-    most = _cuda.most_planes(torch.device(cuda), dtype)
+    most = _cuda.max_channels(torch.device(cuda), dtype)
     assert most >= 512
     for planes in (most, most + 1):
         x, weight = torch.ones(1, planes, 1, 1, dtype=dtype), torch.ones(planes, planes, 1, 1, dtype=dtype)
@@ -149,7 +150,7 @@ def test_float32_is_multiplied_as_pytorch_is_told():
 
 
 def test_auto_leaves_it_alone_until_it_has_run_on_a_gpu(cuda, monkeypatch):
-    """A line to delete, with the name in backends.py, once bench/gpu_check.sh has passed."""
-    monkeypatch.setattr(backends, "_fastest_first", lambda tensor: ("cuda",))
+    """A test to delete, with `Cuda.unproven`, once bench/gpu_check.sh has passed."""
+    monkeypatch.setitem(selection._ORDER, "cpu", (_cuda.Cuda(),))
     with lwrn_fast.use_backend("auto"):
-        assert backends.select("crp", [X.to(cuda), W.to(cuda)]) == "reference"
+        assert backends.select(backends.Call(CRP, [X.to(cuda), W.to(cuda)])) is backends.REFERENCE

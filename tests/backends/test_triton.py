@@ -10,7 +10,8 @@ import torch
 
 import lwrn_fast
 from lwrn_fast import backends, reference
-from lwrn_fast.backends import triton
+from lwrn_fast.backends import selection, triton
+from lwrn_fast.ops.crp import OP as CRP
 from support.comparing import in_double, name
 from support.compiling import TESTS
 
@@ -150,8 +151,8 @@ from torch._higher_order_ops.triton_kernel_wrap import identify_accessed_tensors
 from torch import SymInt
 from torch.fx.experimental.proxy_tensor import make_fx
 from triton.backends.compiler import GPUTarget
-from lwrn_fast.ops import triton_library
-from lwrn_fast.kernels import configs
+from lwrn_fast.kernels import configs, crp
+from lwrn_fast.ops import registration
 
 class Driver:
     def get_current_target(self):
@@ -159,17 +160,18 @@ class Driver:
 
 triton.runtime.driver.set_active(Driver())
 configs.device_key = lambda device: "90"
-triton_library.crp_kernel.multiprocessors = lambda device: 132
+crp.multiprocessors = lambda device: 132
+ops = {d.name: registration._launch(d) for d in registration.DEFINITIONS if d.kernel}
 x, small, w = torch.empty(1, 64, 48, 40), torch.empty(1, 64, 24, 20), torch.empty(64, 64, 1, 1)
 def backward(x, small):
-    stages = triton_library.crp_training(x, [w] * 2, [], 1)[1]
-    triton_library.crp_backward(x, x, stages, [w] * 2, [], 1, [True] * 3)
-    return triton_library.fusion_backward(x, x, [x, small], [w, w], [], "relu", True, [True] * 4)
+    stages = ops["crp_training"](x, [w] * 2, [], 1)[1]
+    ops["crp_backward"](x, x, stages, [w] * 2, [], 1, [True] * 3)
+    return ops["fusion_backward"](x, x, [x, small], [w, w], [], "relu", True, [True] * 4)
 
 calls = {
-    "crp": lambda x, small: triton_library.crp(x, [w] * 4, [], 1),
-    "fusion": lambda x, small: triton_library.fusion([x, small], [w, w], [], "relu", True),
-    "upsample_argmax": lambda x, small: triton_library.upsample_argmax(x, 4 * x.shape[2], 4 * x.shape[3], True),
+    "crp": lambda x, small: ops["crp"](x, [w] * 4, [], 1),
+    "fusion": lambda x, small: ops["fusion"]([x, small], [w, w], [], "relu", True),
+    "upsample_argmax": lambda x, small: ops["upsample_argmax"](x, 4 * x.shape[2], 4 * x.shape[3], True),
     "backward": backward,
 }
 for op, call in calls.items():
@@ -248,10 +250,10 @@ class TestWarmup:
 
 
 def test_auto_leaves_it_alone_until_it_has_run_on_a_gpu(monkeypatch):
-    """A line to delete, with the line in backends.py, once bench/gpu_check.sh has passed."""
+    """A test to delete, with `Triton.unproven`, once bench/gpu_check.sh has passed."""
     x, weight = torch.zeros(1, 4, 3, 3), torch.zeros(4, 4, 1, 1)
-    monkeypatch.setattr(backends, "_fastest_first", lambda tensor: ("triton",))
-    assert backends.select("crp", [x, weight]) == "reference"
+    monkeypatch.setitem(selection._ORDER, "cpu", (triton.Triton(),))
+    assert backends.select(backends.Call(CRP, [x, weight])) is backends.REFERENCE
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="guard pages are made by mprotect of Linux")

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import lwrn_fast
-from lwrn_fast import reference
+from lwrn_fast import ops, reference
 from lwrn_fast.backends import triton
-from lwrn_fast.ops import gradients
+from lwrn_fast.ops import backward
 from support.arguments import crp_arguments, fusion_arguments, tensors_of, whole_crp
 from support.comparing import DTYPES, LAYOUTS, in_double, name
 
@@ -37,13 +37,13 @@ def _on_the_device():
 
 def crp_launches(grad, x, weights, biases, groups, needs=None, stages=None, **tiles):
     if stages is None:
-        stages = gradients.crp_stages(x, weights[:-1], biases, groups)
+        stages = ops.crp.compute_stages(x, weights[:-1], biases, groups)
     needs = needs or [True] * (1 + len(weights) + len(biases))
     return crp_backward.prepare(grad, x, stages, weights, biases, groups, needs, **tiles)
 
 
 def crp_expected(grad, x, weights, biases, groups):
-    return gradients.crp(grad, x, [], weights, biases, groups, [True] * (1 + len(weights) + len(biases)))
+    return ops.crp.gradients(grad, x, [], weights, biases, groups, [True] * (1 + len(weights) + len(biases)))
 
 
 def assert_same(found, expected):
@@ -118,7 +118,7 @@ def test_crp_with_the_stages_kept_or_computed_again():
     given = whole_crp((2, 6, 5, 4))
     kept = crp.prepare(*given[1:])
     assert torch.equal(kept.run(), OPS.crp(*given[1:]))
-    assert_same(list(kept.kept), gradients.crp_stages(given[1], given[2][:-1], *given[3:]))
+    assert_same(list(kept.kept), ops.crp.compute_stages(given[1], given[2][:-1], *given[3:]))
     assert_same(crp_launches(*given, stages=list(kept.kept)).run(), crp_expected(*given))
     assert_same(crp_launches(*given, stages=[]).run(), crp_expected(*given))
 
@@ -167,7 +167,7 @@ def fusion_launches(*given, needs=None, **tiles):
 
 
 def fusion_expected(*given):
-    return gradients.fusion(*given, [True] * len(tensors_of(given[2:])))
+    return ops.fusion.gradients(*given, [True] * len(tensors_of(given[2:])))
 
 
 @pytest.mark.in_turn("dtype")
@@ -353,7 +353,7 @@ class TestThroughAutograd:
             return run(launch)
 
         monkeypatch.setattr(Launch, "run", recorded)
-        monkeypatch.setattr(gradients, "_aten", None)
+        monkeypatch.setattr(backward, "convolution", None)
         with lwrn_fast.use_backend("triton"):
             yield names
 
@@ -399,7 +399,7 @@ CHECKS = ("test_schema", "test_faketensor")
 
 
 def test_the_ops_are_what_their_fake_kernels_say():
-    triton._load()
+    triton.load()
     grad, *given = whole_crp((2, 6, 5, 4), stages=2)
     torch.library.opcheck(OPS.triton_crp_training.default, given, test_utils=CHECKS)
     x, weights, biases, groups = given

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 import lwrn_fast
 from lwrn_fast import reference
 from lwrn_fast.backends import native
-from lwrn_fast.ops import gradients
+from lwrn_fast.ops.crp import compute_stages, gradients
 from support.arguments import whole_crp
 from support.comparing import DTYPES, LAYOUTS, in_double, name
 
@@ -39,7 +39,7 @@ def backward(grad, x, weights, biases, groups, stages=()):
 
 
 def expected(grad, x, weights, biases, groups):
-    return gradients.crp(grad, x, [], weights, biases, groups, [True] * (1 + len(weights) + len(biases)))
+    return gradients(grad, x, [], weights, biases, groups, [True] * (1 + len(weights) + len(biases)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
@@ -161,7 +161,7 @@ def test_training_returns_what_inference_does():
     out, stages = OPS.crp_training(*given)
     assert torch.equal(out, OPS.crp(*given))
     assert len(stages) == 2
-    for got, exact in zip(stages, gradients.crp_stages(*given), strict=False):
+    for got, exact in zip(stages, compute_stages(*given), strict=False):
         torch.testing.assert_close(got, exact)
 
 

@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lwrn_fast
 from lwrn_fast.backends import native
-from lwrn_fast.ops import gradients
+from lwrn_fast.ops.fusion import gradients
 from support.comparing import DTYPES, LAYOUTS, in_double, name
 
 OPS = torch.ops.lwrn_fast
@@ -62,7 +62,7 @@ def backward(*given):
 
 
 def expected(*given):
-    return gradients.fusion(*given, everything(given))
+    return gradients(*given, everything(given))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)

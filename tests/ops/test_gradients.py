@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import lwrn_fast
-from lwrn_fast import reference
-from lwrn_fast.ops import gradients
+from lwrn_fast import ops, reference
 from support.arguments import DIFFERENTIABLE, OPS, leaves, refilled, tensors_of
 from support.comparing import LAYOUTS, assert_as_exact, in_double, in_layout, name
 
@@ -110,8 +109,8 @@ def test_gradcheck_of_the_backward_op(op):
 
     def backward(grad, out, first, *others):
         if op.startswith("crp"):  # the op's kernel has no double
-            return gradients.crp(grad, first, [], *others)
-        return gradients.fusion(grad, out, first, *others)
+            return ops.crp.gradients(grad, first, [], *others)
+        return ops.fusion.gradients(grad, out, first, *others)
 
     class Recomputed(torch.autograd.Function):
         @staticmethod

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 import lwrn_fast
 from lwrn_fast import crp as imported_crp
 from lwrn_fast import models
+from lwrn_fast.backends import Call
 from lwrn_fast.models.networks import ResNetNetwork
+from lwrn_fast.ops.crp import OP as CRP
 from support.exporting import error, run_onnx
 
 torch.fx.wrap("imported_crp")
@@ -219,14 +221,14 @@ def test_other_threads_keep_their_backend(caplog):
 
     class Waits(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            thread = threading.Thread(target=lambda: ops.append(lwrn_fast.backends.select("crp", [x])))
+            thread = threading.Thread(target=lambda: ops.append(lwrn_fast.backends.select(Call(CRP, [x])).name))
             thread.start()
             thread.join()
-            ops.append(lwrn_fast.backends.select("crp", [x]))
+            ops.append(lwrn_fast.backends.select(Call(CRP, [x])).name)
             return x + 1
 
     with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
         warnings.simplefilter("ignore")
-        usual = lwrn_fast.backends.select("crp", [x])
+        usual = lwrn_fast.backends.select(Call(CRP, [x])).name
         torch.jit.trace(Waits(), x, check_trace=False)
     assert ops == [usual, "reference"]

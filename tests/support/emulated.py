@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lwrn_fast import backends
 from lwrn_fast.backends import cuda
-from lwrn_fast.ops import library as ops
+from lwrn_fast.ops import OPS
+from lwrn_fast.ops.registration import DEFINITIONS
 from support.compiling import TESTS, missing, run
 
 FOLDER = TESTS.parent / "build" / "emulator"
@@ -37,7 +37,7 @@ def in_place_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     override = torch.library.Library("lwrn_fast", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is a kernel already
-        for op in backends.CHECKS:
+        for op in (name for name, op in OPS.items() if "cuda" in op.kernels):
             override.impl(op, getattr(torch.ops.lwrn_fast_emulated, op).default, "CPU", allow_override=True)
     try:
         yield
@@ -52,8 +52,8 @@ def library() -> Path:
     with open(FOLDER / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         run(sys.executable, TESTS / "emulator" / "build.py", FOLDER, "ops.so")
-    for schema in ops.SCHEMAS:
-        _schemas.define(schema)
+    for definition in DEFINITIONS:
+        _schemas.define(definition.schema)
     torch.ops.load_library(str(FOLDER / "ops.so"))
     return FOLDER / "ops.so"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ... import backends
+from ...log import warn_once
 from ..networks import NETWORKS, Network
 from . import fitting
 from .entries import Entry, entries, is_counter
@@ -123,7 +123,7 @@ class _Search:
         if self.weights is None and any(not _equal(taken, other) for other in others):
             average = " (the moving average)" if self._averaged(taken) else ""
             left = ", ".join(repr(group.label) for group in others)
-            backends._say_once(
+            warn_once(
                 f"{self.path}: has several weights; those of {taken.label!r}{average} are taken, and weights= "
                 f"(--weights) takes others: {left}"
             )
@@ -184,17 +184,17 @@ class _Search:
         assert loaded is not None
         if held != WHOLE:
             part = "classifier" if held == HEADLESS else "decoder"
-            backends._say_once(
+            warn_once(
                 f"{self.path}: has no {part} of {model.name}, so that is untrained: labels mean nothing before training"
             )
         named = [entry.full for entry in strangers if entry.tensor.dim() > 0]
         if named:
             what = f"{len(named)} entries are not {model.name}'s and are left out ({few(named)})"
-            backends._say_once(f"{self.path}: {what}")
+            warn_once(f"{self.path}: {what}")
         odd = [name for name, value in model.state_dict().items() if not torch.isfinite(value.sum())]
         if odd:
             what = f"{len(odd)} entries hold NaN or infinity ({few(odd)}): labels mean nothing"
-            backends._say_once(f"{self.path}: {what}")
+            warn_once(f"{self.path}: {what}")
 
     def _misfit(
         self, network: str | None, nearest: str, found: dict[str, list[Group]], num_classes: int | None
