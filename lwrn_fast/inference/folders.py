@@ -117,7 +117,7 @@ def settings(model: Network, options: Options) -> dict[str, Any]:
     chosen = {name: value for name, value in dataclasses.asdict(options).items() if name not in NOT_IN_RESULTS}
     chosen["backend"] = options.backend or backends.requested()
     network = {"network": model.name, "classes": model.num_classes, "weights": digest.hexdigest()[:16]}
-    return json.loads(json.dumps(network | chosen))
+    return json.loads(json.dumps(chosen | network))  # "weights" is the digest, not the option that chooses some
 
 
 class _Run:

@@ -328,7 +328,7 @@ class TestUnexpected:
         monkeypatch.setattr(preparing, "load", fails)
         monkeypatch.setattr(evaluate.data, "find", fails)
         monkeypatch.setattr(generate, "generate", fails)
-        monkeypatch.setattr(evaluate, "_names", lambda *_: [])
+        monkeypatch.setattr(evaluate, "_names", lambda *_: ([], []))
         out = str(tmp_path / "r")
         arguments = {
             "train": ["train", str(folder), "--out", out],
