@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from . import compiler, heap
+from . import heap
 from .accelerate import OURS, accelerate, fold_norms
 from .log import log
-from .rewrite import notes
+from .rewrite import compiling, notes
 from .rewrite.report import Report
 
 HOW = ("compile", "eager")
@@ -44,7 +44,7 @@ class Optimized(nn.Module):
         self._run: Callable[..., Any] | None = None  # of the network and its arguments; None: the network is called
         if options is not None:
             settings = {**options, "guard_filter_fn": _guards(network), "report": report}
-            self._run = compiler.compile_alone(_run, settings, dynamic=dynamic)
+            self._run = compiling.compile_alone(_run, settings, dynamic=dynamic)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         # not in inference mode, for which everything would be compiled and kept a second time
@@ -63,7 +63,7 @@ class Optimized(nn.Module):
             return self._run(self.network, args, kwargs)
         # Dynamo must know that weights are frozen, not inductor alone, and reads it from settings of the process
         frozen = torch._inductor.config.patch(freezing=True)
-        options = {"recompile_limit": compiler.MAX_RECOMPILES, "trace_numpy": False}  # which PyTorch's is not all like
+        options = {"recompile_limit": compiling.MAX_RECOMPILES, "trace_numpy": False}  # which PyTorch's is not all like
         if self._eager:  # where nothing else was asked for, a network that cannot be captured runs as it is
             options["suppress_errors"] = True
         patience = torch._dynamo.config.patch(options)

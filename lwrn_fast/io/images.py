@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..models import PALETTE
 from . import atomic, decoding
 from .decoding import ImageError, reason
 from .decoding import size as size  # for other modules
 from .formats import EXTENSIONS, UNREADABLE
+from .palette import PALETTE
 
 # Pixels of the largest image that is read: 2 GB as Pillow has it, 1.5 GB as an array.
 MAX_PIXELS = 1 << 29

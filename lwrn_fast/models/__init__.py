@@ -4,12 +4,13 @@
 >>> model = models.rf_lw_mbv2(num_classes=21).eval()
 """
 
+from ..io.palette import PALETTE
 from .checkpoint import SHAPES, CheckpointError, Loaded, Untrained, load
 from .decoder import Decoder
 from .multi_task import rf_lw_mbv2_multi_task
 from .networks import NETWORKS, rf50, rf101, rf152, rf_lw50, rf_lw101, rf_lw152, rf_lw_mbv2, rf_lw_nasnet_mobile
 from .preprocessing import MEAN, STD, preprocess
-from .voc import CLASSES, PALETTE
+from .voc import CLASSES
 
 __all__ = [
     "CLASSES",

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .. import compiler
-from . import notes
+from . import compiling, notes
 from .notes import here
 from .report import Finding, Report
 
@@ -27,7 +26,7 @@ SETTINGS = {
     "optimize_ddp": False,  # whose buckets would cut patterns in two
     "trace_numpy": False,  # which is computed by PyTorch then, not all of it alike
     "allow_unspec_int_on_nn_module": True,  # a counter is no reason to capture again
-    "recompile_limit": compiler.MAX_RECOMPILES,
+    "recompile_limit": compiling.MAX_RECOMPILES,
 }
 """Dynamo's, whenever it may capture."""
 MAX_BEGUN = 8
@@ -77,7 +76,7 @@ class Capture:
             self._begun += 1
             if self._begun <= MAX_BEGUN:
                 options = {**self.wanted, "backend": "eager", "report": self.report}
-                self._run = compiler.compile_alone(forward, options)
+                self._run = compiling.compile_alone(forward, options)
             else:
                 reason = f"its classes or attributes change at every call: it ran anew {MAX_BEGUN} times"
                 self.report.add([Finding("", "module", type(module).__name__, reason)])

@@ -9,8 +9,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .. import compiler
 from ..log import log
+from . import compiling
 from .report import Finding, Report
 
 LOGGERS = ("torch._dynamo.convert_frame", "torch._dynamo.variables.tensor", "torch._subclasses.fake_tensor")
@@ -54,5 +54,5 @@ class _Taker(logging.Filter):
             error = record.exc_info[1]
             notes.append(f"Dynamo cannot capture it ({next(iter(str(error).splitlines()), type(error).__name__)})")
         elif "recompile_limit" in str(record.args):
-            notes.append(f"it was captured {compiler.MAX_RECOMPILES} times, and is other at each call")
+            notes.append(f"it was captured {compiling.MAX_RECOMPILES} times, and is other at each call")
         return False

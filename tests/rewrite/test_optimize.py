@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import lwrn_fast
-from lwrn_fast import compiler, models
+from lwrn_fast import models
 from lwrn_fast.accelerate import fold_norms
+from lwrn_fast.rewrite import compiling
 from support import third_party_models
 from support.third_party_models import SAME, SIZES, difference, outputs, same
 
@@ -216,9 +217,9 @@ class TestManyNetworks:
     def test_ninth(self, monkeypatch):
         """Dynamo compiles one function eight times, and then never again."""
         graphs = []
-        backend = compiler.backend
+        backend = compiling.backend
         noting = lambda *args, **kwargs: graphs.append(args) or backend(*args, **kwargs)  # noqa: E731
-        monkeypatch.setattr(compiler, "backend", noting)
+        monkeypatch.setattr(compiling, "backend", noting)
         x = torch.rand(1, 3, 9, 11)
         for planes in range(1, 12):
             lwrn_fast.optimize(Offset(planes), x, how="eager")
