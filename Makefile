@@ -3,7 +3,7 @@ PYTHON ?= python3
 # What pip installs as torch, where .venv has none: TORCH="torch --index-url ..." takes another build of it.
 TORCH ?= torch==2.13.0
 # make demo PHOTOS="a.jpg b.jpg", make test ARGS="-k crp", make bench ARGS=--everything
-# make test ARGS=--everything takes longer: every dtype of every case in Triton's interpreter, every row of tiles
+# make test-all ARGS=--everything takes longer: every dtype of every case in Triton's interpreter, every row of tiles
 # compiled for every GPU, more problems for the kernels under sanitizers and on aarch64.
 PHOTOS ?=
 ARGS ?=
@@ -23,14 +23,24 @@ debian = if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
   then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(1) >/dev/null; \
   else echo "missing on this machine: $(1)" >&2; false; fi
 
-.PHONY: demo test test-tools cuda bench lint format clean
+.PHONY: demo test test-all test-left-out test-tools cuda bench lint format clean
 
 demo: $(VENV)/cli.stamp
 	$(BIN)/python -I -m lwrn_fast.demo $(PHOTOS)
 
 # The tests are of the installed package, so that what the wheel lacks is noticed: from tests/ the sources are not in sight.
-test: $(VENV)/test.stamp test-tools
-	cd tests && ../$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+PYTEST = cd tests && ../$(BIN)/python -m pytest
+
+# For every change: every kind of test, backend and instruction set, but no slow test and few combinations.
+test: $(VENV)/test.stamp
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-all: $(VENV)/test.stamp test-tools
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --all $(ARGS)
+
+# Lists what test leaves out and test-all does not.
+test-left-out: $(VENV)/test.stamp
+	@$(PYTEST) --collect-only --quiet --left-out $(ARGS)
 
 # What the tests of cross-compilation, pages and windows need; they skip, and say so, where this cannot be installed.
 test-tools:

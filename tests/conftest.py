@@ -2,11 +2,9 @@
 
 import dataclasses
 import os
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads leave the cores to other work on the machine
 
@@ -18,7 +16,7 @@ import lwrn_fast
 from lwrn_fast.backends import cuda as _cuda
 from lwrn_fast.backends import native as _native
 from lwrn_fast.backends import triton
-from support import emulated
+from support import choosing, emulated
 
 GPU = torch.cuda.is_available()
 if not GPU:
@@ -61,11 +59,15 @@ def backends() -> list[Backend]:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kernels_only: leaves the reference out of the backends under test")
     config.addinivalue_line("markers", "not_interpreted: skips Triton where only its interpreter could run it")
+    config.addinivalue_line("markers", "slow: `make test` leaves it out, `make test-all` does not")
     config.addinivalue_line("markers", "in_turn(parameter): the interpreter gets one of its values per case, in turn")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--everything", action="store_true", help="also the cases that others make unlikely to fail")
+    add = parser.getgroup("lwrn_fast").addoption
+    add("--all", action="store_true", help="also what `make test` leaves out: slow tests, all combinations")
+    add("--left-out", action="store_true", help="nothing but what `make test` leaves out")
+    add("--everything", action="store_true", help="--all, and the cases that others make unlikely to fail")
 
 
 # These take longest, the first most. Begun in this order, none of them is left to one process at the end.
@@ -81,34 +83,14 @@ LONG = (
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
-    if not config.getoption("everything"):
-        left_out = set() if GPU else _left_to_others(items)
-        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
-        items[:] = [item for item in items if item not in left_out]
-
-
-def _left_to_others(items: list[pytest.Item]) -> set[pytest.Item]:
-    """The cases of tests marked in_turn that are spared Triton's interpreter, which takes a hundred times as long.
-
-    A case has that value of the parameter whose turn it is by the places of its other values among theirs: each value
-    of one parameter is tried, and meets several of the others.
-    """
-    tests: dict[object, list[Any]] = defaultdict(list)
-    for item in items:
-        mark, parameters = item.get_closest_marker("in_turn"), getattr(getattr(item, "callspec", None), "params", {})
-        if mark and mark.args[0] in parameters and parameters.get("backend", TRITON).name == "triton":
-            tests[item.parent, item.originalname].append(item)
-    left_out = set()
-    for cases in tests.values():
-        (named,) = cases[0].get_closest_marker("in_turn").args
-        given = [{name: str(value) for name, value in case.callspec.params.items()} for case in cases]
-        values = {name: list(dict.fromkeys(one[name] for one in given)) for name in given[0]}
-        others = [name for name in values if name != named and len(values[name]) > 1]
-        for case, one in zip(cases, given, strict=True):
-            turn = sum(values[name].index(one[name]) for name in others) % len(values[named])
-            if others and one[named] != values[named][turn]:
-                left_out.add(case)
-    return left_out
+    everything, left_out = config.getoption("everything"), config.getoption("left_out")
+    out = set() if GPU or everything else choosing.left_to_others(items, TRITON)
+    named = any("::" in argument for argument in config.args)  # who names a case gets it
+    if left_out or not (GPU or everything or named or config.getoption("all")):
+        more = choosing.left_out_of_make_test([item for item in items if item not in out])
+        out |= {item for item in items if item not in more} if left_out else more
+    config.hook.pytest_deselected(items=[item for item in items if item in out])
+    items[:] = [item for item in items if item not in out]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -138,6 +138,7 @@ def test_what_is_missing_is_told(tmp_path):
     assert done.stderr == f"missing: {tmp_path / 'none.o'}\n"
 
 
+@pytest.mark.slow
 @needs_cuobjdump
 @pytest.mark.skipif(not BUILT.exists(), reason="the package has no CUDA kernels")
 def test_the_package_keeps_the_rules():

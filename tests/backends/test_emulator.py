@@ -53,6 +53,7 @@ def test_every_kernel(everything):
     assert min(tried.values()) >= cases
 
 
+@pytest.mark.slow
 @needs_asan
 def test_with_addresses_and_undefined_behaviour(tmp_path):
     program = build(tmp_path, "selfcheck", ADDRESS, "Bf16", "F32")
@@ -68,6 +69,7 @@ def threaded(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @needs_tsan
 def test_with_threads(threaded):
     run(threaded / "layer", TSAN_OPTIONS=THREAD_OPTIONS)
@@ -221,6 +223,7 @@ def faulty(threaded, tmp_path_factory):
     return program
 
 
+@pytest.mark.slow
 @needs_tsan
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_are_found(faulty, name):

@@ -43,6 +43,7 @@ def cases(everything):
     return 60 if everything else 20
 
 
+@pytest.mark.slow
 @needs_asan
 def test_ops_with_addresses_and_undefined_behaviour(folder, sets, tmp_path):
     package = tmp_path / "lwrn_fast"
@@ -62,12 +63,14 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", {CHOSEN!r}, *{OP_TES
     assert int(re.search(r"(\d+) passed", output)[1]) > 500
 
 
+@pytest.mark.slow
 @needs_asan
 def test_kernels_with_addresses_and_undefined_behaviour(folder, sets, cases):
     output = run(build(folder, "selfcheck", ADDRESS, *sets), cases, **OPTIONS)
     assert output.count(f"{cases} problems of each op, 0 wrong") == len(sets)
 
 
+@pytest.mark.slow
 @needs_tsan
 def test_kernels_with_threads(tmp_path, cases):
     output = run(build(tmp_path, "selfcheck", THREAD, "portable"), cases)

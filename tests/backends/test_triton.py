@@ -256,6 +256,7 @@ def test_auto_leaves_it_alone_until_it_has_run_on_a_gpu(monkeypatch):
     assert backends.select(backends.Call(CRP, [x, weight])) is backends.REFERENCE
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="guard pages are made by mprotect of Linux")
 def test_nothing_is_read_beyond_a_tensor():
     """Rows of the table, and sizes whose last item is not full, in a process that such a read would end."""

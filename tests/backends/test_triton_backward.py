@@ -296,6 +296,7 @@ class TestPlantedFaults:
         assert not torch.equal(fusion_launches(*given).run()[1], fusion_expected(*given)[1])
 
 
+@pytest.mark.slow
 def test_the_same_bits_again():
     x = torch.randn(1, 18, 3, 5)
     given = [torch.randn(x.shape), x, [torch.randn(18, 18, 1, 1)], [torch.randn(18)], 1]

@@ -26,6 +26,7 @@ def aot(folder, *options):
     return done.returncode, done.stdout, json.loads(report.read_text())["results"]
 
 
+@pytest.mark.slow
 def test_rows_compile_within_the_rules(tmp_path, everything):
     """All rows of the first architecture; of the others, which take as long, the first row of each op."""
     table = {key: configs.table()[key] for key in KEYS}
@@ -54,6 +55,7 @@ def test_rows_compile_within_the_rules(tmp_path, everything):
     assert all(r["registers"] > 0 and r["spills"] == r["stack"] == 0 for r in results)
 
 
+@pytest.mark.slow
 def test_broken_rules_are_told(tmp_path):
     row = configs.table()["86"]["crp"]["half"][0]
     no_tile = {**row, "pixels": 8192, "block_w": 7}
@@ -77,6 +79,7 @@ def test_a_missing_table_is_told(tmp_path):
     assert "no rows for 90 fusion" in done.stderr
 
 
+@pytest.mark.slow
 def test_amd(tmp_path):
     """One row, of a GPU with little shared memory: the table has none for AMD, nor do we know how fast it is there."""
     table = tmp_path / "table.json"

@@ -50,6 +50,7 @@ def test_everybody_is_right_before_being_timed(name, dtype):
     assert times.ratio(peers.OURS, peers.OURS) == 1
 
 
+@pytest.mark.slow
 def test_peers_where_installed():
     for bench, case in (TINY["crp"], TINY["fusion"], TINY["upsample_argmax"]):
         present = [n for n in (peers.ONNX_RUNTIME, peers.OPENVINO) if peers.why_absent(n) is None]
@@ -113,6 +114,7 @@ def test_targets_are_among_the_cases():
     assert shapes.CRP_TARGET.operations == 8_589_934_592
 
 
+@pytest.mark.slow
 def test_memory_of_eager_is_at_least_one_map():
     map_bytes = 4 * 256 * 32 * 32
     extra = memory.extra_bytes("crp", "256x32x32", "float32", peers.EAGER, 1)
@@ -214,6 +216,7 @@ class TestManyNetworks:
     def quick(self, monkeypatch):
         monkeypatch.setattr(many_networks, "WAYS", ("optimize eager", "Segmenter"))
 
+    @pytest.mark.slow
     def test_right_ones(self):
         found = many_networks.try_all(calls=60, networks=4, threads=2, replaced=2, seed=0, cpp=False)
         assert (found["calls"], found["wrong"], found["messages"]) == (60, 0, [])

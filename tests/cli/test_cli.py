@@ -296,6 +296,7 @@ def arguments_of(case: str, paths: dict[str, Path]) -> list[str]:
 
 
 class TestBadInput:
+    @pytest.mark.slow
     @pytest.mark.parametrize("case", IN_A_PROCESS)
     def test_in_a_process(self, case, bad_inputs, outcomes):
         outcome = outcomes[case]
@@ -383,6 +384,7 @@ class TestUnexpected:
             cli.main(["info"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1:strict"])
 def test_names_that_cannot_be_encoded(encoding, tmp_path):
     """On stdout, where a result has another name than its image."""

@@ -40,6 +40,7 @@ def test_the_comparison_counts_what_is_right(tmp_path):
         assert np.array_equal(part, expected)
 
 
+@pytest.mark.slow
 def test_photographs_and_checkpoint(tmp_path, capsys):
     torch.save(models.rf_lw_mbv2(num_classes=5).state_dict(), tmp_path / "five.pth")
     Image.fromarray(generate.picture(0, "test", 0)[0]).save(tmp_path / "photo.jpg")

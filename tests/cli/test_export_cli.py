@@ -35,6 +35,7 @@ class TestCommand:
         assert text in line
         assert not [path for path in folder.iterdir() if path.name.startswith((".", "net"))]
 
+    @pytest.mark.slow
     def test_a_whole_network_to_onnx(self, tmp_path):
         for package in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(package)
@@ -51,6 +52,7 @@ class TestCommand:
         model = models.load(models.SHAPES)
         assert error(run_onnx(path, image), results(model, (image,))) < 1e-4
 
+    @pytest.mark.slow
     @needs_compiler
     def test_labels_as_a_package(self, small, tmp_path, capsys, monkeypatch):
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))

@@ -116,6 +116,7 @@ def as_before():
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_page_runs_as_written(page, environment, as_before, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

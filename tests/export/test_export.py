@@ -71,6 +71,7 @@ class TestOnnx:
         assert {weight.name for weight in graph.initializer} == set(crp.state_dict())
         assert error(run_onnx(path, x), results(crp, (x,))) < 1e-6
 
+    @pytest.mark.slow
     def test_decoder_to_labels(self, tmp_path):
         path, model = tmp_path / "decoder.onnx", decoder()
         example = features(1, (12, 14), (6, 7), (3, 4))
@@ -83,6 +84,7 @@ class TestOnnx:
             assert got.dtype == torch.uint8
             assert (got != results(model, maps, labels=True)).float().mean() < 0.01
 
+    @pytest.mark.slow
     def test_network_is_folded_and_silent(self, tmp_path, capfd):
         path, model, image = tmp_path / "tiny.onnx", tiny_network(), torch.randn(1, 3, 64, 64)
         level = logging.getLogger("torch.onnx").level
@@ -112,6 +114,7 @@ class TestAoti:
     def _cache(self, tmp_path_factory, monkeypatch):
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "inductor"))
 
+    @pytest.mark.slow
     def test_any_size_and_strides(self, tmp_path):
         path, model = tmp_path / "decoder.pt2", decoder()
         export.to_aoti(model, features(1, (12, 14), (6, 7), (3, 4)), path, dynamic=True, labels=True)
@@ -129,6 +132,7 @@ class TestAoti:
         with pytest.raises(RuntimeError, match="must be of the dtype it was exported with"):
             run([x.double() for x in maps[0]])
 
+    @pytest.mark.slow
     def test_without_python(self, tmp_path):
         """The program in csrc/examples, compiled as it says, gives PyTorch's result."""
         torch_folder = Path(torch.__file__).parent

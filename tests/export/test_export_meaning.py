@@ -143,6 +143,7 @@ class TestOnnx:
 
 @needs_compiler
 class TestAoti:
+    @pytest.mark.slow
     def test_in_place(self, tmp_path):
         """Each way at once, for each package takes a compiler some seconds."""
         nets = [parameters.values[0] for parameters in IN_PLACE]
@@ -160,6 +161,7 @@ class TestAoti:
         export.to_aoti(net, X, tmp_path / "net.pt2", dynamic=True)
         check_file(tmp_path / "net.pt2", net, X, OTHER)
 
+    @pytest.mark.slow
     def test_results(self, tmp_path):
         net = returning(lambda y, x: {"out": y, "hidden": [(y + 1, None), ModelOutput(last=y)], "n": x.shape[2]})
         export.to_aoti(net, X, tmp_path / "net.pt2", dynamic=True)

@@ -107,6 +107,7 @@ def wait_for(condition: Any, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in Linux's /proc")
 def test_a_thousand_images_two_processes_and_a_kill(tmp_path, capsys):
     paths = make(tmp_path / "in", 1000, bad=20)
@@ -475,6 +476,7 @@ def awkward(folder: Path) -> dict[bytes, str | None]:
     return {name: why for name, (_, why) in files.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [0, 1, 2], ids=["plain", "resume", "two_processes"])
 def test_a_folder_as_people_have_them(processes, tmp_path):
     """Every image that can be read is done, whatever it and the others are called; each other one has its line."""

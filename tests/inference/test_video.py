@@ -197,6 +197,7 @@ class TestWhole:
         output, errors = process.communicate(timeout=120)
         return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
+    @pytest.mark.slow
     def test_ctrl_c_leaves_a_shorter_video(self, paths, checkpoint, right):
         outcome = self.run_until(signal.SIGINT, paths, checkpoint)
         assert outcome.returncode == 130
@@ -554,6 +555,7 @@ class TestEnds:
         assert f"{source}: skipped 2 damaged packets\n" in capsys.readouterr().out
         assert times_of(out) == [Fraction(i, 25) for i in range(60) if i not in (10, 30)]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("share", [0.35, 0.95])
     @pytest.mark.parametrize(
         ("name", "options"),
@@ -631,6 +633,7 @@ class TestNames:
         assert os.listdir() == [name]
         assert len(frames_of(Path(f"file:{name}"))) == len(frames_of(tmp_path / "out.mp4")) == 3
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["a\nb\x1b[31m.mp4", os.fsdecode(b"\xff.mp4"), "10:30.mp4"], ids=ascii)
     def test_one_line_about_each(self, name, call, tmp_path):
         (tmp_path / name).write_text("no video")

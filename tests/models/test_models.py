@@ -373,6 +373,7 @@ class TestTracing:
             got = torch.compile(mobilenet, fullgraph=True, backend="aot_eager")(image)
             assert relative_error(got, mobilenet(image)) < 1e-5
 
+    @pytest.mark.slow
     def test_compiled_folds_follow_their_weights(self, resnet):
         model, image = copy.deepcopy(resnet), torch.rand(1, 3, 32, 32)
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -253,6 +253,7 @@ class TestStrides:
         for parameter in block.parameters():
             assert parameter.grad.stride() == parameter.stride()
 
+    @pytest.mark.slow
     def test_distributed_training_does_not_warn(self, native, tmp_path):
         script = f"""
 import sys, warnings

@@ -180,6 +180,7 @@ print("compiled")
 """
 
 
+@pytest.mark.slow
 def test_compiles_for_gpus(tmp_path):
     """The interpreter takes what the compiler may refuse."""
     pytest.importorskip("triton", reason="Triton is not installed")

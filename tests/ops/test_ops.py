@@ -337,6 +337,7 @@ class TestFlops:
             counts.append((c.get_total_flops(), c.get_flop_counts().keys() >= {"Global"}))
         assert counts[0] == counts[1] == counts[2]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("first", ["torch.utils.flop_counter", "lwrn_fast"])
     def test_in_either_order_of_imports(self, first):
         """The counter takes a third of a second to import, which lwrn_fast leaves to those who count."""

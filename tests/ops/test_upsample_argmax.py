@@ -132,6 +132,7 @@ def test_more_than_two_billion_elements_between_neighbours(backend, dim):
     check(far_apart(torch.randn(shape).to(torch.bfloat16), dim), (20, 30))
 
 
+@pytest.mark.slow
 def test_more_than_two_billion_labels(native):
     """Class 1 wins in the lower half; all instruction sets share this code's addresses."""
     logits = torch.tensor([[[[1.0], [0.0]], [[0.0], [1.0]]]])

@@ -160,6 +160,7 @@ def test_sdist_has_every_source(sdist):
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
 
+@pytest.mark.slow
 def test_wheel_has_the_package_and_nothing_else(wheel):
     path, _ = wheel
     with zipfile.ZipFile(path) as archive:
@@ -197,6 +198,7 @@ def test_wheel_works_from_another_folder(wheel, old_pip, tmp_path):
     assert (old_pip.parent / "lwrn-fast").exists()
 
 
+@pytest.mark.slow
 def test_editable_install(wheel, tree, new_pip, tmp_path):
     run(new_pip, "-m", "pip", "install", "-q", "--no-deps", "-e", str(tree), cwd=tmp_path)
     package, kernels, missing = run(new_pip, "-c", USE, cwd=tmp_path).splitlines()
@@ -205,6 +207,7 @@ def test_editable_install(wheel, tree, new_pip, tmp_path):
     assert missing == "None"
 
 
+@pytest.mark.slow
 def test_pure_python_package(wheel, tree, old_pip, tmp_path):
     pip = (old_pip, "-m", "pip")
     run(*pip, "wheel", "-q", "--no-deps", "-w", tmp_path, ".", cwd=tree, LWRN_FAST_NATIVE="0", CXX="no-such-compiler")
@@ -262,6 +265,7 @@ def checkout(wheel, tree, tmp_path_factory):
     return tree
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.installs()], ids=str)
 def test_pages_install_as_written(block, checkout, new_pip, tmp_path):
     """Commands of README and docs/ that install, with the newest pip, and what is there afterwards."""
@@ -300,6 +304,7 @@ def test_what_cannot_be_built_is_one_line(tree, changes, says):
     assert says in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [({"LWRN_FAST_CUDA": "0"}, "LWRN_FAST_CUDA=0"), ({"LWRN_FAST_CUDA": "auto", **NO_NVCC}, "nvcc is not there: ")],

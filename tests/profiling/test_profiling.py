@@ -78,6 +78,7 @@ def network_and_photos(name, batch=1):
 
 
 class TestFigures:
+    @pytest.mark.slow
     def test_sums(self, profiled):
         data = profiled.data
         assert data["backends"] == here()
@@ -144,6 +145,7 @@ class TestFigures:
         assert all(f"{name}: {data['totals'][name]['ms']:.1f} ms, with hooks" in said for name in data["backends"])
         assert all(f"without {name}: {reason}" in said for name, reason in data["absent"].items())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["rf_lw_mbv2", "rf_lw50", "rf_lw_nasnet_mobile", "rf50"])
     def test_flops_are_torchs(self, name):
         batch = 1 if name == "rf50" else 2
@@ -252,6 +254,7 @@ class TestErrors:
 
 
 class TestBench:
+    @pytest.mark.slow
     def test_figures(self, benched):
         rows = benched.data["cases"]
         kinds = [row["kind"] for row in rows]

@@ -69,6 +69,7 @@ class TestStyles:
         for (name, got), expected in zip(model.named_parameters(), other.parameters(), strict=True):
             assert (got.grad - expected.grad).abs().max() <= 1e-4 * expected.grad.abs().max(), name
 
+    @pytest.mark.slow
     def test_training(self, style):
         model, x = third_party_models.network(style).train(), torch.rand(2, 3, 64, 96)
         for module in model.modules():
@@ -81,6 +82,7 @@ class TestStyles:
         assert report.count("crp") == style.crps - normalised
         assert normalised or difference(got, expected) < 1e-4
 
+    @pytest.mark.slow
     def test_any_size(self, style):
         model = third_party_models.network(style)
         function, report = compiled(model, dynamic=True)
@@ -96,6 +98,7 @@ class TestStyles:
             assert report.count("crp") == style.crps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rf_lw50", "rf101"])
 def test_foreign_package(name):
     """No graph break, all chained residual poolings and all fusions, for inference and for training."""
@@ -124,6 +127,7 @@ def test_report_names_modules():
     assert [finding.where for finding in report if finding.kind == "crp"] == ["pool2.0", "pool1.0"]
 
 
+@pytest.mark.slow
 def test_frozen():
     model, x = third_party_models.network(third_party_models.Mobile), torch.rand(SIZES[0])
     function, _ = compiled(model, "inductor")

@@ -51,6 +51,7 @@ def test_compiled_once_for_all_modes(fast):
     assert len(optimized.report.findings) == found
 
 
+@pytest.mark.slow
 def test_another_size_is_compiled_for(fast):
     model, optimized = fast
     x = torch.rand(SIZES[1])
@@ -225,6 +226,7 @@ class TestManyNetworks:
             lwrn_fast.optimize(Offset(planes), x, how="eager")
         assert len(graphs) == 11
 
+    @pytest.mark.slow
     def test_after_another_was_deleted(self):
         x = torch.rand(1, 3, 9, 11)
         for _ in range(12):
@@ -237,6 +239,7 @@ class TestManyNetworks:
             gc.collect()
         assert weight() is None
 
+    @pytest.mark.slow
     def test_in_threads(self):
         networks = [Offset(4 + i % 2).eval() for i in range(6)]
         wrong = []
@@ -280,6 +283,7 @@ class Remembers(nn.Module):
 SETTING = {"gain": 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["compile", "eager"])
 def test_networks_with_a_memory(how, monkeypatch):
     network, x = Remembers().eval(), torch.rand(1, 3, 8, 8)
@@ -405,6 +409,7 @@ class Breaks(nn.Module):
         return inner.conv[0](inner.pool(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["compile", "eager"])
 def test_behind_a_graph_break(how):
     networks, x = [Breaks().eval() for _ in range(3)], torch.rand(1, 3, 9, 9)

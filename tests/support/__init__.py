@@ -1,5 +1,7 @@
 """What tests share."""
 
+import pkgutil
+
 import pytest
 
-pytest.register_assert_rewrite("support")
+pytest.register_assert_rewrite(*(f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)))

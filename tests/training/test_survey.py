@@ -489,6 +489,7 @@ class TestCache:
         survey.look(data.find(folder, "train"))
         assert len(list((tmp_path / "home" / ".cache" / "lwrn_fast").iterdir())) == 1
 
+    @pytest.mark.slow
     def test_interrupted(self, folder, cache):
         """Ctrl-C ends the look at once: nothing is kept, and no thread goes on."""
 
@@ -513,6 +514,7 @@ class TestSeveralProcesses:
         every = [*command, "-m", "lwrn_fast", *map(str, arguments)]
         return subprocess.run(every, capture_output=True, text=True, timeout=300, env=environment)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("command", ["train", "eval"])
     def test_the_first_one_says_it(self, command, tmp_path, checkpoint):
         folder = pairs_folder(tmp_path / "d", grey(0, 255))

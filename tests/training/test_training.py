@@ -341,6 +341,7 @@ class TestUnexpected:
         assert captured.err.count("\n") == 1
         assert captured.out == ""
 
+    @pytest.mark.slow
     def test_disk_that_is_full(self, folder, tmp_path):
         """Nothing half-written is left, and the same command works where there is room."""
         arguments = ["train", str(folder), "--out", str(tmp_path / "r"), "--epochs", "1", *SMALL]
@@ -433,6 +434,7 @@ class TestProcesses:
         assert "Warning" not in done.stderr
         return done.stdout
 
+    @pytest.mark.slow
     def test_train_as_one(self, trained, folder, tmp_path):
         # the statistics of few pixels would make the network sensitive to the last bit
         arguments = ["train", str(folder), *SMALL, "--checkpoint", str(trained / "last.safetensors"), "--epochs", "2"]
@@ -447,6 +449,7 @@ class TestProcesses:
         (tmp_path / "script.py").write_text(GRADIENTS)
         assert self.torchrun(str(tmp_path / "script.py")) == "equal\n"
 
+    @pytest.mark.slow
     def test_evaluate_as_one(self, trained, folder, tmp_path):
         arguments = ["eval", str(folder), "--checkpoint", str(trained / "last.safetensors"), "--split", "train"]
         arguments += ["--scales", "0.75", "1", "--flip", "--device", "cpu", "--out"]
