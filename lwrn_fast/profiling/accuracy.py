@@ -1,29 +1,29 @@
-"""How wrong a result is; above the tolerance there is no number. The tests are stricter and look at each element."""
+"""Error metrics of the benchmarks. A result above TOLERANCE is not timed; tests are stricter, element by element."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# relative to the largest value: a handful of roundings of the type
+# Largest error that is timed, relative to the largest value: a handful of roundings of the dtype.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 5e-3}
 
 
 def largest_error(got: Tensor, expected: Tensor) -> float:
-    """The largest difference, relative to the largest expected value; infinite for another shape."""
+    """Return the largest difference, relative to the largest expected value; infinite for another shape."""
     if got.shape != expected.shape:
         return float("inf")
     return float((got.float() - expected).abs().max() / expected.abs().max())
 
 
 def overall_error(got: Tensor, expected: Tensor) -> float:
-    """The norm of the difference, relative to the expected norm; infinite for another shape."""
+    """Return the norm of the difference, relative to the expected norm; infinite for another shape."""
     if got.shape != expected.shape:
         return float("inf")
     return float((got.float() - expected).norm() / expected.norm())
 
 
 def label_error(labels: Tensor, logits: Tensor, size: tuple[int, int]) -> float:
-    """By how much the chosen class falls short of the best one at the worst pixel, relative to the largest logit.
+    """Return how far the chosen class is below the best one at the worst pixel, relative to the largest logit.
 
     labels (N, *size) of any integer type, logits (N, classes, h, w). So near-ties may be decided either way.
     """

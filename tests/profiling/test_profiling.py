@@ -12,11 +12,22 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import shapes
 from lwrn_fast import backends, cli, normalise
 from lwrn_fast.backends import native as _native
-from lwrn_fast.profiling import bench, cases, contests, layers, machine, memory, page, paired, peers, profile
-from lwrn_fast.profiling.contests.model import random_network
+from lwrn_fast.profiling import (
+    bench,
+    cases,
+    layers,
+    machine,
+    memory,
+    page,
+    paired,
+    peers,
+    profile,
+    shapes,
+    workloads,
+)
+from lwrn_fast.profiling.workloads.model import random_model
 
 MARK = "lwrn-fast: error: "
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -47,7 +58,7 @@ def benched(tmp_path_factory):
     """Small, without the minute that compiling takes, and with a contestant that fails."""
     folder = tmp_path_factory.mktemp("bench") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contests.model, "HOW", "eager")
+        patch.setattr(workloads.model, "HOW", "eager")
         patch.setattr(peers, "compiled", failing)
         patch.setattr(peers, "frozen", lambda _: failing)
         arguments = ["--size", "32", "48", "--peers", "nchw", "eager", "compile", "--out", str(folder), *SMALL]
@@ -61,7 +72,7 @@ def benched(tmp_path_factory):
 def quick(monkeypatch):
     """Limits and memory are of no interest here, and take seconds."""
     monkeypatch.setattr(machine, "rates", lambda *_: (1e11, 1e10))
-    monkeypatch.setattr(memory, "of_network", lambda *_, **__: None)
+    monkeypatch.setattr(memory, "of_model", lambda *_, **__: None)
 
 
 def failing(*_):
@@ -74,7 +85,7 @@ def here() -> list[str]:
 
 def network_and_photos(name, batch=1):
     torch.manual_seed(0)
-    return random_network(name), torch.randint(0, 256, (batch, 33, 40, 3), dtype=torch.uint8)
+    return random_model(name), torch.randint(0, 256, (batch, 33, 40, 3), dtype=torch.uint8)
 
 
 class TestFigures:
@@ -159,7 +170,7 @@ class TestFigures:
                 if layer.part == "crp":
                     case = cases.CrpCase(*layer.shape[1:])
                     assert layer.cost.flops == 2 * case.operations
-                    assert layer.cost.bytes == 2 * case.bytes(4) - 4 * cases.STAGES * case.planes**2
+                    assert layer.cost.bytes == 2 * case.bytes(torch.float32) - 4 * cases.STAGES * case.channels**2
 
     @pytest.mark.parametrize("name", shapes.LEVELS)
     def test_ops_of_a_network(self, name):

@@ -1,5 +1,5 @@
-"""One set-up function per kind of case: who takes part, what is right, and what it costs at least."""
+"""Set-up functions, one per kind of case: contestants, the expected result, and the work needed at least."""
 
-from . import crp, fusion, model, upsample_argmax
+from . import crp, fusion, model, training, upsample_argmax
 
-__all__ = ["crp", "fusion", "model", "upsample_argmax"]
+__all__ = ["crp", "fusion", "model", "training", "upsample_argmax"]

@@ -7,15 +7,15 @@ from torch import Tensor, nn
 from ...ops import reference
 from ...ops.crp import crp
 from .. import peers
+from ..accuracy import TOLERANCE, largest_error
 from ..cases import STAGES, CrpCase
 from ..paired import Contest
-from ..wrong import TOLERANCE, largest_error
 
 CONTESTANTS = peers.ALL
 
 
 class Plain(nn.Module):
-    """The reference, with its weights, as the peers want it."""
+    """The reference with its weights, as a module for the peers."""
 
     def __init__(self, weights: list[Tensor]) -> None:
         super().__init__()
@@ -26,11 +26,11 @@ class Plain(nn.Module):
 
 
 def set_up(case: CrpCase, dtype: torch.dtype) -> Contest:
-    """Random x (1, planes, height, width) and weights that keep its scale."""
+    """Set up random x (1, channels, height, width) and weights that keep its scale."""
     torch.manual_seed(0)
-    planes = case.planes
-    x = torch.randn(1, planes, case.height, case.width).to(dtype)
-    weights = [(torch.randn(planes, planes, 1, 1) / planes**0.5).to(dtype) for _ in range(STAGES)]
+    channels = case.channels
+    x = torch.randn(1, channels, case.height, case.width).to(dtype)
+    weights = [(torch.randn(channels, channels, 1, 1) / channels**0.5).to(dtype) for _ in range(STAGES)]
     nhwc = x.contiguous(memory_format=torch.channels_last)
     expected = reference.crp(nhwc.float(), [w.float() for w in weights])
     return Contest(
@@ -45,5 +45,5 @@ def set_up(case: CrpCase, dtype: torch.dtype) -> Contest:
         tolerance=TOLERANCE[dtype],
         unchecked=(peers.FLOOR,),
         operations=case.operations,
-        bytes=case.bytes(dtype.itemsize),
+        bytes=case.bytes(dtype),
     )

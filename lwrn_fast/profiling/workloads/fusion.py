@@ -7,15 +7,15 @@ from torch import Tensor, nn
 from ...ops import reference
 from ...ops.fusion import fusion
 from .. import peers
+from ..accuracy import TOLERANCE, largest_error
 from ..cases import FusionCase
 from ..paired import Contest
-from ..wrong import TOLERANCE, largest_error
 
 CONTESTANTS = peers.ALL
 
 
 class Plain(nn.Module):
-    """The reference, with its weights, as the peers want it."""
+    """The reference with its weights, as a module for the peers."""
 
     def __init__(self, weights: list[Tensor], activation: str) -> None:
         super().__init__()
@@ -27,10 +27,10 @@ class Plain(nn.Module):
 
 
 def set_up(case: FusionCase, dtype: torch.dtype) -> Contest:
-    """Random inputs (1, channels, height, width) and weights that keep their scale."""
+    """Set up random inputs (1, channels, height, width) and weights that keep their scale."""
     torch.manual_seed(0)
     inputs = [torch.randn(1, *shape).to(dtype) for shape in case.inputs]
-    weights = [(torch.randn(case.planes, c, 1, 1) / c**0.5).to(dtype) for c, _, _ in case.inputs]
+    weights = [(torch.randn(case.out_channels, c, 1, 1) / c**0.5).to(dtype) for c, _, _ in case.inputs]
     nhwc = [x.contiguous(memory_format=torch.channels_last) for x in inputs]
     expected = reference.fusion([x.float() for x in nhwc], [w.float() for w in weights], activation=case.activation)
     return Contest(
@@ -45,5 +45,5 @@ def set_up(case: FusionCase, dtype: torch.dtype) -> Contest:
         tolerance=TOLERANCE[dtype],
         unchecked=(peers.FLOOR,),
         operations=case.operations,
-        bytes=case.bytes(dtype.itemsize),
+        bytes=case.bytes(dtype),
     )

@@ -6,15 +6,15 @@ from torch import Tensor, nn
 
 from ...ops.upsample_argmax import upsample_argmax
 from .. import peers
+from ..accuracy import TOLERANCE, label_error
 from ..cases import UpsampleArgmaxCase
 from ..paired import Contest
-from ..wrong import TOLERANCE, label_error
 
 CONTESTANTS = peers.ENGINES
 
 
 class Plain(nn.Module):
-    """What users write today; its labels stay int64, so that it is not charged for a conversion."""
+    """The usual PyTorch code; its labels stay int64, so that it is not charged for a conversion."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Plain(nn.Module):
 
 
 def set_up(case: UpsampleArgmaxCase, dtype: torch.dtype) -> Contest:
-    """Random logits (1, classes, height, width)."""
+    """Set up random logits (1, classes, height, width)."""
     torch.manual_seed(0)
     logits = torch.randn(1, case.classes, case.height, case.width).to(dtype)
     return Contest(
@@ -38,5 +38,5 @@ def set_up(case: UpsampleArgmaxCase, dtype: torch.dtype) -> Contest:
         error=lambda got: label_error(got, logits, case.to),
         tolerance=TOLERANCE[dtype],
         operations=case.operations,
-        bytes=case.bytes(dtype.itemsize),
+        bytes=case.bytes(dtype),
     )

@@ -1,13 +1,14 @@
-"""Every shape that is measured: the decoder levels of the published networks, by the encoder's own arithmetic.
+"""Shapes of the benchmarks: the decoder levels of two published models, and the cases that targets are stated for.
 
-Shapes are written planes x height x width, as PyTorch does without the batch; images are height x width.
+They follow from the encoders' own arithmetic, without building a model. Shapes are written channels x height x width,
+images height x width.
 """
 
-from lwrn_fast.profiling.cases import CLASSES, Case, CrpCase, FusionCase, ModelCase, UpsampleArgmaxCase
+from .cases import CLASSES, Case, CrpCase, FusionCase, ModelCase, UpsampleArgmaxCase
 
 IMAGES = ((512, 512), (625, 468))
 
-# per level, deepest first: planes of the block, and the fusion's inputs as (channels, the image is how often halved)
+# Per level, deepest first: channels of the block, and the fusion's inputs as (channels, halvings of the image).
 LEVELS: dict[str, dict[int, tuple[int, tuple[tuple[int, int], ...]]]] = {
     "rf_lw50": {
         4: (512, ((2048, 5),)),
@@ -26,7 +27,7 @@ ACTIVATION = {"rf_lw50": "relu", "rf_lw_mbv2": "relu6"}
 
 
 def halved(length: int, times: int) -> int:
-    """A side after `times` convolutions (or pools) with stride 2 and "same" padding: each rounds up.
+    """Return a side after `times` convolutions (or pools) with stride 2 and "same" padding, each of which rounds up.
 
     >>> [halved(625, times) for times in (1, 2, 3, 4, 5)]
     [313, 157, 79, 40, 20]
@@ -37,25 +38,28 @@ def halved(length: int, times: int) -> int:
 
 
 def level_shapes(network: str, level: int, image: tuple[int, int]) -> tuple[CrpCase, FusionCase]:
-    """What one decoder level computes for an image (height, width).
+    """Return the cases of one decoder level for an image (height, width).
 
     >>> [str(case) for case in level_shapes("rf_lw50", 1, (512, 512))]
     ['256x128x128', '256x128x128+256x64x64-256-relu']
     """
-    planes, inputs = LEVELS[network][level]
+    channels, inputs = LEVELS[network][level]
     sizes = tuple((c, halved(image[0], times), halved(image[1], times)) for c, times in inputs)
-    return CrpCase(planes, *sizes[0][1:]), FusionCase(sizes, planes, ACTIVATION[network])
+    return CrpCase(channels, *sizes[0][1:]), FusionCase(sizes, channels, ACTIVATION[network])
 
 
-def _by_case(which: int) -> dict[Case, str]:
-    """Every distinct case of the decoders, largest first, with where it occurs."""
-    places: dict[Case, list[str]] = {}
+def _by_case(index: int) -> dict[Case, str]:
+    """Return every distinct case of the decoders, largest first, with the levels that it occurs at.
+
+    index: 0 for the CRPs of `level_shapes`, 1 for the fusions.
+    """
+    levels: dict[Case, list[str]] = {}
     for height, width in IMAGES:
-        for network, levels in LEVELS.items():
-            for level in sorted(levels):
-                case = level_shapes(network, level, (height, width))[which]
-                places.setdefault(case, []).append(f"{network} level {level} of {height}x{width}")
-    return {case: ", ".join(where) for case, where in places.items()}
+        for network in LEVELS:
+            for level in sorted(LEVELS[network]):
+                case = level_shapes(network, level, (height, width))[index]
+                levels.setdefault(case, []).append(f"{network} level {level} of {height}x{width}")
+    return {case: ", ".join(names) for case, names in levels.items()}
 
 
 CRP = _by_case(0)
@@ -69,8 +73,9 @@ MODELS: dict[Case, str] = {
     for h, w in IMAGES
     for labels in (False, True)
 }
+OPS = {"crp": CRP, "fusion": FUSION, "upsample_argmax": UPSAMPLE_ARGMAX}
 
-# the shapes that the project's targets are stated for
+# The cases that the project's targets are stated for.
 CRP_TARGET = CrpCase(256, 128, 128)
 FUSION_TARGET = FusionCase(((256, 128, 128), (256, 64, 64)), 256, "relu")
 UPSAMPLE_ARGMAX_TARGET = UpsampleArgmaxCase(21, 128, 128, (512, 512))
