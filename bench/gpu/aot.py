@@ -1,7 +1,8 @@
-"""Compiles the Triton kernels with every row of kernels/configs.json, without a GPU, and says what they take:
-`python bench/aot.py [--arch 80 90] [--op crp] [--amd] [--json FILE]`. Needs torch of any build, and Triton.
+"""Compile the Triton kernels with every row of kernels/configs.json, without a GPU, and report their resources:
+`python bench/gpu/aot.py [--arch 80 90] [--op crp] [--amd] [--json FILE]`. Needs torch of any build, and Triton.
 
-Each row is compiled for the largest problem of shapes.py that selects it, or the one that the targets are stated for.
+Each row is compiled for the largest problem of profiling/shapes.py that selects it, or the one that the targets are
+stated for.
 The exit status is 1 where a rule is broken, each told in a line: no spills; shared memory within what the architecture
 has; tensor cores, where float32 need not be exact; maxima of two values at once that keep NaN, in CRP of 16-bit types;
 loads of 16 bytes.
@@ -24,6 +25,7 @@ from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "0"  # read when Triton is imported
 
+import problems
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -32,10 +34,12 @@ from triton.compiler import ASTSource, CompiledKernel
 import gpu
 from lwrn_fast.kernels import configs, crp_backward, fusion_backward
 from lwrn_fast.kernels.launch import Launch
-from shapes import CrpCase
+from lwrn_fast.profiling.cases import CrpCase, dtype_name
+from lwrn_fast.profiling.text import left_aligned
 
-SHARED_KB = {"80": 163, "86": 99, "90": 227, "100": 227}  # what a program may have of it
-# What the AMD build is tried with: the rows for the least shared memory, of which gfx942 has less still.
+# Shared memory that a program may have, in KB.
+SHARED_KB = {"80": 163, "86": 99, "90": 227, "100": 227}
+# Target of the AMD build, and its rows: those for the smallest shared memory, of which gfx942 has less still.
 AMD, AMD_ROWS, AMD_SHARED_KB = "gfx942", "86", 64
 DTYPES = {"half": (torch.bfloat16, torch.float16), "tf32": (torch.float32,), "ieee": (torch.float32,)}
 SIGNATURE = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
@@ -58,15 +62,16 @@ class Job:
     kind: str
     row: dict[str, int]
     dtype: torch.dtype
-    case: gpu.Case
+    case: problems.Case
     batch: int = 1
     depthwise: bool = False
     amd: bool = False
     kernel: str = ""  # of several
 
     def __str__(self) -> str:
-        what = f"{self.op}{self.kernel}{' depthwise' * self.depthwise} {AMD if self.amd else 'sm_' + self.key}"
-        return f"{what} {self.kind} row {self.row['pixels']} {str(self.dtype).removeprefix('torch.')}"
+        arch = AMD if self.amd else f"sm_{self.key}"
+        row = f"{self.kind} row {self.row['pixels']} {dtype_name(self.dtype)}"
+        return f"{self.op}{self.kernel}{' depthwise' * self.depthwise} {arch} {row}"
 
     @property
     def multiplies(self) -> bool:
@@ -77,7 +82,7 @@ class Job:
 
 @dataclass
 class Result:
-    """What a compiled kernel takes. Counts are of instructions in the program's text, however often they run."""
+    """Resources of a compiled kernel. Counts are of instructions in the program's text, however often they run."""
 
     registers: int = 0
     stack: int = 0  # bytes per thread
@@ -90,13 +95,16 @@ class Result:
 
 
 def jobs(table: dict[str, Any], keys: list[str], ops: list[str], brief: bool, amd: bool = False) -> Iterator[Job]:
-    """brief: float16 only for the first row of the first key, since it compiles as bfloat16 does."""
+    """Yield the jobs of these rows.
+
+    brief: float16 only for the first row of the first key, since it compiles as bfloat16 does.
+    """
     for key in keys:
         for op in ops:
-            problems, kernels = BACKWARD.get(op, (op, ("",)))
+            forward_op, kernels = BACKWARD.get(op, (op, ("",)))
             for kind, rows in table[key].get(op, {}).items():
                 for i, row in enumerate(rows):
-                    case, batch = problem(problems, row["pixels"], rows[i - 1]["pixels"] if i else None)
+                    case, batch = problem(forward_op, row["pixels"], rows[i - 1]["pixels"] if i else None)
                     for kernel, (n, dtype) in itertools.product(kernels, enumerate(DTYPES[kind])):
                         if n == 0 or not brief or (i == 0 and key == keys[0]):
                             yield Job(op, key, kind, row, dtype, case, batch, amd=amd, kernel=kernel)
@@ -104,17 +112,18 @@ def jobs(table: dict[str, Any], keys: list[str], ops: list[str], brief: bool, am
                             yield Job(op, key, kind, row, dtype, case, batch, True, amd, kernel)
 
 
-def problem(op: str, least: int, below: int | None) -> tuple[gpu.Case, int]:
-    """A case, and how many images of it, with at least so many pixels and fewer than `below`."""
-    fitting = [c for c in gpu.CASES[op] if least <= gpu.pixels(c) and (below is None or gpu.pixels(c) < below)]
+def problem(op: str, min_pixels: int, below: int | None) -> tuple[problems.Case, int]:
+    """Return a case, and how many images of it, with at least so many pixels and fewer than `below`."""
+    target, size = problems.TARGETS[op], problems.pixels
+    fitting = [c for c in problems.CASES[op] if min_pixels <= size(c) and (below is None or size(c) < below)]
     if fitting:
-        return max(fitting, key=lambda case: (case == gpu.TARGETS[op], case.operations)), 1
-    return gpu.TARGETS[op], max(1, -(-least // gpu.pixels(gpu.TARGETS[op])))
+        return max(fitting, key=lambda case: (case == target, case.operations)), 1
+    return target, max(1, -(-min_pixels // size(target)))
 
 
 def prepare(job: Job) -> Launch:
-    """The launch of the job's problem, as the op prepares it, on tensors without data."""
-    tensors = gpu.random(job.case, job.dtype, "meta", job.batch)
+    """Return the launch of the job's problem, as the op prepares it, on tensors without data."""
+    tensors = problems.random(job.case, job.dtype, "meta", job.batch, job.depthwise)
     config = configs.KINDS[job.op](**job.row)
     if job.kernel:
         return prepare_backward(job, config, *tensors)
@@ -122,18 +131,16 @@ def prepare(job: Job) -> Launch:
 
 
 def prepare_backward(job: Job, config: Any, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> Launch:
-    """Of the launches of the job's kernel, the one that does most."""
+    """Return the launch of the job's kernel with the largest number of arguments in use."""
     given = {"of_products" if job.op == "products" else "config": config}
     biases = [w.new_empty(w.shape[0]) for w in weights]
     needs = [True] * (len(inputs) + 2 * len(weights))
     if isinstance(job.case, CrpCase):
-        x, groups = inputs[0], 1
-        if job.depthwise:
-            weights, groups = [w[:, :1] for w in weights], job.case.planes
+        x, groups = inputs[0], job.case.channels if job.depthwise else 1
         stages = [x] * (len(weights) - 1)
         found = crp_backward.prepare(x, x, stages, weights, biases, groups, needs, **given)
     else:
-        out = inputs[0].new_empty(job.batch, job.case.planes, *inputs[0].shape[2:])
+        out = inputs[0].new_empty(job.batch, job.case.out_channels, *inputs[0].shape[2:])
         found = fusion_backward.prepare(out, out, inputs, weights, biases, job.case.activation, True, needs, **given)
     launches = [launch for launch in found.launches if launch.kernel.__name__ == job.kernel]
     launch = max(launches, key=lambda launch: sum(value is not None for value in launch.arguments.values()))
@@ -143,8 +150,10 @@ def prepare_backward(job: Job, config: Any, inputs: list[torch.Tensor], weights:
 
 
 def compile_launch(launch: Launch, target: GPUTarget) -> CompiledKernel:
-    """As Triton compiles a kernel when it is launched: whole numbers that are 1 become constants, and it is told which
-    numbers and addresses are multiples of 16."""
+    """Compile as Triton does when a kernel is launched.
+
+    Whole numbers that are 1 become constants, and numbers and addresses that are multiples of 16 are marked as such.
+    """
     signature, constants, attributes = {}, {}, {}
     for i, (name, parameter) in enumerate(zip(launch.kernel.arg_names, launch.kernel.params, strict=True)):
         value = launch.arguments[name]
@@ -176,7 +185,10 @@ def run(job: Job) -> Result:
 
 
 def measure(kernel: CompiledKernel, disassemble: bool) -> Result:
-    """From PTX and the binary, which takes half a second to disassemble: only if asked for, or if there are spills."""
+    """Read the resources from PTX and the binary.
+
+    It takes half a second to disassemble the binary: that is done only if asked for, or if there are spills.
+    """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -205,7 +217,7 @@ def cuobjdump(*arguments: str) -> str:
 
 
 def measure_amd(kernel: CompiledKernel) -> Result:
-    """From the assembly, which ends with what the kernel takes."""
+    """Read the resources from the assembly, which ends with them."""
     text = kernel.asm["amdgcn"]
 
     def told(name: str) -> int:
@@ -228,7 +240,7 @@ def count(pattern: str, text: str) -> int:
 
 
 def counts(text: str, **patterns: str) -> dict[str, int]:
-    """How often each occurs, of those that do."""
+    """Return how often each pattern occurs, of those that do."""
     return {name: n for name, pattern in patterns.items() if (n := count(pattern, text))}
 
 
@@ -242,7 +254,7 @@ def violations(job: Job, result: Result) -> Iterator[str]:
         yield f"{result.shared / 1024:.0f} KB of shared memory, over the limit of {limit(job)} KB"
     if job.multiplies and job.kind != "ieee" and not result.tensor_core:
         yield "no tensor-core instruction"
-    if job.amd:  # whose instructions are others
+    if job.amd:  # its instructions have other names
         return
     if job.op == "crp" and job.kind == "half" and not result.packed_max:
         yield "no packed maximum that keeps NaN"
@@ -269,7 +281,7 @@ def cells(job: Job, result: Result) -> tuple[str, ...]:
         AMD if job.amd else job.key,
         job.kind,
         str(job.row["pixels"]),
-        str(job.dtype).removeprefix("torch."),
+        dtype_name(job.dtype),
         f"{job.batch} x {job.case}" if job.batch > 1 else str(job.case),
         *(str(n) for n in (result.registers, result.stack, result.spills)),
         f"{result.shared / 1024:.1f}",
@@ -278,11 +290,6 @@ def cells(job: Job, result: Result) -> tuple[str, ...]:
         told(result.packed_max),
         str(result.wide_loads),
     )
-
-
-def aligned(lines: list[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def main() -> int:
@@ -306,7 +313,7 @@ def main() -> int:
         with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
             results = list(pool.map(run, todo))
     print(f"Triton {triton.__version__}, torch {torch.__version__}")
-    print(aligned([HEAD, *map(cells, todo, results)]))
+    print(left_aligned([HEAD, *map(cells, todo, results)]))
     broken = [f"{job}: {text}" for job, result in zip(todo, results, strict=True) for text in violations(job, result)]
     print(*broken, sep="\n", end="\n" if broken else "")
     print(f"{len(todo)} kernels, {len(broken)} rules broken")
@@ -318,7 +325,7 @@ def main() -> int:
 
 
 def described(job: Job) -> dict[str, Any]:
-    return {**vars(job), "dtype": str(job.dtype).removeprefix("torch."), "case": str(job.case), "limit_kb": limit(job)}
+    return {**vars(job), "dtype": dtype_name(job.dtype), "case": str(job.case), "limit_kb": limit(job)}
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""Which configurations are worth timing: tune.py begins with a grid of tiles and goes on from the best of them."""
+"""Configurations worth timing: tune.py begins with a grid of tiles and goes on from the best of them."""
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import gpu
-from gpu import DTYPES, Case
+from problems import DTYPES, Case, pixels
+
 from lwrn_fast.kernels import configs
-from shapes import CrpCase, FusionCase, UpsampleArgmaxCase
+from lwrn_fast.profiling.cases import CrpCase, FusionCase, UpsampleArgmaxCase
 
 Config = configs.Crp | configs.Fusion | configs.UpsampleArgmax
 
+# Values of each field.
 CHOICES: dict[str, dict[str, tuple[int, ...]]] = {
     "crp": {
         "block_h": (2, 4, 8, 16),
@@ -47,19 +48,20 @@ GRID = {
 }
 DEFAULTS = {"pipeline": 3, "tap_pipeline": 2, "programs": 1}
 BLOCK_DEPTH = {"half": 64, "tf32": 32, "ieee": 16}
-MOST_PER_MULTIPROCESSOR = 16  # items; smaller ones read the same values too often
+# Items for a multiprocessor; smaller ones read the same values too often.
+MAX_PER_MULTIPROCESSOR = 16
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What limits a configuration."""
+    """Limits of a configuration."""
 
     multiprocessors: int
     shared_memory: int  # bytes that a program may have
 
 
 def grid(op: str, kind: str, cases: Sequence[Case], device: Gpu) -> list[Config]:
-    """Configurations of all sizes of tiles that suit all these cases."""
+    """Return configurations of all sizes of tiles that suit all these cases."""
     names = GRID[op]
     rest = {name: value for name, value in DEFAULTS.items() if name in CHOICES[op]}
     if op != "upsample_argmax":
@@ -74,13 +76,13 @@ def grid(op: str, kind: str, cases: Sequence[Case], device: Gpu) -> list[Config]
 
 
 def neighbours(config: Config, op: str, kind: str, cases: Sequence[Case], device: Gpu) -> list[Config]:
-    """The configurations that differ in one field and suit all these cases."""
+    """Return the configurations that differ in one field and suit all these cases."""
     found = [replace(config, **{name: value}) for name, values in CHOICES[op].items() for value in values]
     return pruned([other for other in found if other != config], kind, cases, device)
 
 
 def pruned(found: Sequence[Config], kind: str, cases: Sequence[Case], device: Gpu) -> list[Config]:
-    """Those that fit and have items for a quarter of the multiprocessors, or a quarter of the most items of any."""
+    """Return those that fit and have items for a quarter of the multiprocessors, or a quarter of any one's maximum."""
     fitting = [config for config in found if all(fits(config, kind, case, device) for case in cases)]
     for case in cases:
         enough = min(device.multiprocessors, max((items(config, case) for config in fitting), default=0)) / 4
@@ -89,16 +91,16 @@ def pruned(found: Sequence[Config], kind: str, cases: Sequence[Case], device: Gp
 
 
 def items(config: Any, case: Case) -> int:
-    """Pieces of work that can be done at the same time."""
+    """Return the number of pieces of work that can be done at the same time."""
     if isinstance(case, FusionCase):
-        return -(-gpu.pixels(case) // config.block_pixels) * -(-case.planes // config.block_planes)
+        return -(-pixels(case) // config.block_pixels) * -(-case.out_channels // config.block_planes)
     height, width = case.to if isinstance(case, UpsampleArgmaxCase) else (case.height, case.width)
     tiles = -(-height // config.block_h) * -(-width // config.block_w)
-    return tiles * -(-case.planes // (config.block_planes * config.passes)) if isinstance(case, CrpCase) else tiles
+    return tiles * -(-case.channels // (config.block_planes * config.passes)) if isinstance(case, CrpCase) else tiles
 
 
 def fits(config: Any, kind: str, case: Case, device: Gpu) -> bool:
-    """Whether registers, shared memory and the number of items are within reason: a guess, the compiler knows."""
+    """Tell if registers, shared memory and the number of items are within reason: a guess, the compiler knows."""
     threads = 32 * config.warps
     if isinstance(case, UpsampleArgmaxCase):
         labels = config.block_h * config.block_w
@@ -109,27 +111,28 @@ def fits(config: Any, kind: str, case: Case, device: Gpu) -> bool:
     programs = 1
     if isinstance(case, CrpCase):
         programs = config.programs
-        if tile < 16 or config.block_planes * config.passes > case.planes:
+        if tile < 16 or config.block_planes * config.passes > case.channels:
             return False
         if not 8 <= config.block_w * config.pool_planes * itemsize / threads <= 64:  # bytes of a row per thread
             return False
-        if items(config, case) > MOST_PER_MULTIPROCESSOR * device.multiprocessors:
+        if items(config, case) > MAX_PER_MULTIPROCESSOR * device.multiprocessors:
             return False
     sums = tile * config.block_planes / threads
-    least, most = (4, 64) if kind == "ieee" else (8, 128)
-    if config.block_planes > case.planes or not least <= sums <= most:
+    min_sums, max_sums = (4, 64) if kind == "ieee" else (8, 128)
+    out_channels = case.channels if isinstance(case, CrpCase) else case.out_channels
+    if config.block_planes > out_channels or not min_sums <= sums <= max_sums:
         return False
     shared = config.pipeline * (tile + config.block_planes) * config.block_depth * itemsize
     return shared <= device.shared_memory // programs
 
 
 def described(config: Config) -> str:
-    """On one line, in the order of the fields."""
+    """Return the fields on one line, in their order."""
     return " ".join(f"{f.name}={getattr(config, f.name)}" for f in fields(config) if f.name != "pixels")
 
 
 def _pooled_together(block_w: int, warps: int, kind: str) -> int:
-    """As many planes as give each thread 32 bytes of a row."""
-    planes = 32 * 32 * warps // (block_w * DTYPES[kind].itemsize)
+    """Return the number of channels that gives each thread 32 bytes of a row."""
+    channels = 32 * 32 * warps // (block_w * DTYPES[kind].itemsize)
     choices = CHOICES["crp"]["pool_planes"]
-    return max(min(planes, choices[-1]), choices[0])
+    return max(min(channels, choices[-1]), choices[0])

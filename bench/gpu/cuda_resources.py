@@ -1,4 +1,4 @@
-"""What the compiled CUDA kernels take, without a GPU: `python bench/cuda_resources.py [FILE...] [--write]`.
+"""Resources of the compiled CUDA kernels, without a GPU: `python bench/gpu/cuda_resources.py [FILE...] [--write]`.
 
 Reads _ops_cuda.so of the installed package, or the objects and libraries given, with cuobjdump, which is looked for on
 PATH, in the CUDA toolkit and in Triton's package. The exit status is 1 where a rule is broken, each told in a line: no
@@ -44,7 +44,7 @@ PATTERNS = {name: re.compile(pattern) for name, pattern in COUNTED.items()}
 
 @dataclass
 class Kernel:
-    """What one kernel takes on one architecture. Counts are of instructions in its text, however often they run."""
+    """Resources of one kernel on one architecture. Counts are of instructions in its text, however often they run."""
 
     arch: str  # sm_90a
     name: str  # as in the source, without namespaces
@@ -72,13 +72,13 @@ class Kernel:
 
 
 def cuobjdump() -> str | None:
-    """Where the program is; None where it is not installed."""
+    """Return the path of the program; None where it is not installed."""
     toolkit = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    places = [os.environ.get("PATH", ""), f"{toolkit}/bin"]
+    folders = [os.environ.get("PATH", ""), f"{toolkit}/bin"]
     triton = find_spec("triton")
     if triton is not None and triton.origin:
-        places.append(str(Path(triton.origin).parent / "backends" / "nvidia" / "bin"))
-    return shutil.which("cuobjdump", path=os.pathsep.join(places))
+        folders.append(str(Path(triton.origin).parent / "backends" / "nvidia" / "bin"))
+    return shutil.which("cuobjdump", path=os.pathsep.join(folders))
 
 
 def default_file() -> Path:
@@ -87,7 +87,7 @@ def default_file() -> Path:
 
 
 def dump(program: str, *arguments: object, folder: str | None = None) -> Iterator[str]:
-    """The lines it prints, as they come."""
+    """Yield the lines that the program prints, as they come."""
     command = [program, *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder) as process:
         assert process.stdout is not None
@@ -121,7 +121,7 @@ def kernels(program: str, file: Path, arch: str) -> list[Kernel]:
 
 
 def demangled(symbols: Iterable[str]) -> list[str]:
-    """As in the source: of `void kernel<Name<...>>(...)`, what stands for the kernel."""
+    """Return the names as in the source: `Name<...>` of `void kernel<Name<...>>(...)`."""
     filtered = subprocess.run(["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True).stdout
     return [readable(line) for line in filtered.splitlines()]
 
@@ -133,7 +133,7 @@ def readable(name: str) -> str:
 
 
 def compiler(program: str, file: Path) -> str:
-    """The version of ptxas that the file was made by, which it says itself."""
+    """Return the version of ptxas that made the file, as the file says."""
     with tempfile.TemporaryDirectory() as folder:
         for _ in dump(program, "--extract-elf", "all", file.absolute(), folder=folder):
             pass
@@ -145,7 +145,7 @@ def compiler(program: str, file: Path) -> str:
 
 
 def report(files: Iterable[Path]) -> tuple[str, list[Kernel]]:
-    """The version of the compiler, and all kernels of all architectures, in order."""
+    """Return the version of the compiler, and all kernels of all architectures, in order."""
     program = cuobjdump()
     if program is None:
         raise RuntimeError("cuobjdump is not installed")
@@ -163,7 +163,7 @@ def number(arch: str) -> int:
 
 
 def violations(kernel: Kernel, limits: dict[str, int] | None) -> Iterator[str]:
-    """limits: what the table allows, None to ask for the rules alone."""
+    """Yield the rules that a kernel breaks. limits: those of the table, None to ask for the rules alone."""
     counts = kernel.counts
     if kernel.stack or counts["LDL+STL"]:
         yield f"spills: {counts['LDL+STL']} loads and stores, {kernel.stack} bytes of stack"
@@ -202,7 +202,10 @@ def missing_multiplications(kernel: Kernel) -> Iterator[str]:
 
 
 def broken_rules(found: list[Kernel], table: dict[str, Any], version: str, whole: bool = True) -> Iterator[str]:
-    """Sizes are compared with the table's only where the same compiler made them. whole: all kernels must be there."""
+    """Yield the broken rules of all kernels.
+
+    Sizes are compared with the table's only where the same compiler made them. whole: all kernels must be there.
+    """
     same = version == table.get("ptxas")
     for kernel in found:
         limits = table.get(kernel.arch, {}).get(kernel.name)
@@ -226,7 +229,7 @@ def lines(found: list[Kernel]) -> str:
 
 
 def write(path: Path, found: list[Kernel], version: str) -> None:
-    """One line for each kernel."""
+    """Write the table, one line for each kernel."""
     text = f'{{\n "ptxas": "{version}"'
     for arch in dict.fromkeys(kernel.arch for kernel in found):
         own = [kernel for kernel in found if kernel.arch == arch]

@@ -1,40 +1,45 @@
-"""Times on a GPU, as JSON: `python bench/gpu_bench.py --json FILE [--cases target|levels]`.
+"""Times on a GPU, as JSON: `python bench/gpu/gpu_bench.py --json FILE [--cases target|levels]`.
 
-Everybody runs eagerly, launch by launch, and from a CUDA graph of several calls: "hot" on the same input again and
+Contestants run eagerly, launch by launch, and from a CUDA graph of several calls: "hot" on the same input again and
 again, as after the layer that wrote it, and "rotating" over inputs that the L2 cache cannot hold together. Ours is
-every backend that can run, and times are told as multiples of the first one's. Whoever is wrong has no number.
+every backend that can run, and times are shown as multiples of the first one's. Whoever is wrong has no number.
 """
 
 import argparse
 import datetime
+import functools
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import problems
 import torch
-from torch import Tensor, nn
+from problems import CASES, DTYPES, TARGETS, Case, Problem, problem
+from torch import Tensor
 
 import gpu
-import lwrn_fast
-from gpu import CASES, DTYPES, TARGETS, Call, Case
-from lwrn_fast import reference
-from lwrn_fast.profiling import contests
+from gpu import Call
+from lwrn_fast.io import atomic
+from lwrn_fast.profiling import machine, text
+from lwrn_fast.profiling.accuracy import TOLERANCE
+from lwrn_fast.profiling.cases import CrpCase, FusionCase, UpsampleArgmaxCase
 from lwrn_fast.profiling.peers import COMPILE, EAGER, FLOOR, OURS
-from lwrn_fast.profiling.wrong import TOLERANCE, label_error, largest_error
-from shapes import CrpCase, FusionCase, UpsampleArgmaxCase
+from lwrn_fast.profiling.text import significant
 
 GRAPH = ", CUDA graph"
 OURS_BY = {f"{OURS}, {backend}": backend for backend in gpu.BACKENDS}
-KERNEL = "cuda kernel "  # before its name: ours, by this kernel alone
+# Prefix of contestants that are ours, by one CUDA kernel alone.
+KERNEL = "cuda kernel "
 OTHERS = (EAGER, COMPILE, FLOOR)
 KINDS = ("half", "tf32")
-HOT = 20  # calls at a time
-MOST_SETS = 256
+# Calls at a time on the same input.
+HOT = 20
+# Sets of inputs that are rotated.
+MAX_SETS = 256
+# Cases so small that a GPU is done with them before Python has made the next call.
 SMALLEST: dict[str, Case] = {
     "crp": CrpCase(256, 16, 16),
     "fusion": FusionCase(((256, 16, 16), (256, 8, 8)), 256, "relu"),
@@ -42,50 +47,8 @@ SMALLEST: dict[str, Case] = {
 }
 
 
-@dataclass
-class Problem:
-    """One case with its weights: contestants are functions of the inputs. floor: its multiplications alone."""
-
-    plain: nn.Module
-    ours: Callable[..., Tensor]
-    floor: Callable[..., Any] | None
-    error: Callable[[Tensor, list[Tensor]], float]
-
-
-def problem(case: Case, weights: list[Tensor]) -> Problem:
-    doubled = [w.double() for w in weights]
-    if isinstance(case, CrpCase):
-        return Problem(
-            contests.crp.Plain(weights),
-            lambda x: lwrn_fast.crp(x, weights),
-            lambda x: [torch.mm(rows(x), w.flatten(1).t()) for w in weights],
-            lambda got, given: largest_error(got, reference.crp(given[0].double(), doubled)),
-        )
-    if isinstance(case, FusionCase):
-        how = case.activation
-        return Problem(
-            contests.fusion.Plain(weights, how),
-            lambda *xs: lwrn_fast.fusion(xs, weights, activation=how),
-            lambda *xs: [torch.mm(rows(x), w.flatten(1).t()) for x, w in zip(xs, weights, strict=True)],
-            lambda got, given: largest_error(
-                got, reference.fusion([x.double() for x in given], doubled, activation=how)
-            ),
-        )
-    return Problem(
-        contests.upsample_argmax.Plain(case.to),
-        lambda x: lwrn_fast.upsample_argmax(x, case.to),
-        None,
-        lambda got, given: label_error(got, given[0], case.to),
-    )
-
-
-def rows(x: Tensor) -> Tensor:
-    """A channels-last map as a matrix, pixels x channels."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
 def base(names: Iterable[str]) -> str:
-    """The contestant that the others are compared with: the first of ours."""
+    """Return the contestant that the others are compared with: the first of ours."""
     present = {name.removesuffix(GRAPH) for name in names}
     return next((name for name in OURS_BY if name in present), OURS)
 
@@ -93,52 +56,54 @@ def base(names: Iterable[str]) -> str:
 def measure(
     op: str, case: Case, kind: str, seconds: float, names: tuple[str, ...], kernels: bool = False
 ) -> list[dict[str, Any]]:
-    """A row per contestant of this case; one that fails or is wrong has a row that says so. kernels: each of the CUDA
-    kernels is one, to see whether the fastest is chosen."""
+    """Return a row per contestant of this case; one that fails or is wrong has a row that says so.
+
+    kernels: each of the CUDA kernels is a contestant, which shows if the fastest is chosen.
+    """
     torch.manual_seed(0)
     torch.compiler.reset()  # a function is compiled for a few cases only, then left as it is
-    nbytes = case.bytes(DTYPES[kind].itemsize)
-    count = min(MOST_SETS, max(2, -(-3 * torch.cuda.get_device_properties(0).L2_cache_size // nbytes)))
-    inputs, weights = gpu.random(case, DTYPES[kind])
-    sets = [inputs, *(gpu.random(case, DTYPES[kind])[0] for _ in range(count - 1))]
-    what = problem(case, weights)
+    nbytes = case.bytes(DTYPES[kind])
+    count = min(MAX_SETS, max(2, -(-3 * torch.cuda.get_device_properties(0).L2_cache_size // nbytes)))
+    inputs, weights = problems.random(case, DTYPES[kind])
+    sets = [inputs, *(problems.random(case, DTYPES[kind])[0] for _ in range(count - 1))]
+    solved = problem(case, weights)
     functions: dict[str, Callable[..., Any] | None] = {
-        **dict.fromkeys(OURS_BY, what.ours),
-        EAGER: what.plain,
-        COMPILE: torch.compile(what.plain, mode="max-autotune-no-cudagraphs", dynamic=False),
-        FLOOR: what.floor,
-        **{KERNEL + kernel: what.ours for kernel in gpu.CUDA_KERNELS[op] if kernels},
+        **dict.fromkeys(OURS_BY, solved.ours),
+        EAGER: solved.plain,
+        COMPILE: torch.compile(solved.plain, mode="max-autotune-no-cudagraphs", dynamic=False),
+        FLOOR: solved.floor,
+        **{KERNEL + kernel: solved.ours for kernel in gpu.CUDA_KERNELS[op] if kernels},
     }
     tolerance = TOLERANCE[torch.float16] if kind == "tf32" else TOLERANCE[DTYPES[kind]]
     hot: dict[str, Call] = {}
     rotating: dict[str, Call] = {}
-    found: dict[str, dict[str, Any]] = {}
+    facts_by_name: dict[str, dict[str, Any]] = {}
     for name, function in functions.items():
         if function is None or not (name in names or name.startswith(KERNEL)):
             continue
-        found[name] = found[name + GRAPH] = {}
+        facts_by_name[name] = facts_by_name[name + GRAPH] = {}
         try:
-            found[name] = prepare(name, function, sets, what, tolerance, hot, rotating)
+            facts_by_name[name] = prepare(name, function, sets, solved, tolerance, hot, rotating)
         except Exception as error:  # whatever a contestant raises: the others go on
-            found[name] = {"failed": gpu.told(error)}
-            found[name + GRAPH] = found[name]
+            facts_by_name[name] = {"failed": gpu.one_line(error)}
+            facts_by_name[name + GRAPH] = facts_by_name[name]
             for runs in (hot, rotating):
                 runs.pop(name, None)
                 runs.pop(name + GRAPH, None)
     times = {"hot": (gpu.race(hot, seconds), HOT), "rotating": (gpu.race(rotating, seconds), len(sets))}
     limit = gpu.limit(case, kind)
     results = []
-    for name, facts in found.items():
+    for name, facts in facts_by_name.items():
         row = {"op": op, "case": str(case), "where": CASES[op].get(case, ""), "kind": kind, "contestant": name, **facts}
         if "failed" not in facts:
             like = base(names) + GRAPH * name.endswith(GRAPH)
             for mode, (taken, calls) in times.items():
-                row[f"{mode}_us"] = short(1e6 * taken.median(name) / calls)
-                row[f"{mode}_times_ours"] = short(taken.ratio(name, like)) if like in taken.rounds else None
+                row[f"{mode}_us"] = significant(1e6 * taken.median(name) / calls)
+                row[f"{mode}_times_ours"] = significant(taken.ratio(name, like)) if like in taken.rounds else None
                 row[f"{mode}_rounds"] = len(taken.taken(name))
             if name.removesuffix(GRAPH) != FLOOR:
-                row["percent_of_limit"] = short(1e8 * limit / row["rotating_us"])
-            row["limit_us"] = short(1e6 * limit)
+                row["percent_of_limit"] = significant(1e8 * limit / row["rotating_us"])
+            row["limit_us"] = significant(1e6 * limit)
         results.append(row)
     return results
 
@@ -147,12 +112,12 @@ def prepare(
     name: str,
     function: Callable[..., Any],
     sets: list[list[Tensor]],
-    what: Problem,
+    solved: Problem,
     tolerance: float,
     hot: dict[str, Call],
     rotating: dict[str, Call],
 ) -> dict[str, Any]:
-    """Check the function on the first and the last inputs, eagerly and from a graph, and add what is to be timed."""
+    """Check the function on the first and the last inputs, eagerly and from a graph, and add its calls to be timed."""
 
     def call(given: list[Tensor]) -> Call:
         return lambda: function(*given)
@@ -163,14 +128,14 @@ def prepare(
         return gpu.on(OURS_BY[name], run) if name in OURS_BY else run
 
     def check(got: Any, given: list[Tensor]) -> None:
-        error = 0.0 if name == FLOOR else what.error(got, given)
+        error = 0.0 if name == FLOOR else solved.error(got, given)
         if not error <= tolerance:
             raise ArithmeticError(f"error {error:.3g}, at most {tolerance:.3g} is right")
 
     calls = [call(given) for given in sets]
     for i in (0, -1):
         used = chosen(calls[i])()
-        gpu.poison(used)
+        problems.poison(used)
         del used  # its memory is the next result's
         check(chosen(calls[i])(), sets[i])
     torch.cuda.synchronize()
@@ -184,7 +149,7 @@ def prepare(
     replay_hot, _ = gpu.captured([chosen(gpu.repeated(calls[0], HOT))])
     replay, results = gpu.captured([chosen(one) for one in calls])
     for result in results:
-        gpu.poison(result)
+        problems.poison(result)
     replay()
     for i in (0, -1):
         check(results[i], sets[i])
@@ -195,36 +160,30 @@ def prepare(
 
 
 def python_times(names: Iterable[str]) -> dict[str, dict[str, float]]:
-    """Microseconds of Python per call, on maps so small that the GPU is done first."""
-    found: dict[str, dict[str, float]] = {}
+    """Return microseconds of Python per call, on maps so small that the GPU is done first."""
+    times: dict[str, dict[str, float]] = {}
     for op, case in SMALLEST.items():
-        inputs, weights = gpu.random(case, torch.bfloat16)
-        what = problem(case, weights)
-        found[op] = {EAGER: host_microseconds(what.plain, inputs)}
+        inputs, weights = problems.random(case, torch.bfloat16)
+        solved = problem(case, weights)
+        times[op] = {EAGER: host_microseconds(solved.plain, inputs)}
         for name in names:
             if name in OURS_BY:
-                found[op][name] = gpu.on(OURS_BY[name], lambda what=what, xs=inputs: host_microseconds(what.ours, xs))()
-    return found
+                ours = functools.partial(host_microseconds, solved.ours, inputs)
+                times[op][name] = gpu.on(OURS_BY[name], ours)()
+    return times
 
 
 def host_microseconds(function: Callable[..., Any], inputs: list[Tensor]) -> float:
-    return short(1e6 * gpu.host_seconds(lambda: function(*inputs)))
-
-
-def short(value: float) -> float:
-    """Four significant digits: more than the noise allows."""
-    return float(f"{value:.4g}")
+    return significant(1e6 * gpu.host_seconds(lambda: function(*inputs)))
 
 
 def save(path: Path, result: dict[str, Any]) -> None:
-    """Whole or not at all, since the time may run out at any moment."""
-    beside = path.with_suffix(".new")
-    beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    """Write the results, whole or not at all, since the time may run out at any moment."""
+    atomic.write(path, lambda unfinished: unfinished.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8"))
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """A line per case and kind: the first of ours in microseconds, and how many times as long all others took."""
+    """Return a line per case and kind: the first of ours in microseconds, and the others as multiples of it."""
     groups: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
     for row in results:
         groups.setdefault((row["op"], row["case"], row["kind"]), {})[row["contestant"]] = row
@@ -240,11 +199,10 @@ def table(results: list[dict[str, Any]]) -> str:
         cells = [*key, *(str(best.get(k, "-")) for k in ("hot_us", "rotating_us", "percent_of_limit"))]
         for name in others:
             row = group.get(name, {})
-            us, least = row.get("rotating_us"), best.get("rotating_us")
-            cells.append("failed" if "failed" in row else f"{us / least:.2f}" if us and least else "-")
+            us, base_us = row.get("rotating_us"), best.get("rotating_us")
+            cells.append("failed" if "failed" in row else f"{us / base_us:.2f}" if us and base_us else "-")
         lines.append(cells)
-    rule = ["---"] * len(head)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *lines))
+    return text.markdown([head, *lines], left=len(head))
 
 
 def main() -> int:
@@ -286,12 +244,12 @@ def main() -> int:
             if time.monotonic() - start > arguments.budget:
                 result["left_out"].append([op, str(case), kind])
                 continue
-            with gpu.multiplying(kind):
-                found = measure(op, case, kind, arguments.seconds, names, arguments.kernels and "cuda" in able)
-            results += found
+            with machine.float32_precision(kind):
+                rows = measure(op, case, kind, arguments.seconds, names, arguments.kernels and "cuda" in able)
+            results += rows
             if arguments.json:
                 save(arguments.json, result)
-            for row in found:
+            for row in rows:
                 if "failed" in row:
                     print(f"{op} {case} {kind}, {row['contestant']}: {row['failed']}", flush=True)
     if arguments.json:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU: bench/gpu_check.sh OUTDIR [correctness|benchmarks|all]
+# Everything that needs a GPU: bench/gpu/gpu_check.sh OUTDIR [correctness|benchmarks|all]
 #
 # Needs python3 with PyTorch and Triton, and no network. Installs wheels in build/wheels into build/gpu, then the sources with
 # the CUDA kernels for this GPU, for which nvcc is needed; else without them, or links to the sources where the tools of
@@ -16,7 +16,7 @@ if ! "${PYTHON:-python3}" -c "import torch, triton; raise SystemExit(not torch.c
 fi
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd) part=${2:-all}
-root=$(cd "$(dirname "$0")/.." && pwd)
+root=$(cd "$(dirname "$0")/../.." && pwd)
 python=${PYTHON:-python3} commit=${COMMIT:-$(git -C "$root" rev-parse HEAD 2>/dev/null)}
 log=$out/log.txt site=$root/build/gpu/site
 : >"$log"
@@ -115,9 +115,9 @@ has() { "$python" -c "import importlib.util as u; raise SystemExit(u.find_spec('
 correctness() {
   local backend backends=(triton)
   ((with_cuda)) && backends=(cuda triton)
-  check "compile small" 240 "$python" bench/gpu_small.py --compile
+  check "compile small" 240 "$python" bench/gpu/gpu_small.py --compile
   for backend in "${backends[@]}"; do
-    check "small, $backend" 120 "$python" bench/gpu_small.py --backend "$backend"
+    check "small, $backend" 120 "$python" bench/gpu/gpu_small.py --backend "$backend"
   done
 
   local options=(-q -p no:cacheprovider) workers
@@ -145,7 +145,7 @@ correctness() {
     for tool in memcheck racecheck synccheck; do
       # without PyTorch's own pool of memory, in which everything is within bounds
       check "$tool, $backend" 150 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 9 \
-        --launch-timeout 120 "$python" bench/gpu_small.py --backend "$backend"
+        --launch-timeout 120 "$python" bench/gpu/gpu_small.py --backend "$backend"
     done
   done
 }
@@ -154,7 +154,7 @@ benchmarks() {
   local left=500 options=()
   [[ ${CASES:-target} = target && $with_cuda = 1 ]] && options=(--kernels)
   [[ -n ${BUDGET:-} ]] && left=$((BUDGET - SECONDS - 60))
-  check "benchmarks" 1200 "$python" bench/gpu_bench.py --json "$out/benchmarks.json" --cases "${CASES:-target}" \
+  check "benchmarks" 1200 "$python" bench/gpu/gpu_bench.py --json "$out/benchmarks.json" --cases "${CASES:-target}" \
     --commit "$commit" --budget "$((left > 0 ? left : 0))" "${options[@]}"
 }
 
@@ -167,7 +167,7 @@ if install; then
   loaded=(env -C "$site" "$python" -c "from lwrn_fast.backends import cuda; raise SystemExit(cuda.missing())")
   with_cuda=0
   if [[ ${LWRN_FAST_CUDA:-1} != 0 ]]; then check "cuda kernels" 60 "${loaded[@]}" && with_cuda=1; fi
-  check "machine" 60 bash -c "'$python' bench/gpu_bench.py --machine --commit '$commit' | tee '$out/machine.json'; exit \${PIPESTATUS[0]}"
+  check "machine" 60 bash -c "'$python' bench/gpu/gpu_bench.py --machine --commit '$commit' | tee '$out/machine.json'; exit \${PIPESTATUS[0]}"
   [[ $part != benchmarks ]] && correctness
   [[ $part != correctness ]] && benchmarks
 else

@@ -1,4 +1,4 @@
-"""Every kernel for this GPU once on small maps, against float64: `python bench/gpu_small.py [--backend cuda]`.
+"""Every kernel for this GPU once on small maps, against float64: `python bench/gpu/gpu_small.py [--backend cuda]`.
 
 gpu_check.sh also runs it under compute-sanitizer. --compile compiles the Triton kernels only, in several processes.
 """
@@ -8,30 +8,31 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import problems
 import torch
+from problems import DTYPES, Case, problem
 from torch import Tensor
 
 import gpu
-import lwrn_fast
-from gpu import DTYPES, Case, Job
-from lwrn_fast import reference
+from gpu import Job
 from lwrn_fast.kernels import configs
-from lwrn_fast.profiling.wrong import label_error, largest_error
-from shapes import CrpCase, FusionCase, UpsampleArgmaxCase
+from lwrn_fast.profiling import machine
+from lwrn_fast.profiling.cases import CrpCase, FusionCase, UpsampleArgmaxCase
 
-# several tiles with overhang, several blocks of planes, channels that fill no block
+# Several tiles with overhang, several blocks of channels, input channels that fill no block.
 SMALL: dict[str, list[Case]] = {
     "crp": [CrpCase(72, 19, 27)],
     "fusion": [FusionCase(((40, 19, 27), (72, 10, 14), (8, 19, 27)), 72, "relu6")],
     "upsample_argmax": [UpsampleArgmaxCase(21, 9, 13, (35, 50))],
 }
 UNALIGNED: list[Case] = [CrpCase(33, 19, 27), FusionCase(((33, 19, 27), (21, 10, 14)), 35, "none")]
+# Largest error, relative to the largest value, by kind of arithmetic.
 TOLERANCE = {"half": 4e-2, "tf32": 5e-3, "ieee": 1e-5}
 
 
 @dataclass(frozen=True)
 class Call:
-    """The op as a user calls it, on the CUDA backend, whose choice of a kernel `kernel` takes the place of."""
+    """The op as a user calls it, on the CUDA backend. kernel: replaces the backend's own choice."""
 
     op: str
     kind: str
@@ -67,46 +68,25 @@ def cuda_calls() -> Iterator[Call]:
 
 
 def triton_error(job: Job) -> float:
-    """How wrong the job's result is, relative to the largest value."""
-    inputs, weights = gpu.random(job.case, DTYPES[job.kind], "cpu", job.batch)
+    """Return the error of the job's result, relative to the largest value."""
+    inputs, weights = problems.random(job.case, DTYPES[job.kind], "cpu", job.batch, job.depthwise)
     launch = job.launch(given=([x.cuda() for x in inputs], [w.cuda() for w in weights]))
-    gpu.poison(launch.out)
-    return wrong_by(launch.run().cpu(), job, inputs, weights)
+    problems.poison(launch.out)
+    return problem(job.case, weights, job.depthwise).error(launch.run().cpu(), inputs)
 
 
 def cuda_error(call: Call) -> float | None:
-    """None where the call names a kernel that cannot run it."""
-    inputs, weights = given(call)
-    on_gpu = [x.cuda() for x in inputs], [w.cuda() for w in weights]
-    with gpu.multiplying(call.kind):
-        got = gpu.if_it_can(gpu.on("cuda", lambda: called(call, *on_gpu), call.kernel))
-    return None if got is None else wrong_by(got.cpu(), call, inputs, weights)
+    """Return the error of the call's result; None where the call names a kernel that cannot run it."""
+    inputs, weights = random_tensors(call)
+    ours = problem(call.case, [w.cuda() for w in weights], call.depthwise).ours
+    on_gpu = [x.cuda() for x in inputs]
+    with machine.float32_precision(call.kind):
+        got = gpu.if_it_can(gpu.on("cuda", lambda: ours(*on_gpu), call.kernel))
+    return None if got is None else problem(call.case, weights, call.depthwise).error(got.cpu(), inputs)
 
 
-def given(call: Call) -> tuple[list[Tensor], list[Tensor]]:
-    inputs, weights = gpu.random(call.case, call.dtype, "cpu", call.batch)
-    return inputs, [w[:, :1].contiguous() for w in weights] if call.depthwise else weights
-
-
-def called(call: Call, inputs: list[Tensor], weights: list[Tensor]) -> Tensor:
-    if isinstance(call.case, FusionCase):
-        return lwrn_fast.fusion(inputs, weights, activation=call.case.activation)
-    if isinstance(call.case, CrpCase):
-        return lwrn_fast.crp(inputs[0], weights, groups=call.case.planes if call.depthwise else 1)
-    return lwrn_fast.upsample_argmax(inputs[0], call.case.to)
-
-
-def wrong_by(got: Tensor, job: Job | Call, inputs: list[Tensor], weights: list[Tensor]) -> float:
-    if isinstance(job.case, UpsampleArgmaxCase):
-        return label_error(got, inputs[0], job.case.to)
-    doubled, by = [x.double() for x in inputs], [w.double() for w in weights]
-    if isinstance(job.case, FusionCase):
-        right = reference.fusion(doubled, by, activation=job.case.activation)
-    elif job.depthwise:
-        right = reference.crp(doubled[0], [w[:, :1] for w in by], groups=job.case.planes)
-    else:
-        right = reference.crp(doubled[0], by)
-    return largest_error(got.double(), right)
+def random_tensors(call: Call) -> tuple[list[Tensor], list[Tensor]]:
+    return problems.random(call.case, call.dtype, "cpu", call.batch, call.depthwise)
 
 
 def main() -> int:
@@ -116,7 +96,7 @@ def main() -> int:
     arguments = parser.parse_args()
     able = gpu.require(["triton"] if arguments.compile else arguments.backend or gpu.BACKENDS)
     torch.manual_seed(0)
-    # so that memory that nothing is written to does not pass for a result
+    # Unwritten memory must not pass for a result.
     torch.use_deterministic_algorithms(True, warn_only=True)
     wrong, ran = 0, set()
     if arguments.compile:
@@ -129,13 +109,13 @@ def main() -> int:
     for backend in able:
         jobs, error = everything[backend]
         for job in jobs():
-            found = error(job)
-            if found is None:
+            got = error(job)
+            if got is None:
                 continue
             ran.add((job.op, getattr(job, "kernel", None)))
-            right = found <= TOLERANCE[job.kind]
+            right = got <= TOLERANCE[job.kind]
             wrong += not right
-            print(f"{'right' if right else 'WRONG'} {found:.2e} {backend} {job}", flush=True)
+            print(f"{'right' if right else 'WRONG'} {got:.2e} {backend} {job}", flush=True)
     if "cuda" in able:
         print("CUDA kernels that ran:", *sorted(f"{op} {kernel}" for op, kernel in ran if kernel))
     return min(wrong, 1)

@@ -1,15 +1,14 @@
-"""Find the kernels' configurations for the GPU at hand: `python bench/tune.py [--op crp] [--kind half] --write`.
+"""Search the kernels' configurations for the GPU at hand: `python bench/gpu/tune.py [--op crp] [--kind half] --write`.
 
 For each op, kind of arithmetic and row of kernels/configs.json, on the decoder's shapes that select the row: compile a
-grid of tiles on all cores, time them, then go on from the best, one field at a time. What is wrong, spills or does not
-compile is left out and counted. --write replaces this GPU's rows; other GPUs' stay.
+grid of tiles on all cores, time them, then go on from the best, one field at a time. Configurations that are
+wrong, spill or do not compile are left out and counted. --write replaces this GPU's rows; other GPUs' stay.
 """
 
 import argparse
 import copy
 import json
 import math
-import os
 import sys
 import time
 from collections import Counter
@@ -19,28 +18,35 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import candidates
+import problems
 import torch
+from candidates import Config
+from gpu_bench import save
+from problems import CASES, DTYPES, TARGETS, Case, Problem, problem
 from torch import Tensor
 
-import candidates
 import gpu
 import lwrn_fast
-from candidates import Config
-from gpu import CASES, DTYPES, TARGETS, Case, Job
-from gpu_bench import problem, short
+from gpu import Job
 from lwrn_fast.kernels import configs
-from lwrn_fast.profiling.wrong import TOLERANCE
+from lwrn_fast.profiling.accuracy import TOLERANCE
+from lwrn_fast.profiling.text import significant
 
-TABLE = Path(__file__).parents[1] / "kernels" / "configs.json"
-CALLS = 20  # in a graph
-BEST = 3  # from which to go on
-MARGIN = 1.02  # by how much a configuration must be faster than the table's to replace it
-Row = tuple[str, str, int]  # op, kind, the least pixels
+TABLE = Path(__file__).parents[2] / "kernels" / "configs.json"
+# Calls in a graph.
+CALLS = 20
+# Configurations whose neighbours are tried.
+BEST = 3
+# Time of the table's configuration over that of a faster one, above which it is replaced.
+MARGIN = 1.02
+# Op, kind, smallest number of pixels.
+Row = tuple[str, str, int]
 
 
 @dataclass
 class Search:
-    """What was found for one row: seconds per case, or why there are none."""
+    """Results for one row: seconds per case, or why there are none."""
 
     op: str
     kind: str
@@ -52,12 +58,12 @@ class Search:
         return sorted(self.seconds, key=self.score)
 
     def score(self, config: Config) -> float:
-        """The geometric mean over the cases."""
+        """Return the geometric mean over the cases."""
         return math.exp(sum(map(math.log, self.seconds[config])) / len(self.cases))
 
-    def try_all(self, found: Iterable[Config], deadline: float) -> None:
+    def try_all(self, configurations: Iterable[Config], deadline: float) -> None:
         """Time those not yet tried."""
-        new = [c for c in dict.fromkeys(found) if c not in self.seconds and c not in self.failures]
+        new = [c for c in dict.fromkeys(configurations) if c not in self.seconds and c not in self.failures]
         jobs = [Job(self.op, self.kind, case, config) for config in new for case in self.cases]
         if not jobs:
             return
@@ -69,52 +75,56 @@ class Search:
                 try:
                     self.seconds[config] = [seconds(Job(self.op, self.kind, case, config)) for case in self.cases]
                 except Exception as error:  # whatever the launch raises
-                    self.failures[config] = gpu.told(error)
+                    self.failures[config] = gpu.one_line(error)
 
-    def race(self, found: Sequence[Config], most: int = 20) -> None:
+    def race(self, finalists: Sequence[Config], max_rounds: int = 20) -> None:
         """Time these again, in turn."""
         for i, case in enumerate(self.cases):
-            runs = {c: graph(Job(self.op, self.kind, case, c).launch(given=given(case, self.kind))) for c in found}
-            times = gpu.race({str(n): run for n, run in enumerate(runs.values())}, 1.0, most)
+            given = tensors(case, self.kind)
+            runs = {c: graph(Job(self.op, self.kind, case, c).launch(given=given)) for c in finalists}
+            times = gpu.race({str(n): run for n, run in enumerate(runs.values())}, 1.0, max_rounds)
             for n, config in enumerate(runs):
                 self.seconds[config][i] = times.median(str(n)) / CALLS
 
 
 def search(op: str, kind: str, cases: list[Case], current: Config, device: candidates.Gpu, deadline: float) -> Search:
-    """The table's configuration, the grid, then neighbours of the best while there is time and they are faster."""
-    found = Search(op, kind, cases)
-    found.try_all([current, *candidates.grid(op, kind, cases, device)], deadline)
+    """Try the table's configuration, the grid, then neighbours of the best while there is time and they are faster."""
+    tried = Search(op, kind, cases)
+    tried.try_all([current, *candidates.grid(op, kind, cases, device)], deadline)
     for _ in range(4):
-        best = found.ranked()[:BEST]
+        best = tried.ranked()[:BEST]
         if not best or time.monotonic() > deadline:
             break
-        found.try_all((n for c in best for n in candidates.neighbours(c, op, kind, cases, device)), deadline)
-        if found.ranked()[0] == best[0]:
+        tried.try_all((n for c in best for n in candidates.neighbours(c, op, kind, cases, device)), deadline)
+        if tried.ranked()[0] == best[0]:
             break
-    finalists = list(dict.fromkeys([*found.ranked()[:5], *(c for c in [current] if c in found.seconds)]))
-    found.race(finalists)
-    return found
+    finalists = list(dict.fromkeys([*tried.ranked()[:5], *(c for c in [current] if c in tried.seconds)]))
+    tried.race(finalists)
+    return tried
 
 
-def chosen(found: Search, current: Config) -> Config | None:
-    """The fastest, or the table's where that is about as fast; None where nothing ran."""
-    ranked = found.ranked()
+def chosen(tried: Search, current: Config) -> Config | None:
+    """Return the fastest, or the table's where that is about as fast; None where nothing ran."""
+    ranked = tried.ranked()
     if not ranked:
         return None
-    if current in found.seconds and found.score(current) <= MARGIN * found.score(ranked[0]):
+    if current in tried.seconds and tried.score(current) <= MARGIN * tried.score(ranked[0]):
         return current
     return ranked[0]
 
 
 def seconds(job: Job) -> float:
-    """Of one launch, in a graph of several; ArithmeticError where its result is wrong or it spills registers."""
-    tensors = given(job.case, job.kind)
-    launch = job.launch(given=tensors)
-    gpu.poison(launch.out)
+    """Return the seconds of one launch, in a graph of several.
+
+    Raises ArithmeticError where its result is wrong or it spills registers.
+    """
+    inputs, weights = tensors(job.case, job.kind)
+    launch = job.launch(given=(inputs, weights))
+    problems.poison(launch.out)
     compiled = launch.kernel[(launch.programs,)](**launch.arguments, enable_fp_fusion=True)
     if getattr(compiled, "n_spills", 0):
         raise ArithmeticError("registers are spilled")
-    error = expected(job.case, job.kind).error(launch.out, tensors[0])
+    error = problem_of(job.case, job.kind).error(launch.out, inputs)
     tolerance = TOLERANCE[torch.float16] if job.kind == "tf32" else TOLERANCE[DTYPES[job.kind]]
     if not error <= tolerance:
         raise ArithmeticError(f"wrong by {error:.2g}")
@@ -128,14 +138,14 @@ def graph(launch: Any) -> gpu.Call:
 
 
 @cache
-def given(case: Case, kind: str) -> tuple[list[Tensor], list[Tensor]]:
+def tensors(case: Case, kind: str) -> tuple[list[Tensor], list[Tensor]]:
     torch.manual_seed(0)
-    return gpu.random(case, DTYPES[kind])
+    return problems.random(case, DTYPES[kind])
 
 
 @cache
-def expected(case: Case, kind: str) -> Any:
-    return problem(case, given(case, kind)[1])
+def problem_of(case: Case, kind: str) -> Problem:
+    return problem(case, tensors(case, kind)[1])
 
 
 def rows_of(table: dict[str, Any], key: str, op: str, kind: str) -> list[Config]:
@@ -143,15 +153,15 @@ def rows_of(table: dict[str, Any], key: str, op: str, kind: str) -> list[Config]
 
 
 def cases_by_row(rows: Sequence[Config], cases: Iterable[Case]) -> dict[Config, list[Case]]:
-    """The rows that any of the cases select, with those cases."""
-    found: dict[Config, list[Case]] = {}
+    """Return the rows that any of the cases select, with those cases."""
+    selected: dict[Config, list[Case]] = {}
     for case in cases:
-        found.setdefault(next(row for row in rows if gpu.pixels(case) >= row.pixels), []).append(case)
-    return found
+        selected.setdefault(next(row for row in rows if problems.pixels(case) >= row.pixels), []).append(case)
+    return selected
 
 
 def with_rows(table: dict[str, Any], key: str, like: str, rows: dict[Row, Config]) -> dict[str, Any]:
-    """The table with these rows in place of `key`'s of as many pixels; a new key begins as a copy of `like`."""
+    """Return the table with these rows in place of `key`'s of as many pixels; a new key begins as a copy of `like`."""
     table = copy.deepcopy(table)
     entry = table.setdefault(key, copy.deepcopy(table[like]))
     for (op, kind, pixels), config in rows.items():
@@ -161,22 +171,15 @@ def with_rows(table: dict[str, Any], key: str, like: str, rows: dict[Row, Config
     return table
 
 
-def write(path: Path, table: dict[str, Any]) -> None:
-    """Beside, then renamed: whoever reads the table never sees half of it."""
-    beside = path.with_suffix(".new")
-    beside.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)
-
-
-def report(found: Search, row: Row, current: Config, best: Config | None) -> Iterator[str]:
+def report(tried: Search, row: Row, current: Config, best: Config | None) -> Iterator[str]:
     op, kind, pixels = row
-    yield f"{op} {kind} from {pixels} pixels on: {', '.join(map(str, found.cases))}; microseconds per case"
-    for config in dict.fromkeys([*found.ranked()[:8], *(c for c in [current] if c in found.seconds)]):
+    yield f"{op} {kind} from {pixels} pixels on: {', '.join(map(str, tried.cases))}; microseconds per case"
+    for config in dict.fromkeys([*tried.ranked()[:8], *(c for c in [current] if c in tried.seconds)]):
         mark = "*" if config == best else "=" if config == current else " "
-        times = " ".join(f"{short(1e6 * t):8}" for t in found.seconds[config])
+        times = " ".join(f"{significant(1e6 * t):8}" for t in tried.seconds[config])
         yield f" {mark} {times}  {candidates.described(config)}"
-    yield f"   {len(found.seconds)} timed, {len(found.failures)} left out"
-    for reason, count in Counter(found.failures.values()).most_common(6):
+    yield f"   {len(tried.seconds)} timed, {len(tried.failures)} left out"
+    for reason, count in Counter(tried.failures.values()).most_common(6):
         yield f"   {count} times: {reason}"
 
 
@@ -213,14 +216,14 @@ def main() -> int:
             if now >= end:
                 print(f"no time left for {len(wanted) - i} of {len(wanted)} rows, the first of them {row}")
                 break
-            found = search(*row[:2], selecting, current, device, now + (end - now) / (len(wanted) - i))
-            best = chosen(found, current)
-            print("\n".join(report(found, row, current, best)), flush=True)
+            tried = search(*row[:2], selecting, current, device, now + (end - now) / (len(wanted) - i))
+            best = chosen(tried, current)
+            print("\n".join(report(tried, row, current, best)), flush=True)
             if best is not None:
                 done += 1
                 table = with_rows(table, key, like, {row: best})
                 if arguments.write:
-                    write(arguments.table, table)
+                    save(arguments.table, table)
             torch.cuda.empty_cache()
     print(f"{done} of {len(wanted)} rows of {key} in {time.monotonic() - begun:.0f} s")
     return int(done < len(wanted))

@@ -1,8 +1,8 @@
-"""Chained residual pooling at every decoder level. How to run: `make bench`, or `pytest bench/bench_crp.py`."""
+"""Chained residual pooling at every decoder level. How to run: `make bench`, or `pytest bench/ops/bench_crp.py`."""
 
 from lwrn_fast.profiling import peers
-from lwrn_fast.profiling.contests.crp import CONTESTANTS, set_up
-from shapes import CRP, CRP_TARGET, level_shapes
+from lwrn_fast.profiling.shapes import CRP, CRP_TARGET, level_shapes
+from lwrn_fast.profiling.workloads.crp import CONTESTANTS, set_up
 
 __all__ = ["CASES", "CONTESTANTS", "DTYPES", "USUAL", "set_up"]
 CASES = CRP

@@ -1,8 +1,11 @@
-"""Convolutions, upsampling, sum and activation at every decoder level. How to run: `pytest bench/bench_fusion.py`."""
+"""Convolutions, upsampling, sum and activation at every decoder level.
+
+How to run: `pytest bench/ops/bench_fusion.py`.
+"""
 
 from lwrn_fast.profiling import peers
-from lwrn_fast.profiling.contests.fusion import CONTESTANTS, set_up
-from shapes import FUSION, FUSION_TARGET, level_shapes
+from lwrn_fast.profiling.shapes import FUSION, FUSION_TARGET, level_shapes
+from lwrn_fast.profiling.workloads.fusion import CONTESTANTS, set_up
 
 __all__ = ["CASES", "CONTESTANTS", "DTYPES", "USUAL", "set_up"]
 CASES = FUSION

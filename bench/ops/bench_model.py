@@ -1,8 +1,9 @@
-"""Whole networks: alone, and from a photograph to its label map. How to run: `pytest bench/bench_model.py`."""
+"""Whole models: alone, and from an image to its label map. How to run: `pytest bench/ops/bench_model.py`."""
 
 from lwrn_fast.profiling import peers
-from lwrn_fast.profiling.contests.model import CONTESTANTS, set_up
-from shapes import MODEL_TARGET, MODELS, ModelCase
+from lwrn_fast.profiling.cases import ModelCase
+from lwrn_fast.profiling.shapes import MODEL_TARGET, MODELS
+from lwrn_fast.profiling.workloads.model import CONTESTANTS, set_up
 
 __all__ = ["CASES", "CONTESTANTS", "DTYPES", "USUAL", "set_up"]
 CASES = MODELS

@@ -1,33 +1,31 @@
-"""What a call costs beside the computing: the package's entrances in turn with the plain network, on small inputs.
+"""Call overhead: the package's entrances in turn with the plain model, on small inputs.
 
-`python bench/overhead.py [--rounds 300] [--seconds 60] [--no-compile] [--out FILE.json]`: rf_lw_mbv2 in PyTorch's own
-modules, as it was published, at 32 x 32, where overhead is most of the time, and at 512 x 512; and a network that is
-one chained residual pooling, on 1 x 8 x 6 x 7. Each contestant has a turn in every round, so that what slows the
-machine down meets all of them. The table has medians, and the median over rounds of the ratio to the plain network in
-the same round, with the quartiles: compare those of two commits, which are two processes. PYTHONPATH chooses the
-commit.
+`python bench/targets/overhead.py [--rounds 300] [--seconds 60] [--no-compile] [--out FILE.json]`: rf_lw_mbv2 in
+PyTorch's own modules, as it was published, at 32 x 32, where overhead takes the larger part of the time, and at
+512 x 512; and a model that is one chained residual pooling, on 1 x 8 x 6 x 7. Each contestant has a turn in every
+round, so that a slow moment of the machine meets all of them. The table has medians, and the median over rounds of the
+ratio to the plain model in the same round, with the quartiles: compare those of two commits, which are two processes.
+PYTHONPATH chooses the commit, so this file uses little of the package.
 """
 
 import argparse
 import copy
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import record
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lwrn_fast
 from lwrn_fast.models.mobilenet_v2 import MobileNetV2
-from lwrn_fast.profiling import machine
-from many_networks import commit
 
 PLAIN = "plain"
+MIN_ROUNDS = 7
 Call = Callable[[], Any]
 
 
@@ -50,7 +48,7 @@ class Pooling(nn.Module):
 
 
 class PlainMobile(MobileNetV2):
-    """rf_lw_mbv2 without a block of ours; its encoder is PyTorch's own modules anyway."""
+    """rf_lw_mbv2 without a block of ours; its encoder is PyTorch's own modules in any case."""
 
     def __init__(self, classes: int = 21) -> None:
         super().__init__()
@@ -78,27 +76,27 @@ class PlainMobile(MobileNetV2):
         return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=True)
 
 
-def accelerated(network: nn.Module) -> nn.Module:
-    network = copy.deepcopy(network)
-    if not lwrn_fast.accelerate(network).count("crp"):
+def accelerated(model: nn.Module) -> nn.Module:
+    model = copy.deepcopy(model)
+    if not lwrn_fast.accelerate(model).count("crp"):
         raise RuntimeError("accelerate replaced nothing")
-    return network
+    return model
 
 
-def of_network(network: nn.Module, x: Tensor, compiling: bool, lightly: bool) -> dict[str, Call]:
-    """The contestants for a network. lightly: also those whose calls cost more than they save on large inputs."""
-    made: dict[str, Callable[[], Any]] = {PLAIN: lambda: network}
+def model_calls(model: nn.Module, x: Tensor, compiling: bool, lightly: bool) -> dict[str, Call]:
+    """Return the contestants for a model. lightly: also those whose calls cost more than they save on large inputs."""
+    made: dict[str, Callable[[], Any]] = {PLAIN: lambda: model}
     if lightly:
-        made["accelerate"] = lambda: accelerated(network)
-        made["optimize, eager"] = lambda: lwrn_fast.optimize(network, x, how="eager")
+        made["accelerate"] = lambda: accelerated(model)
+        made["optimize, eager"] = lambda: lwrn_fast.optimize(model, x, how="eager")
         options = {"backend": "eager"}
         made['torch.compile, backend="lwrn_fast", the rest eager'] = lambda: torch.compile(
-            copy.deepcopy(network), backend="lwrn_fast", options=options, dynamic=False
+            copy.deepcopy(model), backend="lwrn_fast", options=options, dynamic=False
         )
     if compiling:
-        made["optimize"] = lambda: lwrn_fast.optimize(network, x)
+        made["optimize"] = lambda: lwrn_fast.optimize(model, x)
     calls = {}
-    expected = network(x)
+    expected = model(x)
     for name, make in made.items():
         run = make()
         error = float((run(x) - expected).abs().max() / expected.abs().max())
@@ -108,20 +106,20 @@ def of_network(network: nn.Module, x: Tensor, compiling: bool, lightly: bool) ->
     return calls
 
 
-def of_crp() -> dict[str, Call]:
-    """One block: accelerated, our module, and the function alone."""
-    network, x = Pooling(8), torch.rand(1, 8, 6, 7)
-    calls = of_network(network, x, compiling=False, lightly=True)
+def crp_calls() -> dict[str, Call]:
+    """Return the contestants for one block: accelerated, our module, and the function alone."""
+    model, x = Pooling(8), torch.rand(1, 8, 6, 7)
+    calls = model_calls(model, x, compiling=False, lightly=True)
     ours = lwrn_fast.CRP(8, 8)
-    ours.load_state_dict(network.state_dict())
-    weights = list(network.parameters())
+    ours.load_state_dict(model.state_dict())
+    weights = list(model.parameters())
     calls["lwrn_fast.CRP"] = lambda: ours(x)
     calls["lwrn_fast.crp"] = lambda: lwrn_fast.crp(x, weights)
     return calls
 
 
 def race(calls: dict[str, Call], rounds: int, seconds: float) -> dict[str, dict[str, float]]:
-    """Milliseconds and ratios to the plain network, of at most so many rounds or seconds; at least seven rounds."""
+    """Return milliseconds and ratios to the plain model, of at most so many rounds or seconds; at least MIN_ROUNDS."""
     repeats = {}
     for name, call in calls.items():
         for _ in range(3):
@@ -130,21 +128,21 @@ def race(calls: dict[str, Call], rounds: int, seconds: float) -> dict[str, dict[
     times: dict[str, list[float]] = {name: [] for name in calls}
     names, start = list(calls), time.perf_counter()
     for number in range(rounds):
-        if number >= 7 and time.perf_counter() - start > seconds:
+        if number >= MIN_ROUNDS and time.perf_counter() - start > seconds:
             break
         for i in range(len(names)):
             name = names[(i + number) % len(names)]
             calls[name]()  # its data in the caches, as in a loop of its own
             times[name].append(1000 * _seconds(calls[name], repeats[name]))
-    found = {}
+    figures = {}
     for name, taken in times.items():
         ratios = [ours / plain for ours, plain in zip(taken, times[PLAIN], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
-        found[name] = {
+        figures[name] = {
             **{"ms": statistics.median(taken), "least ms": min(taken), "rounds": len(taken)},
             **{"ratio": middle, "low": low, "high": high},
         }
-    return found
+    return figures
 
 
 def _seconds(call: Call, repeats: int) -> float:
@@ -159,31 +157,28 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--seconds", type=float, default=60.0, help="at most, of each table (60)")
     parser.add_argument("--no-compile", action="store_true", help="without optimize's compiled code, for minutes")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as JSON")
-    given = parser.parse_args()
+    record.add_out(parser)
+    arguments = parser.parse_args()
     torch.manual_seed(0)
     tables = {}
     with torch.no_grad():
-        network = PlainMobile().eval()
+        model = PlainMobile().eval()
         small, large = torch.randn(1, 3, 32, 32), torch.randn(1, 3, 512, 512)
         cases: dict[str, Callable[[], dict[str, Call]]] = {
-            "one CRP, 1 x 8 x 6 x 7": of_crp,
-            "rf_lw_mbv2, 32 x 32": lambda: of_network(network, small, not given.no_compile, lightly=True),
-            "rf_lw_mbv2, 512 x 512": lambda: of_network(network, large, not given.no_compile, lightly=False),
+            "one CRP, 1 x 8 x 6 x 7": crp_calls,
+            "rf_lw_mbv2, 32 x 32": lambda: model_calls(model, small, not arguments.no_compile, lightly=True),
+            "rf_lw_mbv2, 512 x 512": lambda: model_calls(model, large, not arguments.no_compile, lightly=False),
         }
-        if given.no_compile:
+        if arguments.no_compile:
             del cases["rf_lw_mbv2, 512 x 512"]
         for case, set_up in cases.items():
-            tables[case] = race(set_up(), given.rounds, given.seconds)
+            tables[case] = race(set_up(), arguments.rounds, arguments.seconds)
             print(f"\n{case}\n{'':52}{'median ms':>11}{'least ms':>11}{'of plain':>10}{'quartiles':>16}")
             for name, row in tables[case].items():
                 quartiles = f"{row['low']:.3f} to {row['high']:.3f}"
                 figures = f"{row['ms']:11.4f}{row['least ms']:11.4f}{row['ratio']:10.3f}"
                 print(f"{name:52}{figures}{quartiles:>16}", flush=True)
-    if given.out is not None:
-        threads = torch.get_num_threads()
-        content = {"machine": machine.describe(), "commit": commit(), "threads": threads, "tables": tables}
-        given.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    record.write(arguments.out, record.origin() | {"threads": torch.get_num_threads(), "tables": tables})
     return 0
 
 

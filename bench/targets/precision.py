@@ -1,9 +1,10 @@
 """Test scores of a checkpoint in float32, bfloat16, float16 and int8, with PyTorch's blocks and ours, on a CPU.
 
-`python bench/precision.py DATA [--checkpoint FILE] [--images N] [--dtypes f32 ...]`, where DATA is what the data sheet
-of the checkpoint says. Writes bench/results/precision.json, in which rows of other types stay, and precision.md.
-int8 is torchao's static quantisation, simulated in float32: of rf_lw_mbv2 it takes the 53 convolutions of encoder and
-classifier, and leaves the decoder's blocks in float32, PyTorch's like ours. Needs torchao and the extra train.
+`python bench/targets/precision.py DATA [--checkpoint FILE] [--images N] [--dtypes f32 ...]`; the data sheet of the
+checkpoint says how DATA is made. Writes bench/results/precision.json, in which rows of other dtypes stay, and
+precision.md. int8 is torchao's static quantisation, simulated in float32: of rf_lw_mbv2 it takes the 53 convolutions of
+encoder and classifier, and leaves the decoder's blocks in float32, PyTorch's like ours. Needs torchao and the extra
+train.
 """
 
 import argparse
@@ -16,14 +17,15 @@ from torch import Tensor, nn
 
 from lwrn_fast import backends, models
 from lwrn_fast.models.networks import Network
-from lwrn_fast.profiling import machine
+from lwrn_fast.profiling import machine, text
 from lwrn_fast.training import data
 from lwrn_fast.training.evaluate import evaluate
 
-ROWS = Path(__file__).with_name("results") / "precision.json"
+ROWS = Path(__file__).parents[1] / "results" / "precision.json"
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "int8": torch.float32}
 BACKENDS = {"reference": "reference", "fused": "cpu"}
-CALIBRATION = 32  # images
+# Images that int8 is calibrated with.
+CALIBRATION = 32
 
 
 def main() -> None:
@@ -54,26 +56,25 @@ def main() -> None:
 
 
 def table(rows: dict) -> str:
-    lines = ["# How much precision the network needs", "", "| type, blocks | mean IoU | pixel accuracy | test images |"]
-    lines.append("| --- | ---: | ---: | ---: |")
+    lines = [["type, blocks", "mean IoU", "pixel accuracy", "test images"]]
     for name, row in rows.items():
-        lines.append(f"| {name} | {row['mean_iou']:.4f} | {row['pixel_accuracy']:.4f} | {row['images']} |")
-    return "\n".join(lines) + "\n"
+        lines.append([name, f"{row['mean_iou']:.4f}", f"{row['pixel_accuracy']:.4f}", str(row["images"])])
+    return f"# How much precision the network needs\n\n{text.markdown(lines)}\n"
 
 
 class Quantised(nn.Module):
-    """A network in int8, for images of the size of those that it is calibrated with."""
+    """A model in int8, for images of the size of those that it is calibrated with."""
 
-    def __init__(self, network: Network, pairs: Sequence[data.Pair]) -> None:
+    def __init__(self, model: Network, pairs: Sequence[data.Pair]) -> None:
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
         super().__init__()
-        self.num_classes = network.num_classes
-        self.place = nn.Parameter(torch.zeros(1))  # says the device and dtype of inputs
-        inputs = [models.preprocess(data.read(pair, network.num_classes)[0]) for pair in pairs]
+        self.num_classes = model.num_classes
+        self.input_like = nn.Parameter(torch.zeros(1))  # says the device and dtype of inputs
+        inputs = [models.preprocess(data.read(pair, model.num_classes)[0]) for pair in pairs]
         quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
-        prepared = prepare_pt2e(torch.export.export(network, (inputs[0],)).module(), quantizer)
+        prepared = prepare_pt2e(torch.export.export(model, (inputs[0],)).module(), quantizer)
         for x in inputs:
             prepared(x)
         self.converted = convert_pt2e(prepared)

@@ -1,10 +1,11 @@
-"""Whether training with fused blocks, or in two processes, is the same: `python bench/same_training.py [tuned]`.
+"""Training with fused blocks, or in two processes, compared with plain PyTorch's.
 
-One seed, float32, the same steps of rf_lw_mbv2 on generated data. Float32 rounds, and every rounding grows from step to
-step, so the measure is what PyTorch alone does when its sums are in another order: with two threads instead of one.
-From random weights roundings grow to what one sees in the curves; `tuned` begins with trained weights and a hundredth
-of the rates, where they do not. Writes bench/results/same_training.csv, the losses, same_training.md and
-same_training.svg, or same_training_tuned.*. Needs matplotlib and the extra train.
+`python bench/targets/same_training.py [tuned]`: one seed, float32, the same steps of rf_lw_mbv2 on generated data.
+Float32 rounds, and every rounding grows from step to step, so the measure is what PyTorch alone does when its sums are
+in another order: with two threads instead of one. From random weights roundings grow to visible differences of the
+curves; `tuned` begins with trained weights and a hundredth of the rates, where they do not. Writes
+bench/results/same_training.md, or same_training_tuned.md, and the losses in build/ under the same name, as .csv and
+.svg. Needs matplotlib and the extra train.
 """
 
 import argparse
@@ -19,18 +20,20 @@ from pathlib import Path
 import numpy as np
 
 from lwrn_fast.models import SHAPES
-from lwrn_fast.profiling import machine
+from lwrn_fast.profiling import machine, text
 
-RESULTS = Path(__file__).with_name("results")
+ROOT = Path(__file__).parents[2]
+RESULTS, BUILD = ROOT / "bench" / "results", ROOT / "build"
 REFERENCE, NOISE = "reference, 1 thread", "reference, 2 threads"
-# name: backend, threads, processes
+# Name to backend, threads and processes.
 RUNS = {
     REFERENCE: ("reference", 1, 1),
     NOISE: ("reference", 2, 1),
     "fused": ("cpu", 1, 1),
     "fused, 2 processes": ("cpu", 1, 2),
 }
-WINDOW = 20  # steps of a mean
+# Steps of a mean.
+WINDOW = 20
 
 
 def main() -> None:
@@ -42,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rate = 0.05 if arguments.start == "random" else 0.0005
     weights = [] if arguments.start == "random" else ["--checkpoint", SHAPES]
-    images = arguments.steps * arguments.batch * 10 // 8  # of which 8 in 10 are to train on, each once
+    images = arguments.steps * arguments.batch * 10 // 8  # 8 in 10 of them are trained on, each once
     losses, scores = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
@@ -62,34 +65,33 @@ def main() -> None:
 
 
 def write(losses: dict[str, np.ndarray], scores: dict[str, dict], arguments: argparse.Namespace) -> None:
-    RESULTS.mkdir(exist_ok=True)
+    BUILD.mkdir(exist_ok=True)
     name = "same_training" if arguments.start == "random" else "same_training_tuned"
-    with (RESULTS / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+    with (BUILD / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["step", *losses])
         rows.writerows([i + 1, *map(float, step)] for i, step in enumerate(zip(*losses.values(), strict=True)))
     smooth = {run: np.convolve(values, np.ones(WINDOW) / WINDOW, "valid") for run, values in losses.items()}
-    text = table(losses, smooth, scores, arguments)
-    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
-    print(text)
-    plot(smooth, RESULTS / f"{name}.svg")
+    page = report(losses, smooth, scores, arguments)
+    (RESULTS / f"{name}.md").write_text(page, encoding="utf-8")
+    print(page)
+    plot(smooth, BUILD / f"{name}.svg")
 
 
-def table(losses: dict, smooth: dict, scores: dict, arguments: argparse.Namespace) -> str:
+def report(losses: dict, smooth: dict, scores: dict, arguments: argparse.Namespace) -> str:
     first = f"{arguments.steps} steps of {arguments.batch} crops of {arguments.crop} pixels, float32, one seed, "
     first += "from random weights." if arguments.start == "random" else "from trained weights."
     lines = ["# Is it the same training?", "", first, "Machine: " + ", ".join(machine.describe().values()) + ".", ""]
     lines.append(f"Loss: of step 1, then means of {WINDOW} steps until the one named. Difference: the largest one of")
     lines.append(f"these means from {REFERENCE}. Scores: of the held-out test split, by the same backend.")
     marks = [step for step in (50, 100, 200, 300) if step <= arguments.steps]
-    lines += ["", "| run | 1 | " + " | ".join(map(str, marks)) + " | difference | mean IoU | pixel accuracy |"]
-    lines.append("| --- |" + " ---: |" * (len(marks) + 4))
+    rows = [["run", "1", *map(str, marks), "difference", "mean IoU", "pixel accuracy"]]
     for name, values in losses.items():
         means = [f"{smooth[name][step - WINDOW]:.4f}" for step in marks]
         difference = np.abs(smooth[name] - smooth[REFERENCE]).max()
-        found = [f"{scores[name][key]:.4f}" for key in ("mean_iou", "pixel_accuracy")]
-        lines.append(f"| {name} | " + " | ".join([f"{values[0]:.6f}", *means, f"{difference:.4f}", *found]) + " |")
-    return "\n".join(lines) + "\n"
+        reached = [f"{scores[name][key]:.4f}" for key in ("mean_iou", "pixel_accuracy")]
+        rows.append([name, f"{values[0]:.6f}", *means, f"{difference:.4f}", *reached])
+    return "\n".join([*lines, "", text.markdown(rows)]) + "\n"
 
 
 def plot(smooth: dict[str, np.ndarray], path: Path) -> None:

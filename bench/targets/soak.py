@@ -1,56 +1,56 @@
-"""`Segmenter` from several threads with pictures of changing sizes, for long: is every result right, and memory flat?
+"""Soak test of `Segmenter`: several threads, images of changing sizes, many calls; every result right, memory flat.
 
-`python bench/soak.py [--calls 20000] [--threads 4] [--out FILE.json]`: rf_lw_mbv2 with the package's weights. Looks at
-the resident memory ten times a second and exits with 1 where a label map differs from the first one of its picture, or
-where the median or the highest in the last tenth of the calls is more than 5 % above that in the fourth tenth. Until
-then it grows: every thread meets every size, and oneDNN keeps code for the last thousand shapes.
+`python bench/targets/soak.py [--calls 20000] [--threads 4] [--out FILE.json]`: rf_lw_mbv2 with the package's weights.
+Looks at the resident memory ten times a second and exits with 1 where a label map differs from the first one of its
+image, or where the median or the highest in the last tenth of the calls is more than 5 % above that in the fourth
+tenth. Until then it grows: every thread meets every size, and oneDNN keeps code for the last thousand shapes.
 """
 
 import argparse
 import itertools
-import json
 import statistics
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
+import record
 import torch
 
 import lwrn_fast
 from lwrn_fast import heap, models
 from lwrn_fast.training import generate
 
-LEAST, MOST = 24, 120
-"""Pixels of a side."""
-PICTURES = 200
-GROWTH = 1.05
+# Pixels of a side of the images.
+MIN_SIDE, MAX_SIDE = 24, 120
+IMAGES = 200
+# Late memory over early memory, above which memory is said to grow.
+MAX_GROWTH = 1.05
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--calls", type=int, default=20000)
     parser.add_argument("--threads", type=int, default=4)
-    parser.add_argument("--pictures", type=int, default=PICTURES)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as JSON")
+    parser.add_argument("--images", type=int, default=IMAGES)
+    record.add_out(parser)
     arguments = parser.parse_args()
-    found = soak(arguments.calls, arguments.threads, arguments.pictures)
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
-    early, late = found["early"], found["late"]
+    figures = soak(arguments.calls, arguments.threads, arguments.images)
+    record.write(arguments.out, figures)
+    early, late = figures["early"], figures["late"]
+    memory = ", ".join(f"{key} memory {early[key]:.1f} MB early, {late[key]:.1f} MB late" for key in early)
     print(
-        f"{found['calls']} calls from {arguments.threads} threads in {found['seconds']:.0f} s, {found['wrong']} wrong; "
-        + ", ".join(f"{which} memory {early[which]:.1f} MB early, {late[which]:.1f} MB late" for which in early)
+        f"{figures['calls']} calls from {arguments.threads} threads in {figures['seconds']:.0f} s, "
+        f"{figures['wrong']} wrong; {memory}"
     )
-    return int(found["wrong"] > 0 or any(late[which] > GROWTH * early[which] for which in early))
+    return int(figures["wrong"] > 0 or any(late[key] > MAX_GROWTH * early[key] for key in early))
 
 
-def soak(calls: int, threads: int, pictures: int = PICTURES) -> dict:
-    """Figures of so many calls: how many were wrong, and resident megabytes over time."""
+def soak(calls: int, threads: int, count: int = IMAGES) -> dict:
+    """Return the number of wrong results among so many calls, and the resident megabytes over time."""
     model = models.load(models.SHAPES)
     segmenter = lwrn_fast.Segmenter(model)
-    images = [picture(i) for i in range(pictures)]
+    images = [random_image(i) for i in range(count)]
     expected = [segmenter(image) for image in images]
     for image, labels in zip(images[:20], expected, strict=False):
         check(model, image, labels)
@@ -88,19 +88,19 @@ def soak(calls: int, threads: int, pictures: int = PICTURES) -> dict:
     }
 
 
-def picture(i: int) -> np.ndarray:
-    """Drawn shapes, of a size of its own."""
-    height, width = np.random.RandomState(i).randint(LEAST, MOST + 1, 2)
+def random_image(i: int) -> np.ndarray:
+    """Draw shapes in an image of a size of its own."""
+    height, width = np.random.RandomState(i).randint(MIN_SIDE, MAX_SIDE + 1, 2)
     return generate.picture(1, "test", i, (int(height), int(width)))[0]
 
 
 def check(model: torch.nn.Module, image: np.ndarray, labels: np.ndarray) -> None:
-    """The labels are those of plain PyTorch, but for pixels where two logits are nearly equal."""
+    """Raise ArithmeticError where labels are not plain PyTorch's, but for pixels where two logits are nearly equal."""
     with lwrn_fast.use_backend("reference"), torch.inference_mode():
         logits = model(lwrn_fast.normalise(torch.from_numpy(image)))
-        true = lwrn_fast.upsample_argmax(logits, image.shape[:2])[0].numpy()
-    if (true != labels).mean() > 1e-3:
-        raise ArithmeticError(f"{(true != labels).mean():.2%} of the labels are not plain PyTorch's")
+        expected = lwrn_fast.upsample_argmax(logits, image.shape[:2])[0].numpy()
+    if (expected != labels).mean() > 1e-3:
+        raise ArithmeticError(f"{(expected != labels).mean():.2%} of the labels are not plain PyTorch's")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains lwrn_fast/checkpoints/rf_lw_mbv2_shapes.safetensors anew, in DIR: `bench/train_shapes.sh DIR`. Three hours on two
+# Trains lwrn_fast/checkpoints/rf_lw_mbv2_shapes.safetensors anew, in DIR: `bench/targets/train_shapes.sh DIR`. Three hours on two
 # cores that had other work too; killed, it continues where it was. Float32 sums differ between processors, so the weights will too.
 set -euo pipefail
 mkdir -p "$1" && cd "$1"

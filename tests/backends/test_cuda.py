@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 
-import gpu
 import lwrn_fast
 from lwrn_fast import backends, reference
 from lwrn_fast.backends import cuda as _cuda
 from lwrn_fast.backends import native
+from lwrn_fast.profiling import machine
 from support import emulated
 from support.comparing import in_double
 
@@ -140,7 +140,7 @@ def test_float32_is_multiplied_as_pytorch_is_told():
     exact = reference.crp(*in_double([x, weights]))
     errors = {}
     for precision in ("ieee", "tf32", "ieee"):
-        with gpu.multiplying(precision):
+        with machine.float32_precision(precision):
             got = lwrn_fast.crp(x, weights)
             assert torch.equal(compiled(x, weights), got)
         errors[precision] = float((got - exact).abs().max() / exact.abs().max())
@@ -149,7 +149,7 @@ def test_float32_is_multiplied_as_pytorch_is_told():
 
 
 def test_auto_leaves_it_alone_until_it_has_run_on_a_gpu(cuda, monkeypatch):
-    """A line to delete, with the name in backends.py, once bench/gpu_check.sh has passed."""
+    """A line to delete, with the name in backends.py, once bench/gpu/gpu_check.sh has passed."""
     monkeypatch.setattr(backends, "_fastest_first", lambda tensor: ("cuda",))
     with lwrn_fast.use_backend("auto"):
         assert backends.select("crp", [X.to(cuda), W.to(cuda)]) == "reference"

@@ -248,7 +248,7 @@ class TestWarmup:
 
 
 def test_auto_leaves_it_alone_until_it_has_run_on_a_gpu(monkeypatch):
-    """A line to delete, with the line in backends.py, once bench/gpu_check.sh has passed."""
+    """A line to delete, with the line in backends.py, once bench/gpu/gpu_check.sh has passed."""
     x, weight = torch.zeros(1, 4, 3, 3), torch.zeros(4, 4, 1, 1)
     monkeypatch.setattr(backends, "_fastest_first", lambda tensor: ("triton",))
     assert backends.select("crp", [x, weight]) == "reference"
