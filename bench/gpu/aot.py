@@ -138,11 +138,11 @@ def prepare_backward(job: Job, config: Any, inputs: list[torch.Tensor], weights:
     if isinstance(job.case, CrpCase):
         x, groups = inputs[0], job.case.channels if job.depthwise else 1
         stages = [x] * (len(weights) - 1)
-        found = crp_backward.prepare(x, x, stages, weights, biases, groups, needs, **given)
+        prepared = crp_backward.prepare(x, x, stages, weights, biases, groups, needs, **given)
     else:
         out = inputs[0].new_empty(job.batch, job.case.out_channels, *inputs[0].shape[2:])
-        found = fusion_backward.prepare(out, out, inputs, weights, biases, job.case.activation, True, needs, **given)
-    launches = [launch for launch in found.launches if launch.kernel.__name__ == job.kernel]
+        prepared = fusion_backward.prepare(out, out, inputs, weights, biases, job.case.activation, True, needs, **given)
+    launches = [launch for launch in prepared.launches if launch.kernel.__name__ == job.kernel]
     launch = max(launches, key=lambda launch: sum(value is not None for value in launch.arguments.values()))
     if "PRECISION" in launch.arguments:
         launch.arguments["PRECISION"] = "tf32" if job.kind == "tf32" else "ieee"
@@ -221,8 +221,8 @@ def measure_amd(kernel: CompiledKernel) -> Result:
     text = kernel.asm["amdgcn"]
 
     def told(name: str) -> int:
-        found = re.search(rf"^\s*\.{name}:\s*(\d+)", text, re.MULTILINE)
-        return int(found[1]) if found else 0
+        match = re.search(rf"^\s*\.{name}:\s*(\d+)", text, re.MULTILINE)
+        return int(match[1]) if match else 0
 
     return Result(
         registers=told("vgpr_count"),

@@ -66,24 +66,24 @@ def grid(op: str, kind: str, cases: Sequence[Case], device: Gpu) -> list[Config]
     rest = {name: value for name, value in DEFAULTS.items() if name in CHOICES[op]}
     if op != "upsample_argmax":
         rest["block_depth"] = BLOCK_DEPTH[kind]
-    found: list[Config] = []
+    grid: list[Config] = []
     for values in itertools.product(*(CHOICES[op][name] for name in names)):
         chosen = dict(zip(names, values, strict=True)) | rest
         if op == "crp":
             chosen["pool_planes"] = _pooled_together(chosen["block_w"], chosen["warps"], kind)
-        found.append(configs.KINDS[op](**chosen))
-    return pruned(found, kind, cases, device)
+        grid.append(configs.KINDS[op](**chosen))
+    return pruned(grid, kind, cases, device)
 
 
 def neighbours(config: Config, op: str, kind: str, cases: Sequence[Case], device: Gpu) -> list[Config]:
     """Return the configurations that differ in one field and suit all these cases."""
-    found = [replace(config, **{name: value}) for name, values in CHOICES[op].items() for value in values]
-    return pruned([other for other in found if other != config], kind, cases, device)
+    others = [replace(config, **{name: value}) for name, values in CHOICES[op].items() for value in values]
+    return pruned([other for other in others if other != config], kind, cases, device)
 
 
-def pruned(found: Sequence[Config], kind: str, cases: Sequence[Case], device: Gpu) -> list[Config]:
+def pruned(configurations: Sequence[Config], kind: str, cases: Sequence[Case], device: Gpu) -> list[Config]:
     """Return those that fit and have items for a quarter of the multiprocessors, or a quarter of any one's maximum."""
-    fitting = [config for config in found if all(fits(config, kind, case, device) for case in cases)]
+    fitting = [config for config in configurations if all(fits(config, kind, case, device) for case in cases)]
     for case in cases:
         enough = min(device.multiprocessors, max((items(config, case) for config in fitting), default=0)) / 4
         fitting = [config for config in fitting if items(config, case) >= enough]

@@ -4,7 +4,7 @@ Reads _ops_cuda.so of the installed package, or the objects and libraries given,
 PATH, in the CUDA toolkit and in Triton's package. The exit status is 1 where a rule is broken, each told in a line: no
 spills and no stack; tensor cores (Hopper's in kernels for Hopper), but for exact float32, which must have none; maxima
 that keep NaN in crp, of two values at once for 16-bit types; loads of 16 bytes; multiplications of Hopper that are not
-done one by one and go on beside other work; no more registers and shared memory than in cuda_resources.json, which
+done one by one and overlap with other work; no more registers and shared memory than in cuda_resources.json, which
 --write brings up to date.
 """
 
@@ -50,7 +50,7 @@ class Kernel:
     name: str  # as in the source, without namespaces
     registers: int
     stack: int  # bytes per thread, of local memory too
-    shared: int  # bytes, beside what a launch asks for
+    shared: int  # bytes, on top of those that a launch asks for
     counts: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -59,8 +59,8 @@ class Kernel:
 
     @property
     def kind(self) -> str:
-        found = re.search(r"\b(?:Bf16|F16|Tf32|F32)\b", self.name)
-        return found[0] if found else ""
+        match = re.search(r"\b(?:Bf16|F16|Tf32|F32)\b", self.name)
+        return match[0] if match else ""
 
     @property
     def for_hopper(self) -> bool:
@@ -102,11 +102,11 @@ def architectures(program: str, file: Path) -> list[str]:
 
 
 def kernels(program: str, file: Path, arch: str) -> list[Kernel]:
-    found: dict[str, Kernel] = {}
+    by_symbol: dict[str, Kernel] = {}
     usage = " ".join(dump(program, "--dump-resource-usage", "--gpu-architecture", arch, file))
     for symbol, resources in re.findall(r"Function (\S+):\s+(REG:.*?) CONSTANT", usage):
         use = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", resources)}
-        found[symbol] = Kernel(arch, "", use["REG"], use["STACK"] + use["LOCAL"], use["SHARED"])
+        by_symbol[symbol] = Kernel(arch, "", use["REG"], use["STACK"] + use["LOCAL"], use["SHARED"])
     kernel: Kernel | None = None
     for line in dump(program, "--dump-sass", "--gpu-architecture", arch, file):
         if match := INSTRUCTION.match(line):
@@ -114,10 +114,10 @@ def kernels(program: str, file: Path, arch: str) -> list[Kernel]:
             text = match[1] + match[2]
             kernel.counts.update(name for name, pattern in PATTERNS.items() if pattern.match(text))
         elif "Function : " in line:
-            kernel = found[line.split()[-1]]
-    for symbol, name in zip(found, demangled(found), strict=True):
-        found[symbol].name = name
-    return list(found.values())
+            kernel = by_symbol[line.split()[-1]]
+    for symbol, name in zip(by_symbol, demangled(by_symbol), strict=True):
+        by_symbol[symbol].name = name
+    return list(by_symbol.values())
 
 
 def demangled(symbols: Iterable[str]) -> list[str]:
@@ -128,8 +128,8 @@ def demangled(symbols: Iterable[str]) -> list[str]:
 
 def readable(name: str) -> str:
     name = NAMESPACE.sub("", name).replace("> >", ">>").replace("> >", ">>")
-    found = re.match(r"void kernel<(.*)>\(.*\)$", name)
-    return (found[1] if found else name).strip()
+    match = re.match(r"void kernel<(.*)>\(.*\)$", name)
+    return (match[1] if match else name).strip()
 
 
 def compiler(program: str, file: Path) -> str:
@@ -138,9 +138,9 @@ def compiler(program: str, file: Path) -> str:
         for _ in dump(program, "--extract-elf", "all", file.absolute(), folder=folder):
             pass
         for cubin in sorted(Path(folder).iterdir()):
-            found = re.search(rb"Cuda compilation tools, release \S+ V([\d.]+)", cubin.read_bytes())
-            if found:
-                return found[1].decode()
+            match = re.search(rb"Cuda compilation tools, release \S+ V([\d.]+)", cubin.read_bytes())
+            if match:
+                return match[1].decode()
     return "unknown"
 
 
@@ -153,8 +153,8 @@ def report(files: Iterable[Path]) -> tuple[str, list[Kernel]]:
     if not jobs:
         raise RuntimeError("no compiled kernels")
     with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda job: kernels(program, *job), jobs)
-    everything = [kernel for each in found for kernel in each]
+        listed = pool.map(lambda job: kernels(program, *job), jobs)
+    everything = [kernel for each in listed for kernel in each]
     return compiler(program, jobs[0][0]), sorted(everything, key=lambda kernel: (number(kernel.arch), kernel.name))
 
 
@@ -201,38 +201,38 @@ def missing_multiplications(kernel: Kernel) -> Iterator[str]:
         yield "no HMMA"
 
 
-def broken_rules(found: list[Kernel], table: dict[str, Any], version: str, whole: bool = True) -> Iterator[str]:
+def broken_rules(measured: list[Kernel], table: dict[str, Any], version: str, whole: bool = True) -> Iterator[str]:
     """Yield the broken rules of all kernels.
 
     Sizes are compared with the table's only where the same compiler made them. whole: all kernels must be there.
     """
     same = version == table.get("ptxas")
-    for kernel in found:
+    for kernel in measured:
         limits = table.get(kernel.arch, {}).get(kernel.name)
         if limits is None:
             yield f"{kernel.arch} {kernel.name}: not in the table"
         for text in violations(kernel, limits if same else None):
             yield f"{kernel.arch} {kernel.name}: {text}"
-    there = {(kernel.arch, kernel.name) for kernel in found}
-    for arch in dict.fromkeys(kernel.arch for kernel in found):
+    there = {(kernel.arch, kernel.name) for kernel in measured}
+    for arch in dict.fromkeys(kernel.arch for kernel in measured):
         for name in table.get(arch, {}):
             if whole and (arch, name) not in there:
                 yield f"{arch} {name}: in the table, not in what was compiled"
 
 
-def lines(found: list[Kernel]) -> str:
+def lines(measured: list[Kernel]) -> str:
     rows = [["arch", "kernel", "registers", "stack", "shared", *COUNTED]]
-    for k in found:
+    for k in measured:
         rows.append([k.arch, k.name, *map(str, (k.registers, k.stack, k.shared, *(k.counts[n] for n in COUNTED)))])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def write(path: Path, found: list[Kernel], version: str) -> None:
+def write(path: Path, measured: list[Kernel], version: str) -> None:
     """Write the table, one line for each kernel."""
     text = f'{{\n "ptxas": "{version}"'
-    for arch in dict.fromkeys(kernel.arch for kernel in found):
-        own = [kernel for kernel in found if kernel.arch == arch]
+    for arch in dict.fromkeys(kernel.arch for kernel in measured):
+        own = [kernel for kernel in measured if kernel.arch == arch]
         rows = [f'  "{k.name}": {{"registers": {k.registers}, "shared": {k.shared}}}' for k in own]
         text += f',\n "{arch}": {{\n' + ",\n".join(rows) + "\n }"
     path.write_text(text + "\n}\n", encoding="utf-8")
@@ -249,15 +249,15 @@ def main() -> int:
     if absent or cuobjdump() is None:
         print(f"missing: {', '.join(absent) or 'cuobjdump'}", file=sys.stderr)
         return 2
-    version, found = report(files)
+    version, measured = report(files)
     if arguments.write:
-        write(arguments.table, found, version)
+        write(arguments.table, measured, version)
     table = json.loads(arguments.table.read_text(encoding="utf-8")) if arguments.table.exists() else {}
     print(f"ptxas {version}" + ("" if version == table.get("ptxas") else f", the table is of {table.get('ptxas')}"))
-    print(lines(found))
-    broken = list(broken_rules(found, table, version, whole=not arguments.files))
+    print(lines(measured))
+    broken = list(broken_rules(measured, table, version, whole=not arguments.files))
     print(*broken, sep="\n", end="\n" if broken else "")
-    print(f"{len(found)} kernels, {len(broken)} rules broken")
+    print(f"{len(measured)} kernels, {len(broken)} rules broken")
     return int(bool(broken))
 
 

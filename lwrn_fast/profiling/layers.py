@@ -123,17 +123,26 @@ def watched(model: Network, switch: Switch, note: Note = lambda *_: None) -> Ite
         return f"{_level(model, level)} fusion" if level < len(model.levels) else BETWEEN
 
     encode, one_level = within(model.features, lambda: f"after {seen}" if seen else BETWEEN), model._level
+    methods = {"features": features, "decode": within(model.decode, fused), "_level": next_level}
+    with _installed(model, methods, before, leave):
+        yield
+
+
+@contextmanager
+def _installed(
+    model: Network, methods: dict[str, Any], before: Callable[..., None], after: Callable[..., None]
+) -> Iterator[None]:
+    """Replace methods of the model, and call `before` with a module's name, and `after`, around each of its modules."""
     inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, CRP))
     left = {"", *model.read()}
     opened = [(n, m) for n, m in model.named_modules() if n not in left and not (inside and n.startswith(inside))]
     hooks = [module.register_forward_pre_hook(partial(before, name)) for name, module in opened]
-    hooks += [module.register_forward_hook(leave) for _, module in opened]
-    own = {"features": features, "decode": within(model.decode, fused), "_level": next_level}
-    model.__dict__.update(own)
+    hooks += [module.register_forward_hook(after) for _, module in opened]
+    model.__dict__.update(methods)
     try:
         yield
     finally:
-        for name in own:
+        for name in methods:
             del model.__dict__[name]
         for hook in hooks:
             hook.remove()

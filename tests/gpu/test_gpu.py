@@ -30,7 +30,7 @@ BACKENDS = [
     for backend, reason in REASONS.items()
 ]
 
-# of arithmetic, to dtype and how float32 is multiplied
+# Kinds of arithmetic, to dtype and float32 precision.
 KINDS = {
     "bfloat16": (torch.bfloat16, "ieee"),
     "float16": (torch.float16, "ieee"),
@@ -376,7 +376,7 @@ class TestGradients:
 
 
 class TestMoreThanTwoBillionElements:
-    """What lies beyond 2**31 elements is compared, and what lies before."""
+    """Elements beyond index 2**31 are compared, and elements before."""
 
     HEIGHT, WIDTH = 3000, 2900  # with 256 channels, 2.2e9 values
 

@@ -109,10 +109,10 @@ class TestCandidates:
     @pytest.mark.parametrize(("op", "kind"), LEVELS)
     def test_are_few_but_some_for_every_level(self, op, kind):
         for case in problems.CASES[op]:
-            found = candidates.grid(op, kind, [case], H200)
-            assert 5 <= len(set(found)) <= 250
-            assert len(set(found)) == len(found)
-            assert all(candidates.fits(config, kind, case, H200) for config in found)
+            grid = candidates.grid(op, kind, [case], H200)
+            assert 5 <= len(set(grid)) <= 250
+            assert len(set(grid)) == len(grid)
+            assert all(candidates.fits(config, kind, case, H200) for config in grid)
 
     @pytest.mark.parametrize("op", problems.CASES)
     def test_have_items_for_the_multiprocessors(self, op):
@@ -135,10 +135,10 @@ class TestCandidates:
     def test_neighbours_differ_in_one_field(self, op, kind):
         cases = [problems.TARGETS[op]]
         config = candidates.grid(op, kind, cases, H200)[0]
-        found = candidates.neighbours(config, op, kind, cases, H200)
-        assert found
+        neighbours = candidates.neighbours(config, op, kind, cases, H200)
+        assert neighbours
         fields = [field.name for field in dataclasses.fields(config)]
-        assert {sum(getattr(c, f) != getattr(config, f) for f in fields) for c in found} == {1}
+        assert {sum(getattr(c, f) != getattr(config, f) for f in fields) for c in neighbours} == {1}
 
     @pytest.mark.parametrize("op", problems.CASES)
     def test_know_every_field(self, op):
@@ -180,20 +180,20 @@ class TestTable:
 
     def test_cases_by_row(self):
         rows = [configs.UpsampleArgmax(**row(270_000, 4)), configs.UpsampleArgmax(**row(0, 4))]
-        found = tune.cases_by_row(rows, problems.CASES["upsample_argmax"])
-        assert {r.pixels: [str(case) for case in cases] for r, cases in found.items()} == {
+        selected = tune.cases_by_row(rows, problems.CASES["upsample_argmax"])
+        assert {r.pixels: [str(case) for case in cases] for r, cases in selected.items()} == {
             0: ["21x128x128-512x512"],
             270_000: ["21x157x117-625x468"],
         }
 
     def test_the_tables_row_stays_where_it_is_about_as_fast(self):
         current, other = (configs.UpsampleArgmax(**row(0, warps)) for warps in (4, 8))
-        found = tune.Search("upsample_argmax", "half", [problems.TARGETS["upsample_argmax"]])
-        assert tune.chosen(found, current) is None
-        found.seconds = {current: [1.01e-5], other: [1.0e-5]}
-        assert tune.chosen(found, current) == current
-        found.seconds[current] = [1.1e-5]
-        assert tune.chosen(found, current) == other
+        search = tune.Search("upsample_argmax", "half", [problems.TARGETS["upsample_argmax"]])
+        assert tune.chosen(search, current) is None
+        search.seconds = {current: [1.01e-5], other: [1.0e-5]}
+        assert tune.chosen(search, current) == current
+        search.seconds[current] = [1.1e-5]
+        assert tune.chosen(search, current) == other
 
 
 COMPILE = """
