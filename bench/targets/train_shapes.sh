@@ -7,7 +7,7 @@ rates="--weight-decay 5e-5 --warmup 100 --clip 1"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 
 [ -d few ] || lwrn-fast generate few --images 3000 --size 192 192 --seed 0
-[ -d more ] || lwrn-fast generate more --images 6000 --size 192 192 --seed 0  # begins with the pictures of the others
+[ -d more ] || lwrn-fast generate more --images 6000 --size 192 192 --seed 0  # begins with the images of the others
 [ -d most ] || lwrn-fast generate most --images 12000 --size 192 192 --seed 2
 
 lwrn-fast train few --out first --model rf_lw_mbv2 --epochs 24 --batch 8 --crop 128 --scales 0.7 1.1 \
