@@ -1,7 +1,7 @@
-"""One pytest-benchmark entry per case, type, number of threads and contestant; the times of a group come from one race.
+"""One pytest-benchmark entry per case, dtype, number of threads and contestant; a group's times come from one race.
 
-`pytest bench/bench_crp.py` runs the usual cases, `--everything` all of them; `--benchmark-json FILE` keeps the result
-for `python bench/table.py`.
+`pytest bench/ops/bench_crp.py` runs the usual cases, `--everything` all of them; `--benchmark-json FILE` keeps the
+result for `python bench/table.py`.
 """
 
 import functools
@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-import memory
-from lwrn_fast.profiling import machine, peers
+from lwrn_fast.profiling import machine, memory, peers
+from lwrn_fast.profiling.cases import Case, dtype_name
 from lwrn_fast.profiling.paired import Contest, Times, race
-from shapes import Case
 
 
 class Entry(NamedTuple):
@@ -28,11 +27,11 @@ class Entry(NamedTuple):
 
     @property
     def group(self) -> str:
-        return f"{self.case} {type_name(self.dtype)} {self.threads} thread(s)"
+        return f"{self.case} {dtype_name(self.dtype)} {self.threads} thread(s)"
 
 
 class Replay:
-    """A clock that shows recorded times: pytest-benchmark reads it before and after `advance`, one round each."""
+    """Clock that shows recorded times: pytest-benchmark reads it before and after `advance`, one round each."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -54,8 +53,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    absent = {(n, peers.why_absent(n, d)): type_name(d) for d in reversed(peers.DTYPES[:2]) for n in peers.ALL}
-    lines = [f"{name} left out of {kind}: {reason}" for (name, reason), kind in absent.items() if reason]
+    absent = {(n, peers.why_absent(n, d)): dtype_name(d) for d in reversed(peers.DTYPES[:2]) for n in peers.ALL}
+    lines = [f"{name} left out of {dtype}: {reason}" for (name, reason), dtype in absent.items() if reason]
     if not machine.quick_in_bfloat16() and not config.getoption("everything"):
         lines.append("bfloat16 left out: PyTorch is slow in it on this CPU; --everything has it")
     return lines
@@ -79,7 +78,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
 @pytest.fixture
 def measure(request: pytest.FixtureRequest, entry: Entry) -> Callable[[Callable[..., Contest]], None]:
-    """Give it the op's set-up function: it runs the group's race, or takes this contestant's part of it."""
+    """Return a function that takes the op's set-up function and runs the group's race, once for all its entries."""
 
     def run(set_up: Callable[..., Contest]) -> None:
         request.node.add_marker(pytest.mark.benchmark(timer=REPLAY, group=entry.group))
@@ -89,7 +88,7 @@ def measure(request: pytest.FixtureRequest, entry: Entry) -> Callable[[Callable[
         REPLAY.coming = iter(taken)
         benchmark.pedantic(REPLAY.advance, rounds=len(taken))
         op = request.path.stem.removeprefix("bench_")
-        dtype = type_name(entry.dtype)
+        dtype = dtype_name(entry.dtype)
         benchmark.extra_info.update(
             op=op,
             case=str(entry.case),
@@ -102,29 +101,25 @@ def measure(request: pytest.FixtureRequest, entry: Entry) -> Callable[[Callable[
             extra_bytes=None,
         )
         if _wants_memory(op, entry):
-            benchmark.extra_info["extra_bytes"] = memory.extra_bytes(
+            benchmark.extra_info["extra_bytes"] = memory.of_case(
                 op, str(entry.case), dtype, entry.contestant, entry.threads
             )
 
     return run
 
 
-def type_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _entries(bench: Any, everything: bool) -> Iterator[Entry]:
-    """All of them; or the usual cases in float32 with all threads, the first also with one thread and, on a machine
-    quick in it, in bfloat16.
+    """Yield all entries, or those of the usual cases: in float32 with all threads, the first case also with one thread
+    and, on a machine quick in it, in bfloat16.
     """
     threads = machine.thread_counts()
     for case in bench.CASES if everything else bench.USUAL:
-        kinds = [(dtype, n) for dtype in bench.DTYPES for n in threads]
+        settings = [(dtype, n) for dtype in bench.DTYPES for n in threads]
         if not everything:
             first = case == bench.USUAL[0]
-            kinds = [(torch.float32, n) for n in (threads if first else threads[-1:])]
-            kinds += [(torch.bfloat16, threads[-1])] * (first and machine.quick_in_bfloat16())
-        for dtype, n in kinds:
+            settings = [(torch.float32, n) for n in (threads if first else threads[-1:])]
+            settings += [(torch.bfloat16, threads[-1])] * (first and machine.quick_in_bfloat16())
+        for dtype, n in settings:
             rivals = tuple(peers.taking_part(dtype, bench.CONTESTANTS))
             for name in rivals:
                 yield Entry(case, dtype, n, rivals, name)
@@ -139,7 +134,10 @@ def _result(
     rivals: tuple[str, ...],
     seconds: float,
 ) -> tuple[Times, dict[str, float]]:
-    """The race of one group and how near each comes to the machine's limit; the group's entries follow each other."""
+    """Run the race of one group; return the times and percentages of the machine's limit.
+
+    The group's entries follow each other, so one result is kept.
+    """
     contest = set_up(case, dtype)
     times = race(contest, threads, seconds, rivals)
     if contest.operations is None or contest.bytes is None:
@@ -149,5 +147,5 @@ def _result(
 
 
 def _wants_memory(op: str, entry: Entry) -> bool:
-    compared = entry.contestant in (peers.OURS, peers.EAGER)
-    return compared and op in ("crp", "fusion") and entry.threads == machine.thread_counts()[-1]
+    shown = entry.contestant in (peers.OURS, peers.EAGER)
+    return shown and op in ("crp", "fusion") and entry.threads == machine.thread_counts()[-1]

@@ -12,6 +12,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lwrn_fast.profiling.text import markdown as markdown_table
+from lwrn_fast.profiling.text import significant
+
+# Lines between which a page's tables stand.
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 TITLES = {
     "crp": "CRP",
@@ -31,6 +35,7 @@ COMPARED = (
     "OpenVINO",
     "1x1 convolutions alone",
 )
+# Cases that the README shows, in float32, with as many threads as were measured.
 SHORT = {
     "CRP, 256 planes, 128 x 128": ("crp", "256x128x128"),
     "fusion, 256 planes, 128 x 128 and 64 x 64": ("fusion", "256x128x128+256x64x64-256-relu"),
@@ -38,7 +43,6 @@ SHORT = {
     "rf_lw_mbv2, photograph of 512 x 512 to labels": ("model", "rf_lw_mbv2-512x512-labels"),
     "rf_lw50, photograph of 512 x 512 to labels": ("model", "rf_lw50-512x512-labels"),
 }
-"""What the README shows, in float32, with as many threads as were measured."""
 SHORT_COLUMNS = (EAGER, "eager, NCHW", "torch.compile", "ONNX Runtime", "OpenVINO")
 KEPT = ("op", "case", "where", "dtype", "threads", "contestant", "times_ours", "percent_of_limit", "extra_bytes")
 
@@ -46,16 +50,16 @@ Row = dict[str, Any]
 
 
 def reduced(raw: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of pytest-benchmark's JSON; a reduced one comes back as it is."""
+    """Reduce pytest-benchmark's JSON to what the pages show; a reduced one comes back as it is."""
     if "results" in raw:
         return raw
     results = []
     for entry in raw["benchmarks"]:
         row: Row = {key: entry["extra_info"][key] for key in KEPT}
-        row["median_ms"] = _short(1e3 * entry["stats"]["median"])
+        row["median_ms"] = significant(1e3 * entry["stats"]["median"])
         row["rounds"] = entry["stats"]["rounds"]
-        row["times_ours"] = _short(row["times_ours"])
-        row["percent_of_limit"] = _short(row["percent_of_limit"])
+        for key in ("times_ours", "percent_of_limit"):
+            row[key] = None if row[key] is None else significant(row[key])
         results.append(row)
     commit = raw.get("commit_info", {})
     return {
@@ -67,7 +71,7 @@ def reduced(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """One section per machine: what it is, then a table per op."""
+    """Return the section of one machine: its description, then a table per op."""
     parts = [heading(result)]
     for op, title in TITLES.items():
         rows = [row for row in result["results"] if row["op"] == op]
@@ -91,7 +95,7 @@ def heading(result: dict[str, Any]) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """A line per case, type and number of threads; a column per contestant that any line has."""
+    """Return a line per case, dtype and number of threads, with a column per contestant that any line has."""
     lines = list(_lines(rows))
     columns = [name for name in COMPARED if any(name in line for line in lines)]
     limited = any(line[OURS]["percent_of_limit"] is not None for line in lines)
@@ -109,12 +113,11 @@ def table(rows: list[Row]) -> str:
             cells.append(f"{_megabytes(ours['extra_bytes'])} / {_megabytes(eager)}")
         cells += [_number(line[name]["times_ours"], "{:.2f}") if name in line else "-" for name in columns]
         body.append(cells)
-    rule = ["---"] * 2 + ["---:"] * (len(head) - 2)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *body))
+    return markdown_table([head, *body], left=2)
 
 
 def short(results: Iterable[dict[str, Any]]) -> str:
-    """One table of the cases that matter most, of the first result that has each, and the machines they are of."""
+    """Return one table of the cases of SHORT, of the first result that has each, and the machines they are of."""
     body = []
     machines: dict[str, str] = {}  # and the last date of each
     for title, (op, case) in SHORT.items():
@@ -131,14 +134,13 @@ def short(results: Iterable[dict[str, Any]]) -> str:
                 machines[where] = max(machines.get(where, ""), result["date"])
                 break
     head = ["float32", "threads", "ours, ms", *SHORT_COLUMNS]
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    lines = "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *body))
     where = "; ".join(map(", ".join, machines.items()))
+    lines = markdown_table([head, *body])
     return f"{where}. The other columns say how many times as long as ours each takes.\n\n{lines}"
 
 
 def put_into(text: str, tables: str) -> str:
-    """A page's text with the tables between its markers; ValueError where it has none."""
+    """Return a page's text with the tables between its markers; ValueError where it has none."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -147,16 +149,11 @@ def put_into(text: str, tables: str) -> str:
 
 
 def _lines(rows: Iterable[Row]) -> Iterator[dict[str, Row]]:
-    """By case, type and threads: contestant to its row, for those groups that have ours."""
+    """Yield per case, dtype and threads the rows by contestant, for those groups that have ours."""
     groups: dict[tuple[str, str, int], dict[str, Row]] = {}
     for row in rows:
         groups.setdefault((row["case"], row["dtype"], row["threads"]), {})[row["contestant"]] = row
     return (group for group in groups.values() if OURS in group)
-
-
-def _short(value: float | None) -> float | None:
-    """Four significant digits: more than the machine's noise allows."""
-    return None if value is None else float(f"{value:.4g}")
 
 
 def _number(value: float | None, form: str) -> str:

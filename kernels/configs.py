@@ -1,6 +1,6 @@
 """How large the kernels' tiles are: a small table, looked up by device, kind of arithmetic and size of the problem.
 
-The table is configs.json, which `python bench/tune.py` writes on a GPU. Its kinds are "half" (bfloat16 and float16),
+The table is configs.json, written on a GPU by `python bench/gpu/tune.py`. Its kinds are "half" (bfloat16 and float16),
 "tf32" and "ieee" (float32, multiplied as PyTorch's convolutions are told to). Of a list, the first row is taken whose
 `pixels` the problem reaches. The rows of backward passes are guesses that compile without spills, in no search yet.
 """

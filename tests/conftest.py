@@ -11,11 +11,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads leave the
 import pytest
 import torch
 
-import gpu
 import lwrn_fast
 from lwrn_fast.backends import cuda as _cuda
 from lwrn_fast.backends import native as _native
 from lwrn_fast.backends import triton
+from lwrn_fast.profiling import machine
 from support import choosing, emulated
 
 GPU = torch.cuda.is_available()
@@ -115,7 +115,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(name, value)
     surroundings: AbstractContextManager[None] = nullcontext()
     if request.param.device == "cuda":
-        surroundings = gpu.multiplying("ieee")  # TF32, PyTorch's default, is no measure of float32
+        surroundings = machine.float32_precision("ieee")  # TF32, PyTorch's default, is no measure of float32
     elif request.param.name == "cuda":
         surroundings = emulated.in_place_of_a_gpu(monkeypatch)
     with surroundings, lwrn_fast.use_backend(request.param.name), torch.device(request.param.device):

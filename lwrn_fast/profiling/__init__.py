@@ -1,1 +1,1 @@
-"""What takes the time: networks layer by layer on each backend, and whole beside other engines."""
+"""Timing: models layer by layer on each backend, and models and ops next to other engines."""

@@ -1,6 +1,6 @@
-"""Which layer a network is in, moment by moment, and what each layer is.
+"""Layers of a model: their costs, and the one that is running at each moment.
 
-`watched` tells a listener whenever the network goes from one layer to the next. A moment belongs to one layer alone, so
+`watched` tells a listener whenever the model goes from one layer to the next. A moment belongs to one layer alone, so
 nothing that is nested counts twice: what a block does itself, between its children, is a layer by the block's name.
 """
 
@@ -29,6 +29,7 @@ BETWEEN = "between layers"
 INPUT, LABELS = "normalise", "upsample_argmax"
 Switch = Callable[[str], None]
 Note = Callable[[str, str, Cost], None]
+# Names of PyTorch's operations in the tables.
 NAMES = {
     "avg_pool2d": "average pool",
     "constant_pad_nd": "pad",
@@ -37,41 +38,45 @@ NAMES = {
     "native_batch_norm": "batch norm",
     "upsample_bilinear2d": "upsample",
 }
-UNSEEN = ("empty", "equal")  # allocations, and the check whether folded weights are still right
+# Operations that are not counted: allocations, and the check that folded weights are still right.
+UNSEEN = ("empty", "equal")
 
 
 @dataclass
 class Layer:
-    """One row. group: the stage of the encoder, the level, the classifier or the labels; part: what it is there."""
+    """One row of the tables.
+
+    group: the stage of the encoder, the level, the classifier or the labels; part: its role there, e.g. "crp".
+    shape: of the result.
+    """
 
     name: str
     group: str
     part: str
     what: str = ""
     shape: tuple[int, ...] = ()
-    """Of the result."""
     cost: Cost = Cost()
     operations: list[str] = field(default_factory=list)
 
 
-def run(network: Network, photos: Tensor, switch: Switch = lambda _: None) -> Tensor:
-    """Photographs (N, H, W, 3) uint8 to labels (N, H, W) uint8."""
+def run(model: Network, images: Tensor, switch: Switch = lambda _: None) -> Tensor:
+    """Compute the labels (N, H, W) uint8 of images (N, H, W, 3) uint8."""
     switch(INPUT)
-    image = normalise(photos, dtype=next(network.parameters()).dtype)
+    x = normalise(images, dtype=next(model.parameters()).dtype)
     switch(BETWEEN)
-    logits = network(image)
+    logits = model(x)
     switch(LABELS)
-    labels = upsample_argmax(logits, photos.shape[1:3])
+    labels = upsample_argmax(logits, images.shape[1:3])
     switch(BETWEEN)
     return labels
 
 
 @contextmanager
-def watched(network: Network, switch: Switch, note: Note = lambda *_: None) -> Iterator[None]:
-    """While it is open, `switch` is told the layer that every moment of the network from now on belongs to.
+def watched(model: Network, switch: Switch, note: Note = lambda *_: None) -> Iterator[None]:
+    """Tell `switch`, while this is open, the layer that every moment of the model from now on belongs to.
 
-    note: called with a layer's name and what each fusion and CRP will cost. Hooks on modules do all that, but none
-    inside a CRP or on a convolution of a fusion, which would keep our ops from running.
+    note: called with a layer's name and the cost of each fusion and CRP. Hooks on modules do all that, but none inside
+    a CRP or on a convolution of a fusion, which would keep our ops from running.
     """
     stack: list[Callable[[], str]] = [lambda: BETWEEN]
     level, seen = 0, ""  # the next one, and the part of the encoder that ran last
@@ -108,34 +113,43 @@ def watched(network: Network, switch: Switch, note: Note = lambda *_: None) -> I
     def next_level(inputs: list[Tensor], weights: list[Tensor], biases: list[Tensor], described: Level) -> Tensor:
         nonlocal level
         if weights:
-            note(fused(), "fusion", costs.fusion(inputs, weights, network.activation))
+            note(fused(), "fusion", costs.fusion(inputs, weights, model.activation))
         result = one_level(inputs, weights, biases, described)
         level += 1
         switch(fused())
         return result
 
     def fused() -> str:
-        return f"{_level(network, level)} fusion" if level < len(network.levels) else BETWEEN
+        return f"{_level(model, level)} fusion" if level < len(model.levels) else BETWEEN
 
-    encode, one_level = within(network.features, lambda: f"after {seen}" if seen else BETWEEN), network._level
-    inside = tuple(f"{name}." for name, module in network.named_modules() if isinstance(module, CRP))
-    left = {"", *network.read()}
-    opened = [(n, m) for n, m in network.named_modules() if n not in left and not (inside and n.startswith(inside))]
+    encode, one_level = within(model.features, lambda: f"after {seen}" if seen else BETWEEN), model._level
+    methods = {"features": features, "decode": within(model.decode, fused), "_level": next_level}
+    with _installed(model, methods, before, leave):
+        yield
+
+
+@contextmanager
+def _installed(
+    model: Network, methods: dict[str, Any], before: Callable[..., None], after: Callable[..., None]
+) -> Iterator[None]:
+    """Replace methods of the model, and call `before` with a module's name, and `after`, around each of its modules."""
+    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, CRP))
+    left = {"", *model.read()}
+    opened = [(n, m) for n, m in model.named_modules() if n not in left and not (inside and n.startswith(inside))]
     hooks = [module.register_forward_pre_hook(partial(before, name)) for name, module in opened]
-    hooks += [module.register_forward_hook(leave) for _, module in opened]
-    own = {"features": features, "decode": within(network.decode, fused), "_level": next_level}
-    network.__dict__.update(own)
+    hooks += [module.register_forward_hook(after) for _, module in opened]
+    model.__dict__.update(methods)
     try:
         yield
     finally:
-        for name in own:
-            del network.__dict__[name]
+        for name in methods:
+            del model.__dict__[name]
         for hook in hooks:
             hook.remove()
 
 
 class Stopwatch:
-    """A listener: seconds of each layer; on a GPU, by events in its stream."""
+    """A listener that takes the seconds of each layer; on a GPU, by events in its stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._gpu = device.type == "cuda"
@@ -150,64 +164,63 @@ class Stopwatch:
             self._marks.append((name, time.perf_counter()))
 
     def seconds(self) -> dict[str, float]:
-        """Up to the last switch."""
+        """Return the seconds of each layer up to the last switch."""
         if self._gpu:
             torch.cuda.synchronize()
-        found: dict[str, float] = {}
+        total: dict[str, float] = {}
         for (name, start), (_, end) in zip(self._marks, self._marks[1:], strict=False):
-            took = start.elapsed_time(end) / 1e3 if self._gpu else end - start
-            found[name] = found.get(name, 0.0) + took
-        return found
+            seconds = start.elapsed_time(end) / 1e3 if self._gpu else end - start
+            total[name] = total.get(name, 0.0) + seconds
+        return total
 
 
-def layers(network: Network, photos: Tensor) -> list[Layer]:
-    """What there is to measure, in the order in which it runs, by a run on the reference backend."""
+def layers(model: Network, images: Tensor) -> list[Layer]:
+    """Return the layers in the order in which they run, by a run on the reference backend."""
     with torch.no_grad(), backends.use_backend("reference"):
-        run(network, photos)  # folds weights
-        counter = _Counter(network)
-        with watched(network, counter.switch, counter.note), counter:
-            run(network, photos, counter.switch)
-    size, dtype = tuple(photos.shape[1:3]), next(network.parameters()).dtype
-    found = counter.layers()
-    logits = next(layer.shape for layer in found if layer.part == "classifier")
-    counter.note(INPUT, INPUT, costs.normalise(photos.shape, dtype))
+        run(model, images)  # folds weights
+        counter = _Counter(model)
+        with watched(model, counter.switch, counter.note), counter:
+            run(model, images, counter.switch)
+    size, dtype = tuple(images.shape[1:3]), next(model.parameters()).dtype
+    logits = next(layer.shape for layer in counter.layers() if layer.part == "classifier")
+    counter.note(INPUT, INPUT, costs.normalise(images.shape, dtype))
     counter.note(LABELS, LABELS, costs.upsample_argmax(logits, size, dtype))
     return counter.layers()
 
 
-def place(network: Network, name: str) -> tuple[str, str]:
-    """Group and part of a layer."""
+def group_and_part(model: Network, name: str) -> tuple[str, str]:
+    """Return group and part of a layer."""
     if name in (INPUT, LABELS, BETWEEN):
         group = {INPUT: "input", LABELS: "labels", BETWEEN: BETWEEN}[name]
         return group, group
-    if found := re.fullmatch(r"(level \d+) fusion", name):
-        return found[1], "fusion"
+    if match := re.fullmatch(r"(level \d+) fusion", name):
+        return match[1], "fusion"
     top = name.removeprefix("after ").partition(".")[0]
-    if top == network.head:
+    if top == model.head:
         return "classifier", "classifier"
-    for i, level in enumerate(network.levels):
+    for i, level in enumerate(model.levels):
         parts = {name: "fusion" for chain in level.laterals for name in chain}
         parts |= {level.deeper: "fusion", level.adapt: "fusion", level.crp: "crp", level.refine: "refine"}  # type: ignore[dict-item]
         if top in parts:
-            return _level(network, i), parts[top]
-    # what stands alone at the encoder's beginning is its stem
-    return ("stem" if not list(getattr(network, top).children()) else top), "encoder"
+            return _level(model, i), parts[top]
+    # A module without children at the encoder's beginning is its stem.
+    return ("stem" if not list(getattr(model, top).children()) else top), "encoder"
 
 
 class _Counter(TorchDispatchMode):
-    """A listener that notes what each layer does, in PyTorch's own operations, and what our ops cost."""
+    """A listener that notes PyTorch's operations in each layer, and the costs of our ops."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, model: Network) -> None:
         super().__init__()
-        self.network = network
-        self.found: dict[str, Layer] = {}
+        self.model = model
+        self.by_name: dict[str, Layer] = {}
         self.ours: dict[str, tuple[str, Cost]] = {}
         self.switch(BETWEEN)
 
     def switch(self, name: str) -> None:
-        if name not in self.found:
-            self.found[name] = Layer(name, *place(self.network, name))
-        self.current = self.found[name]
+        if name not in self.by_name:
+            self.by_name[name] = Layer(name, *group_and_part(self.model, name))
+        self.current = self.by_name[name]
 
     def note(self, name: str, what: str, cost: Cost) -> None:
         self.ours[name] = what, cost
@@ -222,15 +235,15 @@ class _Counter(TorchDispatchMode):
         return result
 
     def layers(self) -> list[Layer]:
-        for name, layer in self.found.items():
+        for name, layer in self.by_name.items():
             layer.what = ", ".join(dict.fromkeys(layer.operations))
             layer.what, layer.cost = self.ours.get(name, (layer.what, layer.cost))
-        return [layer for layer in self.found.values() if layer.operations and layer.name != BETWEEN]
+        return [layer for layer in self.by_name.values() if layer.operations and layer.name != BETWEEN]
 
 
-def _level(network: Network, index: int) -> str:
-    """The finest level is level 1."""
-    return f"level {len(network.levels) - index}"
+def _level(model: Network, index: int) -> str:
+    """Return the level's name; the finest is level 1."""
+    return f"level {len(model.levels) - index}"
 
 
 def _convolution(arguments: Any) -> str:

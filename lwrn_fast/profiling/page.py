@@ -1,4 +1,4 @@
-"""A page that shows all figures: one file, with its data in it, that asks nothing of the network."""
+"""Page with all figures: one HTML file with its data in it, which loads nothing from anywhere."""
 
 import html
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def page(data: dict[str, Any]) -> str:
-    """HTML of what `profile` or `bench` found, by its "kind"; the figures are in it as JSON, in the element `data`.
+    """Return the HTML of a result of `profile` or `bench`, by its "kind"; the element `data` holds the figures as JSON.
 
     >>> page({"kind": "bench", "title": "Side by side"})[:15]
     '<!doctype html>'

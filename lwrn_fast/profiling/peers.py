@@ -1,4 +1,4 @@
-"""Who takes part: PyTorch's own ways and other engines, each at the settings that measured best, and why one cannot."""
+"""Contestants: PyTorch's own ways and other engines, at the settings that measured best, and why one cannot run."""
 
 import copy
 import functools
@@ -25,8 +25,10 @@ OPENVINO = "OpenVINO"
 FLOOR = "1x1 convolutions alone"
 
 ALL = (OURS, OURS_NCHW, EAGER_NCHW, EAGER, COMPILE, ONNX_RUNTIME, OPENVINO, FLOOR)
-ENGINES = ALL[:-1]  # the op is not made of 1x1 convolutions
-HALF = (OURS, OURS_NCHW, EAGER, FLOOR)  # float16 is there for completeness: nobody runs it on a CPU by choice
+# Contestants of an op that is not made of 1x1 convolutions.
+ENGINES = ALL[:-1]
+# Contestants in float16, which is there for completeness: nobody runs it on a CPU by choice.
+HALF = (OURS, OURS_NCHW, EAGER, FLOOR)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -36,7 +38,7 @@ _PACKAGES = {ONNX_RUNTIME: ("onnxruntime", "onnx", "onnxscript"), OPENVINO: ("op
 
 @functools.cache
 def why_absent(name: str, dtype: torch.dtype = torch.float32) -> str | None:
-    """Why a contestant cannot run this type here; None where it can."""
+    """Return why a contestant cannot run this dtype here; None where it can."""
     missing = [p for p in _PACKAGES.get(name, ()) if importlib.util.find_spec(p) is None]
     if missing:
         return f"{', '.join(missing)} not installed"
@@ -50,19 +52,19 @@ def why_absent(name: str, dtype: torch.dtype = torch.float32) -> str | None:
 
 
 def taking_part(dtype: torch.dtype, names: Sequence[str]) -> list[str]:
-    """The names, in order, of those that can run this type here."""
+    """Return those of the names, in order, that can run this dtype here."""
     return [n for n in names if (dtype != torch.float16 or n in HALF) and why_absent(n, dtype) is None]
 
 
 def versions() -> dict[str, str]:
-    """Of the packages behind the contestants, "" where there is none."""
-    found = {}
+    """Return the versions of the packages behind the contestants, "" where there is none."""
+    versions = {}
     for package in ("onnxruntime", "openvino"):
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = ""
-    return found
+            versions[package] = ""
+    return versions
 
 
 def field(
@@ -73,7 +75,7 @@ def field(
     floor: Call | None = None,
     plain_channels_last: nn.Module | None = None,
 ) -> dict[str, Callable[[], Call]]:
-    """Those of `names` that can run the type of `inputs`, ready to be prepared.
+    """Return those of `names` that can run the dtype of `inputs`, ready to be prepared.
 
     plain: the op in plain PyTorch, taking the inputs (contiguous NCHW) as arguments; plain_channels_last is the
     same for channels-last inputs, where it must be another module. ours: our function of the same inputs.
@@ -98,13 +100,13 @@ def field(
 
 
 def compiled(module: nn.Module, inputs: Sequence[Tensor]) -> Call:
-    """torch.compile with frozen weights on channels-last inputs, the faster layout on a CPU."""
+    """Return a call of torch.compile with frozen weights on channels-last inputs, the faster layout on a CPU."""
     function = frozen(module)
     return lambda: function(*inputs)
 
 
 def frozen(module: nn.Module) -> Callable[..., Any]:
-    """torch.compile for these weights alone."""
+    """Compile the module for these weights alone."""
     function = torch.compile(module, dynamic=False)
 
     def call(*inputs: Tensor) -> Any:
@@ -114,10 +116,10 @@ def frozen(module: nn.Module) -> Callable[..., Any]:
     return call
 
 
-def onnx_runtime(network: bytes, inputs: Sequence[Tensor], like: Tensor) -> Call:
-    """The CPU provider, inputs and result bound to PyTorch's memory; NCHW, which it blocks by itself.
+def onnx_runtime(model: bytes, inputs: Sequence[Tensor], like: Tensor) -> Call:
+    """Return a call of the CPU provider, inputs and result bound to PyTorch's memory; NCHW, which it blocks by itself.
 
-    network: as `onnx_bytes` gives it. like: a result, for its shape and type.
+    model: as `onnx_bytes` gives it. like: a result, for its shape and dtype.
     """
     import onnxruntime
 
@@ -125,7 +127,7 @@ def onnx_runtime(network: bytes, inputs: Sequence[Tensor], like: Tensor) -> Call
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
     arrays = [x.numpy() for x in inputs]
     for node, array in zip(session.get_inputs(), arrays, strict=True):
@@ -141,14 +143,15 @@ def onnx_runtime(network: bytes, inputs: Sequence[Tensor], like: Tensor) -> Call
     return call
 
 
-def openvino(network: bytes, inputs: Sequence[Tensor], like: Tensor) -> Call:
-    """One stream, latency hint, results written into a tensor of ours; NCHW measured 15 % faster than NHWC tensors.
+def openvino(model: bytes, inputs: Sequence[Tensor], like: Tensor) -> Call:
+    """Return a call with one stream, the latency hint, and results written into a tensor of ours.
 
-    The network is in float32 with the precision of the inputs' type as hint; half types go in and out as such.
+    NCHW measured 15 % faster than NHWC tensors. The model is in float32 with the precision of the inputs' dtype as
+    hint; half types go in and out as such.
     """
     import openvino as ov
 
-    kind = {torch.float32: ov.Type.f32, torch.bfloat16: ov.Type.bf16, torch.float16: ov.Type.f16}
+    types = {torch.float32: ov.Type.f32, torch.bfloat16: ov.Type.bf16, torch.float16: ov.Type.f16}
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
@@ -156,16 +159,16 @@ def openvino(network: bytes, inputs: Sequence[Tensor], like: Tensor) -> Call:
         "INFERENCE_PRECISION_HINT": _precision(inputs[0].dtype),
     }
     core = ov.Core()
-    adapt = ov.preprocess.PrePostProcessor(core.read_model(network))
+    adapt = ov.preprocess.PrePostProcessor(core.read_model(model))
     for i, x in enumerate(inputs):
-        adapt.input(i).tensor().set_element_type(kind[x.dtype])
+        adapt.input(i).tensor().set_element_type(types[x.dtype])
     out = torch.empty(like.shape, dtype=like.dtype)
-    if like.dtype in kind:
-        adapt.output().tensor().set_element_type(kind[like.dtype])
+    if like.dtype in types:
+        adapt.output().tensor().set_element_type(types[like.dtype])
     request = core.compile_model(adapt.build(), "CPU", settings).create_infer_request()
     for i, x in enumerate(inputs):
-        request.set_input_tensor(i, _shared(x, kind))
-    request.set_output_tensor(_shared(out, kind))
+        request.set_input_tensor(i, _shared(x, types))
+    request.set_output_tensor(_shared(out, types))
 
     def call() -> Tensor:
         request.infer()
@@ -174,17 +177,17 @@ def openvino(network: bytes, inputs: Sequence[Tensor], like: Tensor) -> Call:
     return call
 
 
-def _shared(x: Tensor, kind: dict) -> Any:
-    """An OpenVINO tensor on the memory of x; NumPy has no bfloat16, so the half types go through their bits."""
+def _shared(x: Tensor, types: dict) -> Any:
+    """Return an OpenVINO tensor on the memory of x; NumPy has no bfloat16, so the half types go through their bits."""
     import openvino as ov
 
     if x.dtype in (torch.bfloat16, torch.float16):
-        return ov.Tensor(x.view(torch.int16).numpy(), list(x.shape), kind[x.dtype])
+        return ov.Tensor(x.view(torch.int16).numpy(), list(x.shape), types[x.dtype])
     return ov.Tensor(x.numpy(), shared_memory=True)
 
 
 def onnx_bytes(module: nn.Module, inputs: Sequence[Tensor]) -> bytes:
-    """The module in float32 as an ONNX file, for inputs of these shapes."""
+    """Export the module in float32 as an ONNX file, for inputs of these shapes."""
     wide = tuple(x.float() for x in inputs)
     log = logging.getLogger("torch.onnx")
     with warnings.catch_warnings():
@@ -202,7 +205,7 @@ def _precision(dtype: torch.dtype) -> str:
 
 @functools.cache
 def _openvino_can() -> set[str]:
-    """F32, and what this CPU has instructions for."""
+    """Return the precisions that OpenVINO computes in: F32, and those that this CPU has instructions for."""
     import openvino as ov
 
     able = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

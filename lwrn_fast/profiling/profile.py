@@ -1,6 +1,6 @@
-"""One network, layer by layer, on each backend: what `lwrn-fast profile` measures, as one dictionary for JSON.
+"""One model, layer by layer, on each backend: the figures of `lwrn-fast profile`, as one dictionary for JSON.
 
-In each round every backend runs twice as it is and once with hooks, which time the layers; so what hooks cost is known.
+In each round every backend runs twice as it is and once with hooks, which time the layers; so the hooks' cost is known.
 All times are medians of rounds.
 """
 
@@ -25,22 +25,25 @@ from ..inference import segment
 from ..inference.segment import DTYPES
 from ..models.networks import Network
 from . import layers, machine, memory
-from .contests.model import random_network
 from .costs import Cost
 from .layers import Layer
+from .paired import first_line
+from .workloads.model import random_model
 
+# Backends of a device.
 OF_DEVICE = {"cpu": ("reference", "cpu"), "cuda": ("reference", "triton", "cuda")}
 PARTS = ("fusion", "crp", "refine")
-MOST_ROUNDS, LEAST_ROUNDS = 25, 3
+MAX_ROUNDS, MIN_ROUNDS = 25, 3
 Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to profile. network: of `models.NETWORKS`. size, batch: of the photographs, (batch, *size, 3).
+    """A model to profile, and how.
 
-    names: backends, or "all"; none for all of the device. device: "cpu" or "cuda"; none for the one that the backends
-    are for. seconds: time of the measured rounds, per backend.
+    network: of `models.NETWORKS`. size, batch: of the images, (batch, *size, 3). names: backends, or "all"; none for
+    all of the device. device: "cpu" or "cuda"; none for the one that the backends are for. seconds: time of the
+    measured rounds, per backend.
 
     >>> Options("rf_lw_mbv2", batch=2).size
     (512, 512)
@@ -60,42 +63,38 @@ class Options:
 def profile(options: Options, trace: Path | None = None, say: Say = lambda _: None) -> dict[str, Any]:
     """Measure, and return all figures. Raises UserError for what the user can mend.
 
-    trace: where a Chrome trace of one run per backend goes. say: is told, a line each, what happens."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(options.threads or before)
-    try:
-        with torch.no_grad():
-            return _measure(_resolved(options), trace, say)
-    finally:
-        torch.set_num_threads(before)
+    trace: where a Chrome trace of one run per backend goes. say: called with a line for each step.
+    """
+    with machine.use_threads(options.threads or torch.get_num_threads()), torch.no_grad():
+        return _measure(_resolved(options), trace, say)
 
 
 def prepare(options: Options, size: tuple[int, int]) -> tuple[Network, Tensor]:
-    """The network, with random weights where there is no checkpoint, and random photographs for it."""
+    """Return the model, with random weights where there is no checkpoint, and random images for it."""
     if options.checkpoint is None:
         torch.manual_seed(0)
-        network = random_network(options.network)
+        model = random_model(options.network)
     else:
         given = segment.Options(Path(), network=options.network, checkpoint=options.checkpoint)
-        network, _ = segment.build(given)
-    network.to(options.device or "cpu", DTYPES[options.dtype]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network.eval(), photographs(options, size)
+        model, _ = segment.build(given)
+    model.to(options.device or "cpu", DTYPES[options.dtype]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.eval(), random_images(options, size)
 
 
-def photographs(options: Options, size: tuple[int, int]) -> Tensor:
-    """(batch, *size, 3) uint8."""
+def random_images(options: Options, size: tuple[int, int]) -> Tensor:
+    """Return random images (batch, *size, 3), uint8."""
     torch.manual_seed(1)
     return torch.randint(0, 256, (options.batch, *size, 3), dtype=torch.uint8).to(options.device or "cpu")
 
 
 def _resolved(options: Options) -> Options:
-    """With the device and the backends named; UserError where they do not fit each other or this machine."""
+    """Return the options with device and backends named; UserError where they do not fit each other or this machine."""
     names = dict.fromkeys(options.names)
     device = options.device or ("cuda" if {"cuda", "triton"} & set(names) else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         asked = next((name for name in names if name in ("cuda", "triton")), None)
-        what = f"the backend {asked!r}" if asked else "--device cuda"
-        raise UserError(f"{what} cannot run here: {backends.missing(asked or 'cuda') or 'PyTorch finds no GPU'}")
+        named = f"the backend {asked!r}" if asked else "--device cuda"
+        raise UserError(f"{named} cannot run here: {backends.missing(asked or 'cuda') or 'PyTorch finds no GPU'}")
     if not names or "all" in names:
         names = dict.fromkeys(name for name in OF_DEVICE[device] if backends.missing(name) is None)
     for name in names:
@@ -107,30 +106,30 @@ def _resolved(options: Options) -> Options:
 
 def _measure(options: Options, trace: Path | None, say: Say) -> dict[str, Any]:
     device, dtype, threads = torch.device(options.device or "cpu"), DTYPES[options.dtype], torch.get_num_threads()
-    network, photos = prepare(options, options.size)
+    model, images = prepare(options, options.size)
     say("measuring this machine's limits")
     before = machine.rates(dtype, threads, device.type)
     say("counting operations and bytes")
-    found = layers.layers(network, photos)
-    calls, longest, absent = _warmed_up(options, partial(layers.run, network, photos), say)
-    rounds = min(MOST_ROUNDS, max(LEAST_ROUNDS, int(options.seconds / max(longest, 1e-6) / 3)))
+    measured = layers.layers(model, images)
+    calls, longest, absent = _warmed_up(options, partial(layers.run, model, images), say)
+    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(options.seconds / max(longest, 1e-6) / 3)))
     say(f"timing, {rounds} rounds")
-    whole, runs = _times(network, photos, calls, rounds)
+    whole, runs = _times(model, images, calls, rounds)
     say("recording a trace")
-    operations = _operations(network, photos, list(calls), trace)
+    operations = _operations(model, images, list(calls), trace)
     say("measuring peak memory")
     peaks = {name: _peak(name, options, calls[name]) for name in calls}
     say("measuring this machine's limits again")
     gemm, copy = map(max, before, machine.rates(dtype, threads, device.type))  # other work may have held one up
-    known = [layer.name for layer in found]
-    times = {name: {layer: median(run[layer] for run in runs[name]) for layer in known} for name in calls}
+    names = [layer.name for layer in measured]
+    times = {name: {layer: median(run[layer] for run in runs[name]) for layer in names} for name in calls}
     limits = {"gemm": gemm, "copy": copy}
     totals = {
         name: {
             "ms": _ms(median(whole[name])),
             "hooked_ms": _ms(median(sum(run.values()) for run in runs[name])),
             "layers_ms": _ms(sum(times[name].values())),
-            "between_ms": _ms(median(sum(run.values()) - sum(run[layer] for layer in known) for run in runs[name])),
+            "between_ms": _ms(median(sum(run.values()) - sum(run[layer] for layer in names) for run in runs[name])),
             "runs": rounds,
             "peak_bytes": peaks[name],
         }
@@ -153,12 +152,12 @@ def _measure(options: Options, trace: Path | None, say: Say) -> dict[str, Any]:
         "backends": list(calls),
         "absent": absent,
         "totals": totals,
-        "total": _row("total", found, times, limits),
-        "groups": _groups(found, times, limits),
+        "total": _row("total", measured, times, limits),
+        "groups": _groups(measured, times, limits),
         "layers": [
             {"group": layer.group, "part": layer.part, "what": layer.what, "shape": list(layer.shape)}
             | _row(layer.name, [layer], times, limits)
-            for layer in found
+            for layer in measured
         ],
         "ops": operations,
     }
@@ -167,7 +166,7 @@ def _measure(options: Options, trace: Path | None, say: Say) -> dict[str, Any]:
 def _warmed_up(
     options: Options, once: Callable[[], Any], say: Say
 ) -> tuple[dict[str, Callable[[], float]], float, dict[str, str]]:
-    """A run on each backend, the seconds of the slowest one, and why others are absent."""
+    """Return a run on each backend, the seconds of the slowest one, and why others are absent."""
     others = [name for name in backends.BACKENDS if name not in ("auto", *options.names)]
     absent = {name: backends.missing(name) or f"not asked for, or not for {options.device}" for name in others}
     calls: dict[str, Callable[[], float]] = {}
@@ -180,7 +179,7 @@ def _warmed_up(
             longest = max(longest, call())
             calls[name] = call
         except Exception as error:  # one that fails does not lose the rest
-            absent[name] = f"failed: {_first_line(error)}"
+            absent[name] = f"failed: {first_line(error)}"
             say(f"{name} {absent[name]}")
     if not calls:
         raise UserError("; ".join(f"{name}: {absent[name]}" for name in options.names))
@@ -188,7 +187,7 @@ def _warmed_up(
 
 
 def _on(name: str, once: Callable[[], Any]) -> Callable[[], float]:
-    """One run on a backend, in seconds."""
+    """Return a function that runs once on a backend and returns the seconds."""
 
     def call() -> float:
         with backends.use_backend(name):
@@ -201,24 +200,24 @@ def _on(name: str, once: Callable[[], Any]) -> Callable[[], float]:
 
 
 def _times(
-    network: Network, photos: Tensor, calls: dict[str, Callable[[], float]], rounds: int
+    model: Network, images: Tensor, calls: dict[str, Callable[[], float]], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, list[dict[str, float]]]]:
-    """Seconds of each backend round by round: of the whole, and of each layer."""
+    """Return the seconds of each backend round by round: of the whole, and of each layer."""
     whole: dict[str, list[float]] = {name: [] for name in calls}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             call()  # as in a loop of its own: its data are in the caches
             whole[name].append(call())
-            watch = layers.Stopwatch(photos.device)
-            with backends.use_backend(name), layers.watched(network, watch.switch):
-                layers.run(network, photos, watch.switch)
+            watch = layers.Stopwatch(images.device)
+            with backends.use_backend(name), layers.watched(model, watch.switch):
+                layers.run(model, images, watch.switch)
             runs[name].append(watch.seconds())
     return whole, runs
 
 
 class _Ranges:
-    """A listener: each layer is a named range of the trace."""
+    """A listener that makes each layer a named range of the trace."""
 
     def __init__(self) -> None:
         self._open = ExitStack()
@@ -232,24 +231,24 @@ class _Ranges:
 
 
 def _operations(
-    network: Network, photos: Tensor, names: Sequence[str], trace: Path | None
+    model: Network, images: Tensor, names: Sequence[str], trace: Path | None
 ) -> dict[str, list[dict[str, Any]]]:
-    """Milliseconds of each of PyTorch's operations and of ours, itself, the longest first; and the trace."""
-    gpu = photos.is_cuda
+    """Return the milliseconds of each operation itself, PyTorch's and ours, the longest first; write the trace."""
+    gpu = images.is_cuda
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * gpu
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it says on stderr when it begins and ends
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it says on stderr when it begins and ends
     ranges = _Ranges()
     with torch.profiler.profile(activities=activities) as recorded:
         for name in names:
             with torch.profiler.record_function(f"backend {name}"), backends.use_backend(name):
-                with layers.watched(network, ranges.switch):
-                    layers.run(network, photos, ranges.switch)
+                with layers.watched(model, ranges.switch):
+                    layers.run(model, images, ranges.switch)
                 ranges.close()
                 machine.synchronize()
     if trace is not None:
         recorded.export_chrome_trace(str(trace))
     events = list(recorded.events() or [])
-    found: dict[str, list[dict[str, Any]]] = {}
+    operations: dict[str, list[dict[str, Any]]] = {}
     for name in names:
         span = next(e.time_range for e in events if e.name == f"backend {name}")
         sums: dict[str, list[float]] = {}
@@ -258,12 +257,12 @@ def _operations(
                 took = event.self_device_time_total if gpu else event.self_cpu_time_total
                 sums.setdefault(event.name, []).append(took / 1e3)
         longest = sorted(sums.items(), key=lambda item: -sum(item[1]))
-        found[name] = [{"name": op, "ms": round(sum(taken), 4), "calls": len(taken)} for op, taken in longest]
-    return found
+        operations[name] = [{"name": op, "ms": round(sum(taken), 4), "calls": len(taken)} for op, taken in longest]
+    return operations
 
 
 def _peak(name: str, options: Options, call: Callable[[], Any]) -> int | None:
-    """Bytes that a run needs at most beyond weights and photographs, None where they cannot be known."""
+    """Return the peak bytes of a run beyond weights and images, None where they cannot be known."""
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -271,7 +270,7 @@ def _peak(name: str, options: Options, call: Callable[[], Any]) -> int | None:
         return torch.cuda.max_memory_allocated() - before
     given = {key: getattr(options, key) for key in ("network", "checkpoint", "size", "batch", "dtype")}
     try:
-        return memory.of_network(name, options.threads or 1, **given)
+        return memory.of_model(name, options.threads or 1, **given)
     except subprocess.CalledProcessError:
         return None
 
@@ -279,30 +278,30 @@ def _peak(name: str, options: Options, call: Callable[[], Any]) -> int | None:
 def _row(
     name: str, members: Sequence[Layer], times: dict[str, dict[str, float]], limits: dict[str, float]
 ) -> dict[str, Any]:
-    """Costs and times of these layers together; the limit is that of each layer, added up."""
+    """Return costs and times of these layers together; the limit is the sum of the layers' limits."""
     cost = Cost()
     for layer in members:
         cost = cost.plus(layer.cost)
-    least = sum(max(m.cost.operations / limits["gemm"], m.cost.bytes / limits["copy"]) for m in members)
+    limit = sum(max(m.cost.operations / limits["gemm"], m.cost.bytes / limits["copy"]) for m in members)
     seconds = {backend: sum(taken[layer.name] for layer in members) for backend, taken in times.items()}
     return {
         "name": name,
         "flops": cost.flops,
         "others": cost.others,
         "bytes": cost.bytes,
-        "limit_ms": _ms(least),
+        "limit_ms": _ms(limit),
         "ms": {backend: _ms(took) for backend, took in seconds.items()},
-        "percent": {backend: round(100 * least / took, 2) if took else None for backend, took in seconds.items()},
+        "percent": {backend: round(100 * limit / took, 2) if took else None for backend, took in seconds.items()},
     }
 
 
 def _groups(
-    found: Sequence[Layer], times: dict[str, dict[str, float]], limits: dict[str, float]
+    measured: Sequence[Layer], times: dict[str, dict[str, float]], limits: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """A row per stage of the encoder, per level with rows of its parts below it, and what comes after."""
+    """Return a row per stage of the encoder, per level with rows of its parts below it, and per later stage."""
     rows = []
-    for group in dict.fromkeys(layer.group for layer in found):
-        members = [layer for layer in found if layer.group == group]
+    for group in dict.fromkeys(layer.group for layer in measured):
+        members = [layer for layer in measured if layer.group == group]
         parts = list(dict.fromkeys(layer.part for layer in members))
         kind = "level" if group.startswith("level ") else parts[0]
         below = []
@@ -315,7 +314,3 @@ def _groups(
 
 def _ms(seconds: float) -> float:
     return round(1e3 * seconds, 6)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

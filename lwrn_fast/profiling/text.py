@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
+# Rows of the table of layers.
 LONGEST_LAYERS = 12
-CASES_BESIDE = 4
+# Cases in one table, side by side.
+CASES_PER_TABLE = 4
+# Packages whose versions stand in the heading.
 VERSIONS = ("lwrn_fast", "torch", "onnxruntime", "openvino")
 
 
 def of_profile(data: dict[str, Any]) -> str:
-    """The longest layers, the stages, and the whole."""
+    """Return the longest layers, the stages, and the total of a profile as text."""
     names = data["backends"]
     heads = ["", "GFLOP", "MB", *(text for name in names for text in (f"{name} ms", "% limit"))]
     longest = sorted(data["layers"], key=lambda row: -max(row["ms"].values()))[:LONGEST_LAYERS]
@@ -43,16 +46,16 @@ def of_profile(data: dict[str, Any]) -> str:
 
 
 def of_bench(data: dict[str, Any]) -> str:
-    """A table per kind of case: milliseconds of each contestant, and how many times as long as ours it took."""
+    """Return a table per kind of case: milliseconds of each contestant, and how many times as long as ours it took."""
     lines = [_head(data)]
     for kind in dict.fromkeys(case["kind"] for case in data["cases"]):
         cases = [case for case in data["cases"] if case["kind"] == kind]
         lines += ["", f"{kind}, ms (and how many times as long as ours)"]
-        for i in range(0, len(cases), CASES_BESIDE):
-            beside = cases[i : i + CASES_BESIDE]
-            rows = [["", *(case["name"] for case in beside)]]
-            for name in dict.fromkeys(name for case in beside for name in case["ms"]):
-                rows.append([name, *(_against(case, name) for case in beside)])
+        for i in range(0, len(cases), CASES_PER_TABLE):
+            group = cases[i : i + CASES_PER_TABLE]
+            rows = [["", *(case["name"] for case in group)]]
+            for name in dict.fromkeys(name for case in group for name in case["ms"]):
+                rows.append([name, *(_against(case, name) for case in group)])
             lines.append(table(rows))
         for case in cases:
             lines += [f"{case['name']}: {name} failed: {reason}" for name, reason in case["failed"].items()]
@@ -60,7 +63,7 @@ def of_bench(data: dict[str, Any]) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need to be, the first to the left.
+    """Return rows with columns as wide as they need to be, the first one aligned to the left.
 
     >>> print(table([["", "ms"], ["crp", "1.5"]]))
          ms
@@ -72,6 +75,34 @@ def table(rows: Sequence[Sequence[str]]) -> str:
         cells = [first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def left_aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows with columns as wide as they need to be, all aligned to the left.
+
+    >>> print(left_aligned([["op", "arch"], ["fusion", "90"]]))
+    op      arch
+    fusion  90
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def markdown(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Return a table in Markdown, the first row its head. left: the number of columns aligned to the left.
+
+    >>> print(markdown([["", "ms"], ["crp", "1.5"]]))
+    |  | ms |
+    | --- | ---: |
+    | crp | 1.5 |
+    """
+    rule = ["---"] * left + ["---:"] * (len(rows[0]) - left)
+    return "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], rule, *rows[1:]))
+
+
+def significant(value: float) -> float:
+    """Round to four significant digits: more than the noise of a measurement allows."""
+    return float(f"{value:.4g}")
 
 
 def _head(data: dict[str, Any]) -> str:

@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 
-import gpu
 import lwrn_fast
 from lwrn_fast import backends, reference
 from lwrn_fast.backends import cuda as _cuda
 from lwrn_fast.backends import native, selection
 from lwrn_fast.ops.crp import OP as CRP
+from lwrn_fast.profiling import machine
 from support import emulated
 from support.comparing import in_double
 
@@ -141,7 +141,7 @@ def test_float32_is_multiplied_as_pytorch_is_told():
     exact = reference.crp(*in_double([x, weights]))
     errors = {}
     for precision in ("ieee", "tf32", "ieee"):
-        with gpu.multiplying(precision):
+        with machine.float32_precision(precision):
             got = lwrn_fast.crp(x, weights)
             assert torch.equal(compiled(x, weights), got)
         errors[precision] = float((got - exact).abs().max() / exact.abs().max())
@@ -150,7 +150,7 @@ def test_float32_is_multiplied_as_pytorch_is_told():
 
 
 def test_auto_leaves_it_alone_until_it_has_run_on_a_gpu(cuda, monkeypatch):
-    """A test to delete, with `Cuda.unproven`, once bench/gpu_check.sh has passed."""
+    """A test to delete, with `Cuda.unproven`, once bench/gpu/gpu_check.sh has passed."""
     monkeypatch.setitem(selection._ORDER, "cpu", (_cuda.Cuda(),))
     with lwrn_fast.use_backend("auto"):
         assert backends.select(backends.Call(CRP, [X.to(cuda), W.to(cuda)])) is backends.REFERENCE

@@ -1,4 +1,4 @@
-"""What the compiled CUDA kernels take, by bench/cuda_resources.py: the package's against the table, and broken ones."""
+"""Resources of the compiled CUDA kernels, by cuda_resources.py: the package's against the table, and broken ones."""
 
 import json
 import subprocess
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-import cuda_resources
-from cuda_resources import Kernel
-from support import compiling
+from support import bench_tools, compiling
 
 ROOT = Path(__file__).parents[2]
+cuda_resources = bench_tools.load("gpu/cuda_resources")
+Kernel = cuda_resources.Kernel
 BUILT = cuda_resources.default_file()
 NVCC = compiling.missing("nvcc")
 needs_cuobjdump = pytest.mark.skipif(cuda_resources.cuobjdump() is None, reason="not installed: cuobjdump")
@@ -89,7 +89,7 @@ def test_names():
 
 
 def resources(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / "bench" / "cuda_resources.py", *arguments]
+    command = [sys.executable, bench_tools.BENCH / "gpu" / "cuda_resources.py", *arguments]
     return subprocess.run([str(c) for c in command], capture_output=True, text=True)
 
 

@@ -250,7 +250,7 @@ class TestWarmup:
 
 
 def test_auto_leaves_it_alone_until_it_has_run_on_a_gpu(monkeypatch):
-    """A test to delete, with `Triton.unproven`, once bench/gpu_check.sh has passed."""
+    """A test to delete, with `Triton.unproven`, once bench/gpu/gpu_check.sh has passed."""
     x, weight = torch.zeros(1, 4, 3, 3), torch.zeros(4, 4, 1, 1)
     monkeypatch.setitem(selection._ORDER, "cpu", (triton.Triton(),))
     assert backends.select(backends.Call(CRP, [x, weight])) is backends.REFERENCE

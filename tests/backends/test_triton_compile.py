@@ -1,25 +1,24 @@
-"""Ahead-of-time compilation of rows of kernels/configs.json, by bench/aot.py, which says what the kernels take."""
+"""Ahead-of-time compilation of rows of kernels/configs.json, by bench/gpu/aot.py, which says what the kernels take."""
 
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from lwrn_fast.kernels import configs
+from support.bench_tools import BENCH
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-BENCH = Path(__file__).parents[2] / "bench"
 KEYS = ["90", "80", "86", "100"]
 
 
 def aot(folder, *options):
-    """What bench/aot.py does: its exit status, what it prints, and its results."""
+    """What bench/gpu/aot.py does: its exit status, what it prints, and its results."""
     report = folder / "report.json"
-    command = [sys.executable, str(BENCH / "aot.py"), "--json", str(report), *options]
+    command = [sys.executable, str(BENCH / "gpu" / "aot.py"), "--json", str(report), *options]
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run(command, cwd=BENCH.parent / "tests", env=environment, capture_output=True, text=True)
     assert report.exists(), done.stdout[-5000:] + done.stderr[-5000:]
@@ -73,7 +72,7 @@ def test_broken_rules_are_told(tmp_path):
 def test_a_missing_table_is_told(tmp_path):
     table = tmp_path / "table.json"
     table.write_text(json.dumps({"90": {}}))
-    command = [sys.executable, str(BENCH / "aot.py"), "--table", str(table), "--arch", "90", "--op", "fusion"]
+    command = [sys.executable, str(BENCH / "gpu" / "aot.py"), "--table", str(table), "--arch", "90", "--op", "fusion"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "no rows for 90 fusion" in done.stderr

@@ -3,41 +3,35 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-import bench_crp
-import bench_fusion
-import bench_model
-import bench_training
-import bench_upsample_argmax
 import lwrn_fast
-import many_networks
-import memory
-import overhead
-import shapes
-import table
 from lwrn_fast import reference
-from lwrn_fast.profiling import contests, paired, peers
+from lwrn_fast.profiling import memory, paired, peers, shapes, workloads
+from lwrn_fast.profiling.cases import CrpCase, FusionCase, ModelCase, UpsampleArgmaxCase
+from support import bench_tools
 
-BENCH = Path(__file__).parents[2] / "bench"
+table = bench_tools.load("table")
+many_models, overhead = (bench_tools.load(f"targets/{name}") for name in ("many_models", "overhead"))
+NAMES = ("crp", "fusion", "upsample_argmax", "model", "training")
+OPS = {name: bench_tools.load(f"ops/bench_{name}") for name in NAMES}
 TINY = {
-    "crp": (bench_crp, shapes.CrpCase(8, 6, 7)),
-    "fusion": (bench_fusion, shapes.FusionCase(((8, 6, 7), (5, 3, 4)), 8, "relu6")),
-    "upsample_argmax": (bench_upsample_argmax, shapes.UpsampleArgmaxCase(5, 6, 7, (11, 13))),
-    "model": (bench_model, shapes.ModelCase("rf_lw_mbv2", 33, 40)),
-    "model with labels": (bench_model, shapes.ModelCase("rf_lw_mbv2", 33, 40, labels=True)),
-    "training of crp": (bench_training, shapes.CrpCase(8, 6, 7)),
-    "training of fusion": (bench_training, shapes.FusionCase(((8, 6, 7), (5, 3, 4)), 8, "relu6")),
+    "crp": (OPS["crp"], CrpCase(8, 6, 7)),
+    "fusion": (OPS["fusion"], FusionCase(((8, 6, 7), (5, 3, 4)), 8, "relu6")),
+    "upsample_argmax": (OPS["upsample_argmax"], UpsampleArgmaxCase(5, 6, 7, (11, 13))),
+    "model": (OPS["model"], ModelCase("rf_lw_mbv2", 33, 40)),
+    "model with labels": (OPS["model"], ModelCase("rf_lw_mbv2", 33, 40, labels=True)),
+    "training of crp": (OPS["training"], CrpCase(8, 6, 7)),
+    "training of fusion": (OPS["training"], FusionCase(((8, 6, 7), (5, 3, 4)), 8, "relu6")),
 }
 TORCH_ONLY = (peers.OURS, peers.OURS_NCHW, peers.OURS_EAGER, peers.EAGER_NCHW, peers.EAGER, peers.FLOOR)
 
 
 @pytest.fixture(autouse=True)
 def uncompiled(monkeypatch):
-    monkeypatch.setattr(contests.model, "HOW", "eager")  # a network takes a minute to compile
+    monkeypatch.setattr(workloads.model, "HOW", "eager")  # a model takes a minute to compile
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -77,33 +71,32 @@ def test_slow_ones_sit_rounds_out_and_ratios_use_shared_rounds():
 
 
 def test_level_shapes_are_the_encoders():
-    planes = {4: 512, 3: 256, 2: 256, 1: 256}
+    channels = {4: 512, 3: 256, 2: 256, 1: 256}
     sides = {
         (512, 512): [(16, 16), (32, 32), (64, 64), (128, 128)],
         (625, 468): [(20, 15), (40, 30), (79, 59), (157, 117)],
     }
     for image, expected in sides.items():
         for level, (h, w) in zip((4, 3, 2, 1), expected, strict=True):
-            assert shapes.level_shapes("rf_lw50", level, image)[0] == shapes.CrpCase(planes[level], h, w)
-            assert shapes.level_shapes("rf_lw_mbv2", level, image)[0] == shapes.CrpCase(256, h, w)
+            assert shapes.level_shapes("rf_lw50", level, image)[0] == CrpCase(channels[level], h, w)
+            assert shapes.level_shapes("rf_lw_mbv2", level, image)[0] == CrpCase(256, h, w)
 
 
 @pytest.mark.parametrize("network", shapes.LEVELS)
-def test_level_shapes_are_what_the_network_runs(network, monkeypatch):
-
+def test_level_shapes_are_what_the_model_runs(network, monkeypatch):
     seen = []
     crp = reference.crp
 
-    def noting(x, *rest, **more):
+    def note(x, *rest, **more):
         seen.append(tuple(x.shape[1:]))
         return crp(x, *rest, **more)
 
-    monkeypatch.setattr(reference, "crp", noting)
+    monkeypatch.setattr(reference, "crp", note)
     image = (65, 90)
     with lwrn_fast.use_backend("reference"), torch.inference_mode():
         getattr(lwrn_fast.models, network)().eval()(torch.randn(1, 3, *image))
     cases = [shapes.level_shapes(network, level, image)[0] for level in (4, 3, 2, 1)]
-    assert seen == [(c.planes, c.height, c.width) for c in cases]
+    assert seen == [(c.channels, c.height, c.width) for c in cases]
 
 
 def test_targets_are_among_the_cases():
@@ -117,7 +110,7 @@ def test_targets_are_among_the_cases():
 @pytest.mark.slow
 def test_memory_of_eager_is_at_least_one_map():
     map_bytes = 4 * 256 * 32 * 32
-    extra = memory.extra_bytes("crp", "256x32x32", "float32", peers.EAGER, 1)
+    extra = memory.of_case("crp", "256x32x32", "float32", peers.EAGER, 1)
     if extra is None:
         pytest.skip("this system keeps no high-water mark that can be reset")
     assert map_bytes <= extra <= 20 * map_bytes
@@ -189,7 +182,7 @@ def test_table_makes_markdown_and_rewrites_pages(tmp_path):
     for path in (page, readme):
         path.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
     kept.mkdir()
-    command = [sys.executable, str(BENCH / "table.py"), str(raw), "--save", str(kept)]
+    command = [sys.executable, str(bench_tools.BENCH / "table.py"), str(raw), "--save", str(kept)]
     subprocess.run([*command, "--page", str(page), "--readme", str(readme)], check=True)
     assert page.read_text() == f"before\n{table.BEGIN}\n{EXPECTED}{table.END}\nafter\n"
     assert readme.read_text() == f"before\n{table.BEGIN}\n{EXPECTED_SHORT}{table.END}\nafter\n"
@@ -202,29 +195,29 @@ def test_table_says_what_is_missing(tmp_path):
     raw, readme = tmp_path / "run.json", tmp_path / "README.md"
     raw.write_text(json.dumps(RECORDED))
     readme.write_text("no markers\n")
-    command = [sys.executable, str(BENCH / "table.py"), str(raw), "--readme", str(readme)]
+    command = [sys.executable, str(bench_tools.BENCH / "table.py"), str(raw), "--readme", str(readme)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert table.BEGIN in done.stderr
     assert readme.read_text() == "no markers\n"
 
 
-class TestManyNetworks:
-    """The stress of many networks, without compiling, which takes minutes."""
+class TestManyModels:
+    """The stress test of many models, without compiling, which takes minutes."""
 
     @pytest.fixture(autouse=True)
     def quick(self, monkeypatch):
-        monkeypatch.setattr(many_networks, "WAYS", ("optimize eager", "Segmenter"))
+        monkeypatch.setattr(many_models, "WAYS", ("optimize eager", "Segmenter"))
 
     @pytest.mark.slow
     def test_right_ones(self):
-        found = many_networks.try_all(calls=60, networks=4, threads=2, replaced=2, seed=0, cpp=False)
-        assert (found["calls"], found["wrong"], found["messages"]) == (60, 0, [])
-        assert sum(found["calls by way"].values()) == 60
+        figures = many_models.try_all(calls=60, models_in_use=4, threads=2, replaced=2, seed=0, cpp=False)
+        assert (figures["calls"], figures["wrong"], figures["messages"]) == (60, 0, [])
+        assert sum(figures["calls by way"].values()) == 60
 
     def test_wrong_ones_are_counted(self, monkeypatch, capsys):
-        """A network that answers with another's weights, and one that raises."""
-        made = many_networks.make
+        """A model that answers with another's weights, and one that raises."""
+        made = many_models.make
 
         def confused(number, seed, cpp):
             tried = made(number, seed, cpp)
@@ -235,9 +228,9 @@ class TestManyNetworks:
                 tried.run = lambda _: 1 / 0
             return tried
 
-        monkeypatch.setattr(many_networks, "make", confused)
-        monkeypatch.setattr("sys.argv", ["many_networks.py", "--calls", "30", "--networks", "2", "--replaced", "0"])
-        assert many_networks.main() == 1
+        monkeypatch.setattr(many_models, "make", confused)
+        monkeypatch.setattr("sys.argv", ["many_models.py", "--calls", "30", "--models", "2", "--replaced", "0"])
+        assert many_models.main() == 1
         said = capsys.readouterr().out.splitlines()
         assert said[-1] == "30 calls, 30 wrong"
         assert any("ZeroDivisionError" in line for line in said)
@@ -245,7 +238,7 @@ class TestManyNetworks:
 
 def test_overhead_of_one_crp():
     with torch.no_grad():
-        found = overhead.race(overhead.of_crp(), rounds=8, seconds=0)
-    assert found["plain"]["ratio"] == 1
-    assert {"plain", "accelerate", "lwrn_fast.CRP", "lwrn_fast.crp"} <= set(found)
-    assert all(0 < row["least ms"] <= row["ms"] for row in found.values())
+        figures = overhead.race(overhead.crp_calls(), rounds=8, seconds=0)
+    assert figures["plain"]["ratio"] == 1
+    assert {"plain", "accelerate", "lwrn_fast.CRP", "lwrn_fast.crp"} <= set(figures)
+    assert all(0 < row["least ms"] <= row["ms"] for row in figures.values())

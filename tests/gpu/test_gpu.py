@@ -11,26 +11,26 @@ import pytest
 import torch
 from torch import Tensor
 
-import gpu
 import lwrn_fast
-import shapes
 import support.crp
 import support.fusion
 import support.networks
 import support.segmenting
 import support.upsample_argmax
 from lwrn_fast import reference
-from lwrn_fast.profiling import cases
-from shapes import CrpCase, FusionCase, UpsampleArgmaxCase
+from lwrn_fast.profiling import cases, machine, shapes
+from lwrn_fast.profiling.cases import CrpCase, FusionCase, UpsampleArgmaxCase
+from support import bench_tools
 from support.comparing import LAYOUTS, in_double
 
+gpu = bench_tools.load("gpu/gpu")
 REASONS = {backend: gpu.why_not(backend) for backend in gpu.BACKENDS}
 BACKENDS = [
     pytest.param(backend, marks=pytest.mark.skipif(reason is not None, reason=f"{backend}: {reason}"))
     for backend, reason in REASONS.items()
 ]
 
-# of arithmetic, to dtype and how float32 is multiplied
+# Kinds of arithmetic, to dtype and float32 precision.
 KINDS = {
     "bfloat16": (torch.bfloat16, "ieee"),
     "float16": (torch.float16, "ieee"),
@@ -58,14 +58,14 @@ Function = Callable[..., Tensor]
 @pytest.fixture(autouse=True, params=BACKENDS)
 def by(request) -> Iterator[str]:
     """Every test runs once with each backend."""
-    with lwrn_fast.use_backend(request.param), torch.device("cuda"), gpu.multiplying("ieee"):
+    with lwrn_fast.use_backend(request.param), torch.device("cuda"), machine.float32_precision("ieee"):
         yield request.param
         torch.cuda.synchronize()  # a test's errors are its own
 
 
 @pytest.fixture(params=KINDS)
 def kind(request) -> Iterator[str]:
-    with gpu.multiplying(KINDS[request.param][1]):
+    with machine.float32_precision(KINDS[request.param][1]):
         yield request.param
 
 
@@ -76,19 +76,19 @@ def assert_right_in_tf32(got: Tensor, exact: Tensor) -> None:
     assert wrong.abs().max() <= 5e-3 * exact.abs().max()
 
 
-def problem(op: str, dtype: torch.dtype = torch.bfloat16, planes: int = 96, size=(61, 67), batch: int = 2):
+def problem(op: str, dtype: torch.dtype = torch.bfloat16, channels: int = 96, size=(61, 67), batch: int = 2):
     """A function of the inputs, and a function that makes inputs."""
     low = (size[0] // 2 + 1, size[1] // 2 + 1)
 
     def maps(*size: int) -> Tensor:
-        return LAYOUTS["channels_last"](torch.randn(batch, planes, *size).to(dtype))
+        return LAYOUTS["channels_last"](torch.randn(batch, channels, *size).to(dtype))
 
     if op.startswith("crp"):
-        groups = planes if op == "crp_depthwise" else 1
-        weights, biases = support.crp.parameters(planes, 4, dtype, groups, bias=True)
+        groups = channels if op == "crp_depthwise" else 1
+        weights, biases = support.crp.parameters(channels, 4, dtype, groups, bias=True)
         return lambda x: lwrn_fast.crp(x, weights, biases, groups), lambda: [maps(*size)]
     if op == "fusion":
-        weights, biases = support.fusion.parameters([planes, planes], planes, dtype, bias=True)
+        weights, biases = support.fusion.parameters([channels, channels], channels, dtype, bias=True)
         return lambda *xs: lwrn_fast.fusion(xs, weights, biases), lambda: [maps(*size), maps(*low)]
     return lambda x: lwrn_fast.upsample_argmax(x, (3 * size[0], 3 * size[1])), lambda: [maps(*size)]
 
@@ -115,8 +115,8 @@ class TestSizes:
     def test_crp(self, case, kind):
         dtype = KINDS[kind][0]
         for batch, layout in BATCHES:
-            x = LAYOUTS[layout](torch.randn(batch, case.planes, case.height, case.width).to(dtype))
-            weights, _ = support.crp.parameters(case.planes, cases.STAGES, dtype)
+            x = LAYOUTS[layout](torch.randn(batch, case.channels, case.height, case.width).to(dtype))
+            weights, _ = support.crp.parameters(case.channels, cases.STAGES, dtype)
             if kind == "tf32":
                 assert_right_in_tf32(lwrn_fast.crp(x, weights), reference.crp(x.double(), in_double(weights)))
             else:
@@ -124,8 +124,9 @@ class TestSizes:
 
     @pytest.mark.parametrize("case", CRP[:2], ids=str)
     def test_crp_depthwise(self, case, kind):
-        x = torch.randn(2, case.planes, case.height, case.width).to(KINDS[kind][0])
-        support.crp.check(x, *support.crp.parameters(case.planes, 4, x.dtype, case.planes, bias=True), case.planes)
+        x = torch.randn(2, case.channels, case.height, case.width).to(KINDS[kind][0])
+        parameters = support.crp.parameters(case.channels, 4, x.dtype, case.channels, bias=True)
+        support.crp.check(x, *parameters, case.channels)
 
     @pytest.mark.parametrize("case", FUSION, ids=str)
     def test_fusion(self, case, kind):
@@ -133,7 +134,7 @@ class TestSizes:
         channels = [c for c, _, _ in case.inputs]
         for batch, layout in BATCHES:
             inputs = [LAYOUTS[layout](torch.randn(batch, *shape).to(dtype)) for shape in case.inputs]
-            weights, _ = support.fusion.parameters(channels, case.planes, dtype)
+            weights, _ = support.fusion.parameters(channels, case.out_channels, dtype)
             for align_corners in (True, False):
                 arguments = [inputs, weights, None, case.activation, align_corners]
                 if kind == "tf32":
@@ -165,8 +166,8 @@ class TestEachCudaKernel:
     @pytest.mark.parametrize("kernel", gpu.CUDA_KERNELS["crp"])
     def test_crp(self, by, kernel, kind):
         def check(case: CrpCase) -> bool:
-            x = LAYOUTS["channels_last"](torch.randn(2, case.planes, case.height, case.width).to(KINDS[kind][0]))
-            weights, biases = support.crp.parameters(case.planes, 4, x.dtype, bias=True)
+            x = LAYOUTS["channels_last"](torch.randn(2, case.channels, case.height, case.width).to(KINDS[kind][0]))
+            weights, biases = support.crp.parameters(case.channels, 4, x.dtype, bias=True)
             if kind == "tf32":
                 exact = reference.crp(*in_double([x, weights, biases]))
                 assert_right_in_tf32(lwrn_fast.crp(x, weights, biases), exact)
@@ -181,7 +182,7 @@ class TestEachCudaKernel:
         def check(case: FusionCase) -> bool:
             inputs = [torch.randn(2, *shape).to(KINDS[kind][0]) for shape in case.inputs]
             channels = [c for c, _, _ in case.inputs]
-            weights, biases = support.fusion.parameters(channels, case.planes, inputs[0].dtype, True)
+            weights, biases = support.fusion.parameters(channels, case.out_channels, inputs[0].dtype, True)
             arguments = [inputs, weights, biases, case.activation, True]
             if kind == "tf32":
                 assert_right_in_tf32(lwrn_fast.fusion(*arguments), reference.fusion(*in_double(arguments)))
@@ -222,10 +223,10 @@ class TestGraphs:
         function, inputs_of = problem(op)
         inputs = [inputs_of() for _ in range(5)]
         expected = [function(*given) for given in inputs]
-        place = inputs_of()
-        graph, result = captured(function, place)
+        static = inputs_of()
+        graph, result = captured(function, static)
         for i in range(1000):
-            torch._foreach_copy_(place, inputs[i % 5])
+            torch._foreach_copy_(static, inputs[i % 5])
             graph.replay()
             assert torch.equal(result, expected[i % 5]), f"replay {i}"
 
@@ -375,9 +376,9 @@ class TestGradients:
 
 
 class TestMoreThanTwoBillionElements:
-    """What lies beyond 2**31 elements is compared, and what lies before."""
+    """Elements beyond index 2**31 are compared, and elements before."""
 
-    HEIGHT, WIDTH = 3000, 2900  # with 256 planes, 2.2e9 values
+    HEIGHT, WIDTH = 3000, 2900  # with 256 channels, 2.2e9 values
 
     @pytest.fixture(autouse=True)
     def _room(self):
@@ -387,8 +388,8 @@ class TestMoreThanTwoBillionElements:
         yield
         torch.cuda.empty_cache()
 
-    def large(self, planes: int) -> Tensor:
-        return torch.randn(1, self.HEIGHT, self.WIDTH, planes, dtype=torch.bfloat16).permute(0, 3, 1, 2)
+    def large(self, channels: int) -> Tensor:
+        return torch.randn(1, self.HEIGHT, self.WIDTH, channels, dtype=torch.bfloat16).permute(0, 3, 1, 2)
 
     def test_crp(self):
         x = self.large(256)
@@ -434,8 +435,8 @@ def assert_right_in_bfloat16(got: Tensor, exact: Tensor) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_the_time_python_takes_for_a_call(op, by, record_property, capsys):
-    """Reported, for it depends on the machine; see bench/gpu_bench.py."""
-    function, inputs_of = problem(op, planes=32, size=(8, 8), batch=1)
+    """Reported, for it depends on the machine; see bench/gpu/gpu_bench.py."""
+    function, inputs_of = problem(op, channels=32, size=(8, 8), batch=1)
     inputs = inputs_of()
     microseconds = 1e6 * gpu.host_seconds(lambda: function(*inputs))
     record_property("python_us_per_call", microseconds)

@@ -14,17 +14,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import candidates
-import gpu
-import gpu_bench
-import gpu_small
 import lwrn_fast
-import tune
 from lwrn_fast.backends import triton
 from lwrn_fast.kernels import configs
-from shapes import CrpCase
+from lwrn_fast.profiling import machine
+from lwrn_fast.profiling.cases import CrpCase
+from support import bench_tools
 
-BENCH = Path(__file__).parents[2] / "bench"
+TOOLS = bench_tools.BENCH / "gpu"
+NAMES = ("candidates", "gpu", "gpu_bench", "gpu_small", "problems", "tune")
+candidates, gpu, gpu_bench, gpu_small, problems, tune = (bench_tools.load(f"gpu/{name}") for name in NAMES)
 COMMANDS = ["gpu_bench.py", "gpu_small.py", "tune.py"]
 H200 = candidates.Gpu(multiprocessors=132, shared_memory=232448)
 LEVELS = [(op, kind) for op in ("crp", "fusion") for kind in ("half", "tf32", "ieee")]
@@ -33,14 +32,14 @@ without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a G
 
 
 def run(*command: object, **environment: str) -> subprocess.CompletedProcess:
-    place = str(Path(lwrn_fast.__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": place, **environment}
+    package = str(Path(lwrn_fast.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": package, **environment}
     return subprocess.run([str(c) for c in command], env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(command):
-    done = run(sys.executable, BENCH / command, "--help")
+    done = run(sys.executable, TOOLS / command, "--help")
     assert done.returncode == 0, done.stderr
     assert "usage: " in done.stdout
 
@@ -48,25 +47,25 @@ def test_help(command):
 @without_gpu
 @pytest.mark.parametrize("command", COMMANDS)
 def test_without_a_gpu(command):
-    done = run(sys.executable, BENCH / command)
+    done = run(sys.executable, TOOLS / command)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"{command}: needs a GPU: PyTorch finds no GPU\n"
 
 
 class TestCheck:
     def test_syntax(self):
-        done = run("bash", "-n", BENCH / "gpu_check.sh")
+        done = run("bash", "-n", TOOLS / "gpu_check.sh")
         assert (done.returncode, done.stderr) == (0, "")
 
     def test_wrong_arguments(self, tmp_path):
         for arguments in ([], [tmp_path, "everything"]):
-            done = run("bash", BENCH / "gpu_check.sh", *arguments)
+            done = run("bash", TOOLS / "gpu_check.sh", *arguments)
             assert done.returncode == 2
             assert "gpu_check.sh OUTDIR [correctness|benchmarks|all]" in done.stderr
 
     @without_gpu
     def test_without_a_gpu(self, tmp_path):
-        done = run("bash", BENCH / "gpu_check.sh", tmp_path / "out", PYTHON=sys.executable)
+        done = run("bash", TOOLS / "gpu_check.sh", tmp_path / "out", PYTHON=sys.executable)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("gpu_check.sh: needs a GPU")
         assert not (tmp_path / "out").exists()
@@ -83,16 +82,16 @@ class TestCheck:
         [
             ({}, "nothing", EVERYTHING),
             ({"LWRN_FAST_CUDA": "0"}, "nothing", [step for step in EVERYTHING if "cuda" not in step]),
-            ({}, "_cuda.missing", [step for step in EVERYTHING if ", cuda" not in step]),
+            ({}, "cuda.missing", [step for step in EVERYTHING if ", cuda" not in step]),
         ],
         ids=["everything", "without_cuda", "cuda_missing"],
     )
     def test_steps(self, tmp_path, environment, fails, left):
         """With programs that do nothing, and one of which fails."""
-        (tmp_path / "bench").mkdir()
+        (tmp_path / "bench" / "gpu").mkdir(parents=True)
         (tmp_path / "tests").mkdir()
-        script = tmp_path / "bench" / "gpu_check.sh"
-        script.write_text((BENCH / "gpu_check.sh").read_text())
+        script = tmp_path / "bench" / "gpu" / "gpu_check.sh"
+        script.write_text((TOOLS / "gpu_check.sh").read_text())
         for program in ("python", "compute-sanitizer"):
             (tmp_path / program).write_text(f'#!/bin/sh\ncase "$*" in *{fails}*) exit 1;; esac\n')
             (tmp_path / program).chmod(0o755)
@@ -102,27 +101,27 @@ class TestCheck:
         steps = {step["step"]: step["status"] for step in summary["steps"]}
         assert list(steps) == list(left)
         failed = {step for step, status in steps.items() if status.startswith("failed")}
-        assert failed == ({"cuda kernels"} if "_cuda" in fails else set()), done.stdout
+        assert failed == ({"cuda kernels"} if "missing" in fails else set()), done.stdout
         assert done.returncode == (1 if failed else 0)
 
 
 class TestCandidates:
     @pytest.mark.parametrize(("op", "kind"), LEVELS)
     def test_are_few_but_some_for_every_level(self, op, kind):
-        for case in gpu.CASES[op]:
-            found = candidates.grid(op, kind, [case], H200)
-            assert 5 <= len(set(found)) <= 250
-            assert len(set(found)) == len(found)
-            assert all(candidates.fits(config, kind, case, H200) for config in found)
+        for case in problems.CASES[op]:
+            grid = candidates.grid(op, kind, [case], H200)
+            assert 5 <= len(set(grid)) <= 250
+            assert len(set(grid)) == len(grid)
+            assert all(candidates.fits(config, kind, case, H200) for config in grid)
 
-    @pytest.mark.parametrize("op", gpu.CASES)
+    @pytest.mark.parametrize("op", problems.CASES)
     def test_have_items_for_the_multiprocessors(self, op):
-        large = gpu.TARGETS[op]
+        large = problems.TARGETS[op]
         assert all(candidates.items(c, large) >= 132 / 4 for c in candidates.grid(op, "half", [large], H200))
         assert candidates.grid(op, "half", [large], candidates.Gpu(10**6, 232448)), "too large a GPU leaves some"
 
     def test_respect_shared_memory(self):
-        case = gpu.TARGETS["crp"]
+        case = problems.TARGETS["crp"]
         small = candidates.grid("crp", "half", [case], candidates.Gpu(132, 50_000))
         assert 0 < len(small) < len(candidates.grid("crp", "half", [case], H200))
         for c in small:
@@ -134,14 +133,14 @@ class TestCandidates:
 
     @pytest.mark.parametrize(("op", "kind"), LEVELS)
     def test_neighbours_differ_in_one_field(self, op, kind):
-        cases = [gpu.TARGETS[op]]
+        cases = [problems.TARGETS[op]]
         config = candidates.grid(op, kind, cases, H200)[0]
-        found = candidates.neighbours(config, op, kind, cases, H200)
-        assert found
+        neighbours = candidates.neighbours(config, op, kind, cases, H200)
+        assert neighbours
         fields = [field.name for field in dataclasses.fields(config)]
-        assert {sum(getattr(c, f) != getattr(config, f) for f in fields) for c in found} == {1}
+        assert {sum(getattr(c, f) != getattr(config, f) for f in fields) for c in neighbours} == {1}
 
-    @pytest.mark.parametrize("op", gpu.CASES)
+    @pytest.mark.parametrize("op", problems.CASES)
     def test_know_every_field(self, op):
         names = {field.name for field in dataclasses.fields(configs.KINDS[op])}
         assert set(candidates.CHOICES[op]) | {"pixels"} == names
@@ -175,47 +174,47 @@ class TestTable:
     def test_is_written_as_it_was(self, tmp_path):
         path = tmp_path / "configs.json"
         before = json.loads(tune.TABLE.read_text())
-        tune.write(path, before)
+        tune.save(path, before)
         assert json.loads(path.read_text()) == before
         assert [file.name for file in tmp_path.iterdir()] == ["configs.json"]
 
     def test_cases_by_row(self):
         rows = [configs.UpsampleArgmax(**row(270_000, 4)), configs.UpsampleArgmax(**row(0, 4))]
-        found = tune.cases_by_row(rows, gpu.CASES["upsample_argmax"])
-        assert {r.pixels: [str(case) for case in cases] for r, cases in found.items()} == {
+        selected = tune.cases_by_row(rows, problems.CASES["upsample_argmax"])
+        assert {r.pixels: [str(case) for case in cases] for r, cases in selected.items()} == {
             0: ["21x128x128-512x512"],
             270_000: ["21x157x117-625x468"],
         }
 
     def test_the_tables_row_stays_where_it_is_about_as_fast(self):
         current, other = (configs.UpsampleArgmax(**row(0, warps)) for warps in (4, 8))
-        found = tune.Search("upsample_argmax", "half", [gpu.TARGETS["upsample_argmax"]])
-        assert tune.chosen(found, current) is None
-        found.seconds = {current: [1.01e-5], other: [1.0e-5]}
-        assert tune.chosen(found, current) == current
-        found.seconds[current] = [1.1e-5]
-        assert tune.chosen(found, current) == other
+        search = tune.Search("upsample_argmax", "half", [problems.TARGETS["upsample_argmax"]])
+        assert tune.chosen(search, current) is None
+        search.seconds = {current: [1.01e-5], other: [1.0e-5]}
+        assert tune.chosen(search, current) == current
+        search.seconds[current] = [1.1e-5]
+        assert tune.chosen(search, current) == other
 
 
 COMPILE = """
 import dataclasses, sys
 sys.path.insert(0, sys.argv[1])
-import gpu, gpu_small
+import gpu, gpu_small, problems
 from lwrn_fast.kernels import configs
 from triton.backends.compiler import GPUTarget
 
-gpu.stand_in(GPUTarget("cuda", 90, 32), 132, 232448)
-for op in gpu.CASES:
+gpu.compile_for(GPUTarget("cuda", 90, 32), 132, 232448)
+for op in problems.CASES:
     config = configs.rows(configs.KINDS[op], op, "90", "half")[-1]
     print(gpu.why_not_compiled(gpu.Job(op, "half", gpu_small.SMALL[op][0], config)))
 deep = dataclasses.replace(configs.rows(configs.Crp, "crp", "90", "half")[0], pipeline=20)
-print(gpu.why_not_compiled(gpu.Job("crp", "half", gpu.TARGETS["crp"], deep)))
+print(gpu.why_not_compiled(gpu.Job("crp", "half", problems.TARGETS["crp"], deep)))
 """
 
 
 @pytest.mark.skipif(triton.missing() == "Triton is not installed", reason="Triton is not installed")
 def test_kernels_are_compiled_for_a_gpu_that_is_not_used(tmp_path):
-    done = run(sys.executable, "-c", COMPILE, BENCH, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+    done = run(sys.executable, "-c", COMPILE, TOOLS, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["None"] * 3 + ["more shared memory than there is"]
 
@@ -224,16 +223,16 @@ class TestBench:
     @torch.no_grad()
     def test_everybody_computes_the_same(self):
         for op, case in {"crp": CrpCase(8, 6, 7), "fusion": gpu_bench.SMALLEST["fusion"]}.items():
-            inputs, weights = gpu.random(case, torch.float32, "cpu")
-            what = gpu_bench.problem(case, weights)
-            for function in (what.plain, what.ours):
-                assert what.error(function(*inputs), inputs) < 1e-5, op
-            assert len(what.floor(*inputs)) == len(weights)
+            inputs, weights = problems.random(case, torch.float32, "cpu")
+            problem = problems.problem(case, weights)
+            for function in (problem.plain, problem.ours):
+                assert problem.error(function(*inputs), inputs) < 1e-5, op
+            assert len(problem.floor(*inputs)) == len(weights)
 
     def test_rows_of_a_map_share_its_memory(self):
-        (x,), _ = gpu.random(CrpCase(8, 6, 7), torch.bfloat16, "cpu")
-        assert gpu_bench.rows(x).data_ptr() == x.data_ptr()
-        assert torch.equal(gpu_bench.rows(x)[9], x[0, :, 1, 2])
+        (x,), _ = problems.random(CrpCase(8, 6, 7), torch.bfloat16, "cpu")
+        assert problems.rows(x).data_ptr() == x.data_ptr()
+        assert torch.equal(problems.rows(x)[9], x[0, :, 1, 2])
 
     def test_measure(self, monkeypatch):
         """On the CPU, where one of the kernels cannot run and another is wrong."""
@@ -255,7 +254,7 @@ class TestBench:
             run()
             return time.perf_counter() - start
 
-        monkeypatch.setattr(gpu, "random", functools.partial(gpu.random, device="cpu"))
+        monkeypatch.setattr(problems, "random", functools.partial(problems.random, device="cpu"))
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(L2_cache_size=10_000))
         for name in ("synchronize", "reset_peak_memory_stats"):
             monkeypatch.setattr(torch.cuda, name, lambda: None)
@@ -303,7 +302,7 @@ class TestBench:
 
 def test_names_and_words_of_the_cuda_kernels():
     for op, names in gpu.CUDA_KERNELS.items():
-        sources = "".join(path.read_text() for path in (BENCH.parent / "csrc" / "cuda").glob(f"{op}*.cu*"))
+        sources = "".join(path.read_text() for path in (bench_tools.BENCH.parent / "csrc" / "cuda").glob(f"{op}*.cu*"))
         assert set(re.findall(r'kName = "(\w+)"', sources)) - {"depthwise"} == set(names), op
         assert not names or sum(f'"{reason}"' in sources for reason in gpu.CANNOT) == 1, op
 
@@ -315,17 +314,19 @@ def test_small_problems_of_the_cuda_kernels():
     for call in calls:
         if call.kind != "ieee" or call.kernel:
             continue
-        inputs, weights = gpu_small.given(call)
-        got = gpu_small.called(call, inputs, weights)
-        assert gpu_small.wrong_by(got, call, inputs, weights) < gpu_small.TOLERANCE["ieee"], call
+        inputs, weights = gpu_small.random_tensors(call)
+        problem = problems.problem(call.case, weights, call.depthwise)
+        got = problem.ours(*inputs)
+        assert problem.error(got, inputs) < gpu_small.TOLERANCE["ieee"], call
         got[0, ..., -1, -1] = 0 if got.is_floating_point() else 1 - got[0, -1, -1].clamp(max=1)
-        assert gpu_small.wrong_by(got, call, inputs, weights) > gpu_small.TOLERANCE["ieee"], call
+        assert problem.error(got, inputs) > gpu_small.TOLERANCE["ieee"], call
 
-    def test_float32_is_multiplied_as_told(self):
-        conv = torch.backends.cudnn.conv
-        for kind in ("tf32", "ieee", "half"):
-            with gpu.multiplying(kind):
-                assert conv.fp32_precision == ("tf32" if kind == "tf32" else "ieee")
-        assert conv.fp32_precision == "tf32", "as PyTorch has it"
-        assert torch.backends.cudnn.allow_tf32  # which refuses to answer where old and new settings differ
-        assert not torch.backends.cuda.matmul.allow_tf32
+
+def test_float32_is_multiplied_as_told():
+    conv = torch.backends.cudnn.conv
+    for kind in ("tf32", "ieee", "half"):
+        with machine.float32_precision(kind):
+            assert conv.fp32_precision == ("tf32" if kind == "tf32" else "ieee")
+    assert conv.fp32_precision == "tf32", "as PyTorch has it"
+    assert torch.backends.cudnn.allow_tf32  # raises where old and new settings differ
+    assert not torch.backends.cuda.matmul.allow_tf32

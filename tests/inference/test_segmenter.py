@@ -157,7 +157,7 @@ def test_from_several_threads(segmenter):
 
 
 def test_nothing_is_kept(segmenter):
-    """Tensors that outlive their call would add up; `bench/soak.py` looks at the whole process for longer."""
+    """Tensors that outlive their call would add up; `bench/targets/soak.py` looks at the whole process for longer."""
 
     def alive() -> int:
         gc.collect()

@@ -12,11 +12,22 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import shapes
 from lwrn_fast import backends, cli, normalise
 from lwrn_fast.backends import native as _native
-from lwrn_fast.profiling import bench, cases, contests, layers, machine, memory, page, paired, peers, profile
-from lwrn_fast.profiling.contests.model import random_network
+from lwrn_fast.profiling import (
+    bench,
+    cases,
+    layers,
+    machine,
+    memory,
+    page,
+    paired,
+    peers,
+    profile,
+    shapes,
+    workloads,
+)
+from lwrn_fast.profiling.workloads.model import random_model
 
 MARK = "lwrn-fast: error: "
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -24,8 +35,8 @@ COSTS = ("flops", "others", "bytes")
 SMALL = ("--seconds", "0", "--threads", "1")
 
 
-class Found:
-    """What one run of the command left and said."""
+class Output:
+    """Files and output of one run of the command."""
 
     def __init__(self, folder: Path, kind: str, said: str = "") -> None:
         self.data = json.loads((folder / f"{kind}.json").read_text())
@@ -39,7 +50,7 @@ def profiled(tmp_path_factory):
     done = subprocess.run([*command, "--size", "64", "64"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    return Found(folder, "profile", done.stdout)
+    return Output(folder, "profile", done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -47,21 +58,21 @@ def benched(tmp_path_factory):
     """Small, without the minute that compiling takes, and with a contestant that fails."""
     folder = tmp_path_factory.mktemp("bench") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contests.model, "HOW", "eager")
+        patch.setattr(workloads.model, "HOW", "eager")
         patch.setattr(peers, "compiled", failing)
         patch.setattr(peers, "frozen", lambda _: failing)
         arguments = ["--size", "32", "48", "--peers", "nchw", "eager", "compile", "--out", str(folder), *SMALL]
         assert cli.main(["bench", *arguments]) == (0 if _native.missing() is None else 2)
     if _native.missing() is not None:
         pytest.skip(_native.missing())
-    return Found(folder, "bench")
+    return Output(folder, "bench")
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Limits and memory are of no interest here, and take seconds."""
     monkeypatch.setattr(machine, "rates", lambda *_: (1e11, 1e10))
-    monkeypatch.setattr(memory, "of_network", lambda *_, **__: None)
+    monkeypatch.setattr(memory, "of_model", lambda *_, **__: None)
 
 
 def failing(*_):
@@ -72,9 +83,9 @@ def here() -> list[str]:
     return [name for name in ("reference", "cpu") if backends.missing(name) is None]
 
 
-def network_and_photos(name, batch=1):
+def model_and_images(name, batch=1):
     torch.manual_seed(0)
-    return random_network(name), torch.randint(0, 256, (batch, 33, 40, 3), dtype=torch.uint8)
+    return random_model(name), torch.randint(0, 256, (batch, 33, 40, 3), dtype=torch.uint8)
 
 
 class TestFigures:
@@ -112,10 +123,10 @@ class TestFigures:
         limits = profiled.data["limits"]
         for row in profiled.data["layers"]:
             operations, moved = row["flops"] + row["others"], row["bytes"]
-            least = 1e3 * max(operations / limits["operations_per_s"], moved / limits["bytes_per_s"])
-            assert row["limit_ms"] == pytest.approx(least, abs=1e-6)
+            limit = 1e3 * max(operations / limits["operations_per_s"], moved / limits["bytes_per_s"])
+            assert row["limit_ms"] == pytest.approx(limit, abs=1e-6)
             for name, took in row["ms"].items():
-                assert row["percent"][name] == pytest.approx(100 * least / took, rel=0.01, abs=0.02)
+                assert row["percent"][name] == pytest.approx(100 * limit / took, rel=0.01, abs=0.02)
 
     def test_hooks_leave_our_ops_running(self, profiled):
         calls = {name: {op["name"]: op["calls"] for op in ops} for name, ops in profiled.data["ops"].items()}
@@ -149,60 +160,60 @@ class TestFigures:
     @pytest.mark.parametrize("name", ["rf_lw_mbv2", "rf_lw50", "rf_lw_nasnet_mobile", "rf50"])
     def test_flops_are_torchs(self, name):
         batch = 1 if name == "rf50" else 2
-        network, photos = network_and_photos(name, batch)
-        found = layers.layers(network, photos)
+        model, images = model_and_images(name, batch)
+        measured = layers.layers(model, images)
         with torch.no_grad(), backends.use_backend("reference"), FlopCounterMode(display=False) as counter:
-            network(normalise(photos))
-        assert sum(layer.cost.flops for layer in found) == counter.get_total_flops()
-        levels = {layer.group for layer in found if layer.part in ("fusion", "crp")}
+            model(normalise(images))
+        assert sum(layer.cost.flops for layer in measured) == counter.get_total_flops()
+        levels = {layer.group for layer in measured if layer.part in ("fusion", "crp")}
         assert levels == {f"level {number}" for number in (1, 2, 3, 4)}
         if name != "rf50":  # whose pools have 3x3 convolutions
-            for layer in found:
+            for layer in measured:
                 if layer.part == "crp":
                     case = cases.CrpCase(*layer.shape[1:])
                     assert layer.cost.flops == 2 * case.operations
-                    assert layer.cost.bytes == 2 * case.bytes(4) - 4 * cases.STAGES * case.planes**2
+                    assert layer.cost.bytes == 2 * case.bytes(torch.float32) - 4 * cases.STAGES * case.channels**2
 
     @pytest.mark.parametrize("name", shapes.LEVELS)
     def test_ops_of_a_network(self, name):
-        found = bench.op_cases(name, (65, 90))
+        op_cases = bench.op_cases(name, (65, 90))
         levels = [case for level in (4, 3, 2, 1) for case in shapes.level_shapes(name, level, (65, 90))[::-1]]
-        assert list(found) == [*levels, cases.UpsampleArgmaxCase(21, 17, 23, (65, 90))]
+        assert list(op_cases) == [*levels, cases.UpsampleArgmaxCase(21, 17, 23, (65, 90))]
 
 
 class TestWatching:
     @pytest.mark.parametrize("name", ["rf_lw50", "rf_lw_mbv2"])
     def test_every_moment_belongs_to_one_layer(self, name, monkeypatch):
-        network, photos = network_and_photos(name)
+        model, images = model_and_images(name)
         clock = iter(range(10**6))
         monkeypatch.setattr(layers.time, "perf_counter", lambda: next(clock))
-        watch = layers.Stopwatch(photos.device)
-        with torch.no_grad(), backends.use_backend("reference"), layers.watched(network, watch.switch):
-            layers.run(network, photos, watch.switch)
+        watch = layers.Stopwatch(images.device)
+        with torch.no_grad(), backends.use_backend("reference"), layers.watched(model, watch.switch):
+            layers.run(model, images, watch.switch)
         seconds = watch.seconds()
         assert sum(seconds.values()) == next(clock) - 1
-        assert seconds[network.head] == seconds[f"{network.levels[-1].crp}.0"] == 1  # never divided
-        assert {layer.name for layer in layers.layers(network, photos)} <= set(seconds)
+        assert seconds[model.head] == seconds[f"{model.levels[-1].crp}.0"] == 1  # never divided
+        assert {layer.name for layer in layers.layers(model, images)} <= set(seconds)
 
     def test_nothing_is_left_behind(self):
-        network, photos = network_and_photos("rf_lw_mbv2")
-        before = dict(network.__dict__)
+        model, images = model_and_images("rf_lw_mbv2")
+        before = dict(model.__dict__)
         with torch.no_grad():
-            expected = layers.run(network, photos)
-            with pytest.raises(RuntimeError, match="not today"), layers.watched(network, failing):
-                network(normalise(photos))
-            with layers.watched(network, lambda _: None):
-                assert torch.equal(layers.run(network, photos), expected)
-        assert network.__dict__.keys() == before.keys()
-        assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+            expected = layers.run(model, images)
+            with pytest.raises(RuntimeError, match="not today"), layers.watched(model, failing):
+                model(normalise(images))
+            with layers.watched(model, lambda _: None):
+                assert torch.equal(layers.run(model, images), expected)
+        assert model.__dict__.keys() == before.keys()
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 class TestErrors:
     def test_one_that_fails_does_not_lose_the_rest(self, quick, monkeypatch, native):
         monkeypatch.setattr(torch.ops.lwrn_fast, "crp", failing)
-        found = profile.profile(profile.Options("rf_lw_mbv2", size=(32, 32), seconds=0.0))
-        assert found["backends"] == ["reference"]
-        assert found["absent"]["cpu"] == "failed: not today"
+        data = profile.profile(profile.Options("rf_lw_mbv2", size=(32, 32), seconds=0.0))
+        assert data["backends"] == ["reference"]
+        assert data["absent"]["cpu"] == "failed: not today"
 
     def test_all_fail(self, quick, monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(profile, "_on", lambda name, once: failing)
@@ -276,7 +287,7 @@ class Elements(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.found: list[tuple[str, dict, str, bool]] = []
+        self.tags: list[tuple[str, dict, str, bool]] = []
         self.table, self.body, self.text, self.data = "", False, "", ""
         self.feed(text)
 
@@ -286,19 +297,19 @@ class Elements(HTMLParser):
             self.table, self.body = attributes["id"], False
         self.body |= tag == "tbody"
         self.text = attributes.get("id", "") if tag == "script" else ""
-        self.found.append((tag, attributes, self.table, self.body))
+        self.tags.append((tag, attributes, self.table, self.body))
 
     def handle_data(self, data):
         if self.text == "data":
             self.data += data
 
     def named(self, kind, **wanted):
-        return [a for tag, a, _, _ in self.found if tag == kind and wanted.items() <= a.items()]
+        return [a for tag, a, _, _ in self.tags if tag == kind and wanted.items() <= a.items()]
 
     def rows(self, table):
         """The values of each row."""
         rows = []
-        for tag, attributes, inside, body in self.found:
+        for tag, attributes, inside, body in self.tags:
             if body and inside == table and tag == "tr":
                 rows.append([])
             elif body and inside == table and tag == "td":
@@ -308,9 +319,9 @@ class Elements(HTMLParser):
 
 class TestPage:
     def test_asks_nothing_of_the_network(self, profiled, benched):
-        for found in (profiled, benched):
-            text = found.page.read_text()
-            assert json.loads(Elements(text).data) == found.data
+        for output in (profiled, benched):
+            text = output.page.read_text()
+            assert json.loads(Elements(text).data) == output.data
             for forbidden in ("src=", "@import", "url(", "https:", "fetch(", "XMLHttpRequest"):
                 assert forbidden not in text
             assert text.replace("http://www.w3.org/2000/svg", "").count("http:") == 0

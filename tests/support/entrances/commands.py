@@ -353,11 +353,11 @@ class Measurement(Subject):
         def run(size: tuple[int, int]) -> Any:
             out = new_path(folder, "")
             with pytest.MonkeyPatch.context() as patch:
-                from lwrn_fast.profiling import contests, machine, memory, paired
+                from lwrn_fast.profiling import machine, memory, paired, workloads
 
-                patch.setattr(contests.model, "HOW", "eager")  # compiling takes a minute
+                patch.setattr(workloads.model, "HOW", "eager")  # compiling takes a minute
                 patch.setattr(machine, "rates", lambda *_: (1e11, 1e10))
-                patch.setattr(memory, "of_network", lambda *_, **__: None)
+                patch.setattr(memory, "of_model", lambda *_, **__: None)
                 patch.setattr(paired, "SETTLE", 0)
                 command(*self.arguments, "--size", *size, "--seconds", 0, "--out", out)
             return json.loads((out / f"{self.arguments[0]}.json").read_text())
