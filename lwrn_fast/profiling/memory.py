@@ -33,7 +33,7 @@ def growth(call: Callable[[], Any]) -> tuple[int, Any]:
 def of_model(backend: str, threads: int, **options: Any) -> int | None:
     """Return the peak bytes of one run of a model, images to labels, beyond these and its weights.
 
-    options: network, checkpoint, size, batch and dtype, as `profile.Options` has them. None where the system keeps no
+    options: network, checkpoint, size, batch and dtype, as `subject.Options` has them. None where the system keeps no
     such record.
     """
     return _in_new_process(threads, "model", options | {"backend": backend})
@@ -68,13 +68,13 @@ def _model_growth(backend: str, size: Sequence[int], **options: Any) -> int:
     import torch
 
     from .. import backends
-    from . import layers, profile
+    from . import layers, subject
 
-    given = profile.Options(size=(size[0], size[1]), **options)
+    given = subject.Options(size=(size[0], size[1]), **options)
     with torch.no_grad(), backends.use_backend(backend):
-        model, small = profile.prepare(given, (64, 64))
+        model, small = subject.prepare(given, (64, 64))
         layers.run(model, small)
-        images = profile.random_images(given, given.size)
+        images = subject.random_images(given, given.size)
         return growth(lambda: layers.run(model, images))[0]
 
 

@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -28,36 +28,13 @@ from . import layers, machine, memory
 from .costs import Cost
 from .layers import Layer
 from .paired import first_line
-from .workloads.model import random_model
+from .subject import Options, prepare
 
 # Backends of a device.
 OF_DEVICE = {"cpu": ("reference", "cpu"), "cuda": ("reference", "triton", "cuda")}
 PARTS = ("fusion", "crp", "refine")
 MAX_ROUNDS, MIN_ROUNDS = 25, 3
 Say = Callable[[str], object]
-
-
-@dataclass(frozen=True)
-class Options:
-    """A model to profile, and how.
-
-    network: of `models.NETWORKS`. size, batch: of the images, (batch, *size, 3). names: backends, or "all"; none for
-    all of the device. device: "cpu" or "cuda"; none for the one that the backends are for. seconds: time of the
-    measured rounds, per backend.
-
-    >>> Options("rf_lw_mbv2", batch=2).size
-    (512, 512)
-    """
-
-    network: str
-    checkpoint: str | None = None
-    size: tuple[int, int] = (512, 512)
-    batch: int = 1
-    dtype: str = "f32"
-    threads: int | None = None
-    names: tuple[str, ...] = ()
-    device: str | None = None
-    seconds: float = 2.0
 
 
 def profile(options: Options, trace: Path | None = None, say: Say = lambda _: None) -> dict[str, Any]:
@@ -67,24 +44,6 @@ def profile(options: Options, trace: Path | None = None, say: Say = lambda _: No
     """
     with machine.use_threads(options.threads or torch.get_num_threads()), torch.no_grad():
         return _measure(_resolved(options), trace, say)
-
-
-def prepare(options: Options, size: tuple[int, int]) -> tuple[Network, Tensor]:
-    """Return the model, with random weights where there is no checkpoint, and random images for it."""
-    if options.checkpoint is None:
-        torch.manual_seed(0)
-        model = random_model(options.network)
-    else:
-        given = segment.Options(Path(), network=options.network, checkpoint=options.checkpoint)
-        model, _ = segment.build(given)
-    model.to(options.device or "cpu", DTYPES[options.dtype]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.eval(), random_images(options, size)
-
-
-def random_images(options: Options, size: tuple[int, int]) -> Tensor:
-    """Return random images (batch, *size, 3), uint8."""
-    torch.manual_seed(1)
-    return torch.randint(0, 256, (options.batch, *size, 3), dtype=torch.uint8).to(options.device or "cpu")
 
 
 def _resolved(options: Options) -> Options:
