@@ -28,9 +28,8 @@ BACKENDS = ("auto", *(backend.name for backend in ALL))
 VARIABLE = "LWRN_FAST_BACKEND"
 ENVIRONMENT = os.environ.get(VARIABLE) or "auto"
 _BY_NAME = {backend.name: backend for backend in (*ALL, PLAIN)}
-# By type of device, what "auto" tries, the fastest first.
-_ORDER = {"cpu": (_BY_NAME["cpu"],)}
-_ORDER_ON_GPUS = (_BY_NAME["cuda"], _BY_NAME["triton"])
+# What "auto" tries, the fastest first.
+_ORDER = {"cpu": (_BY_NAME["cpu"],), "gpu": (_BY_NAME["cuda"], _BY_NAME["triton"])}
 
 
 class _ThreadChoice(threading.local):
@@ -121,7 +120,7 @@ def select(call: Call) -> Backend:
     if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
         return REFERENCE
     reasons = []
-    for backend in _ORDER.get(call.tensors[0].device.type, _ORDER_ON_GPUS):
+    for backend in _ORDER["cpu" if call.tensors[0].device.type == "cpu" else "gpu"]:
         reason = backend.why_not(call) or backend.unproven
         if reason is None:
             return backend
