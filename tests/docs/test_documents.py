@@ -240,8 +240,8 @@ def test_pictures_can_be_read():
 
 
 def test_drawings_are_as_the_script_draws_them(tmp_path):
-    subprocess.run([sys.executable, ROOT / "docs" / "pictures" / "draw.py", tmp_path], check=True)
+    subprocess.run([sys.executable, ROOT / "docs" / "images" / "draw.py", tmp_path], check=True)
     drawn = sorted(path.name for path in tmp_path.iterdir())
-    assert drawn == sorted(path.name for path in (ROOT / "docs" / "pictures").glob("*.svg"))
+    assert drawn == sorted(path.name for path in (ROOT / "docs" / "images").glob("*.svg"))
     for name in drawn:
-        assert (tmp_path / name).read_text() == (ROOT / "docs" / "pictures" / name).read_text(), f"{name}: run draw.py"
+        assert (tmp_path / name).read_text() == (ROOT / "docs" / "images" / name).read_text(), f"{name}: run draw.py"

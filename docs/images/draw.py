@@ -1,4 +1,4 @@
-"""Draws the SVG files of this folder: `python docs/pictures/draw.py [FOLDER]`.
+"""Draws the SVG files of this folder: `python docs/images/draw.py [FOLDER]`.
 
 Each has a ground of its own, light or dark as its reader's screen is, so that it can be read on any page.
 """
