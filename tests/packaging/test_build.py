@@ -155,9 +155,9 @@ def source_files(*folders):
 def test_sdist_has_every_source(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    top = {"LICENSE", "MANIFEST.in", "Makefile", "CITATION.cff", "pyproject.toml", "setup.py", ".ci/run", ".clang-format"}
+    top = {"LICENSE", "MANIFEST.in", "Makefile", "CITATION.cff", "pyproject.toml", "setup.py", ".clang-format"}
     pages = {f"{page}.md" for page in ("README", "ARCHITECTURE", "CHANGELOG", "CONTRIBUTING", "SECURITY")}
-    hidden = {".pre-commit-config.yaml", ".github/ISSUE_TEMPLATE/bug_report.yml"}
+    hidden = {".ci/run", ".pre-commit-config.yaml", ".github/ISSUE_TEMPLATE/bug_report.yml"}
     assert {*source_files(*FOLDERS), *top, *pages, *hidden} <= names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
