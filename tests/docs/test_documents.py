@@ -95,7 +95,7 @@ SETUPS = {
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """Return variables with a home, a screen, and `python`, `lwrn-fast` and `torchrun` of this installation first in PATH."""
+    """Return variables with a home, a screen, and this installation's `python`, `lwrn-fast` and `torchrun` in PATH."""
     home = tmp_path_factory.mktemp("home")
     commands = {"python": "", "lwrn-fast": " -m lwrn_fast", "torchrun": " -m torch.distributed.run"}
     for name, module in commands.items():
@@ -143,7 +143,7 @@ def test_page_runs_as_written(page, environment, as_before, tmp_path, monkeypatc
 
 
 def run(block: Block, names: dict[str, object], environment: dict[str, str]) -> str:
-    """Return the output of a block. Python raises its own errors, a command that fails RuntimeError with its last line."""
+    """Return the output of a block. Raise the errors of its Python, RuntimeError with the last line of a command."""
     if block.language == "python":
         # with empty lines before it, so that a traceback names the line of the page
         with redirect_stdout(StringIO()) as out:
