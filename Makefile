@@ -56,10 +56,11 @@ bench: $(VENV)/bench.stamp
 	cd bench && ../$(BIN)/python -m pytest . --benchmark-json ../build/bench.json $(ARGS)
 	cd bench && ../$(BIN)/python table.py ../build/bench.json
 
+# All tools run, whichever of them fails.
 lint: $(VENV)/lint.stamp
-	$(BIN)/ruff check .
-	$(BIN)/clang-format --dry-run -Werror $(CPP)
-	$(BIN)/mypy
+	@status=0; for tool in "ruff check ." "clang-format --dry-run -Werror $(CPP)" mypy "lint-imports --no-logo"; do \
+	  $(BIN)/$$tool || { echo "make lint: $${tool%% *} fails" >&2; status=1; }; \
+	done; exit $$status
 
 format: $(VENV)/lint.stamp
 	$(BIN)/ruff check --fix .
@@ -67,6 +68,11 @@ format: $(VENV)/lint.stamp
 
 clean:
 	rm -rf build dist $(VENV) *.egg-info
+
+# The tools alone, beside torch, whose types mypy reads: they need the sources, not the package.
+$(VENV)/lint.stamp: $(VENV)/torch.stamp pyproject.toml build_tools/extras.py
+	$(BIN)/python build_tools/extras.py lint | xargs -d '\n' $(PIP)
+	@touch $@
 
 # The package is installed with the extra that the stamp is named after.
 $(VENV)/%.stamp: $(VENV)/torch.stamp $(PACKAGE)

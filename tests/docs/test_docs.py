@@ -8,17 +8,17 @@ import pytest
 
 import lwrn_fast
 
-# compiled, or a program that runs
+# Compiled modules, and one that runs the command.
 NOT_READ = ("lwrn_fast._C", "lwrn_fast._ops", "lwrn_fast._ops_cuda", "lwrn_fast.__main__")
 MODULES = ["lwrn_fast"] + [
-    found.name for found in pkgutil.walk_packages(lwrn_fast.__path__, "lwrn_fast.") if found.name not in NOT_READ
+    module.name for module in pkgutil.walk_packages(lwrn_fast.__path__, "lwrn_fast.") if module.name not in NOT_READ
 ]
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name):
     module = importlib.import_module(name)
-    # lwrn_fast.crp and its like are functions too: what is imported by name is the module
+    # lwrn_fast.crp and its like are functions too, but the import by name gives the module
     assert module.__name__ == name
     failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     assert failed == 0

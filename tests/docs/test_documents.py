@@ -1,13 +1,13 @@
 """README.md and docs/ run as they are written: the ```python and ```sh blocks of a page, in order, in a folder of their
 own, as a reader with that page alone would run them.
 
-What a block needs stands before it in a comment that the page does not show:
+A comment that the page does not show stands before a block and tells what it needs:
 <!-- test: setup photos -->         makes something that readers have: photos, a checkpoint, data (see SETUPS)
 <!-- test: needs g++ onnx -->       the block is skipped where a command or a package is absent
 <!-- test: refused without GPU -->  where there is none, the block runs and must fail with one line that says so
 <!-- test: long -->                 skipped on a GPU, where it takes longer than a test may
 <!-- test: installs -->             runs in a copy of the sources and an environment of its own, by tests/packaging
-<!-- test: output -->               before a ```text block: what the block before it prints
+<!-- test: output -->               before a ```text block: the output of the block before it
 """
 
 import os
@@ -32,7 +32,8 @@ from support.compiling import missing
 from support.fake_devices import camera, screen
 from support.pages import BLOCKS, PAGES, ROOT, RUN, SHOWN, Block, blocks
 
-LONGEST = 300.0
+# Seconds that the commands of one block may take.
+MAX_SECONDS = 300.0
 
 
 def make_photos(folder: Path) -> None:
@@ -43,7 +44,7 @@ def make_photos(folder: Path) -> None:
 
 
 def make_checkpoint(folder: Path) -> None:
-    """In the form in which the authors published theirs."""
+    """Write a checkpoint in the form of the published ones."""
     torch.manual_seed(0)
     state = models.rf_lw_mbv2(num_classes=21).state_dict()
     torch.save({"segmenter": state}, folder / "rf_lw_mbv2_voc.pth.tar")
@@ -54,30 +55,30 @@ def make_data(folder: Path) -> None:
 
 
 def make_image(folder: Path) -> None:
-    """A network's input as a program without Python reads it."""
+    """Write a model's input as a program without Python reads it."""
     torch.randn(1, 3, 512, 512).numpy().tofile(folder / "image.f32")
 
 
 def make_sources(folder: Path) -> None:
-    """What commands that are run from the source tree name."""
+    """Link the folders that commands of the source tree name."""
     for name in ("bench", "csrc", "docs"):
         (folder / name).symlink_to(ROOT / name)
 
 
 def make_clip(folder: Path) -> None:
-    """A second of drawn shapes."""
+    """Write a second of drawn shapes."""
     av = pytest.importorskip("av")
     with av.open(str(folder / "in.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=12)
         stream.height, stream.width, stream.pix_fmt = 96, 128, "yuv420p"
         for i in range(12):
-            picture = generate.picture(0, "test", i // 6, (96, 128))[0]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(picture, i, 1))))
+            frame = generate.picture(0, "test", i // 6, (96, 128))[0]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(frame, i, 1))))
         container.mux(stream.encode(None))
 
 
 def make_camera(folder: Path) -> dict[str, str]:
-    """One that is unplugged after some time."""
+    """Start a camera that is unplugged after some time."""
     return camera(folder, 12)
 
 
@@ -94,7 +95,7 @@ SETUPS = {
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """A home and a screen, and `python`, `lwrn-fast` and `torchrun` of this installation, whatever else PATH has."""
+    """Return variables with a home, a screen, and this installation's `python`, `lwrn-fast` and `torchrun` in PATH."""
     home = tmp_path_factory.mktemp("home")
     commands = {"python": "", "lwrn-fast": " -m lwrn_fast", "torchrun": " -m torch.distributed.run"}
     for name, module in commands.items():
@@ -108,7 +109,7 @@ def environment(tmp_path_factory):
 
 @pytest.fixture
 def as_before():
-    """Pages choose backends and compile; the next test shall not see it."""
+    """Undo a page's choice of backend and threads, and drop the code that it compiled."""
     threads = torch.get_num_threads()
     with lwrn_fast.use_backend("auto"):
         yield
@@ -143,7 +144,7 @@ def test_page_runs_as_written(page, environment, as_before, tmp_path, monkeypatc
 
 
 def run(block: Block, names: dict[str, object], environment: dict[str, str]) -> str:
-    """What it prints. Raises what its Python raises, and RuntimeError, from the last line on, where a command fails."""
+    """Return the output of a block. Raise the errors of its Python, RuntimeError with the last line of a command."""
     if block.language == "python":
         # with empty lines before it, so that a traceback names the line of the page
         with redirect_stdout(StringIO()) as out:
@@ -151,7 +152,7 @@ def run(block: Block, names: dict[str, object], environment: dict[str, str]) -> 
         return out.getvalue()
     command = ["bash", "-eu", "-o", "pipefail", "-c", block.text]
     done = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LONGEST
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=MAX_SECONDS
     )
     if done.returncode:
         last = (done.stderr.splitlines() or ["it says nothing"])[-1]
@@ -180,14 +181,17 @@ def test_blocks_have_a_language_and_known_marks(page):
 
 
 def anchors(page: Path) -> set[str]:
-    """What headings are called in links, as GitHub does it."""
+    """Return the names of headings in links, as GitHub makes them."""
     lines = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL).splitlines()
     titles = [line.lstrip("# ") for line in lines if re.match(r"#{1,6} ", line)]
     return {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
-def test_links_and_pictures_are_there(page):
+FOR_DEVELOPERS = [ROOT / f"{name}.md" for name in ("ARCHITECTURE", "CHANGELOG", "CONTRIBUTING", "SECURITY")]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *FOR_DEVELOPERS], ids=lambda page: page.name)
+def test_links_and_images_are_there(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
     for target in targets:
@@ -203,19 +207,19 @@ def test_links_and_pictures_are_there(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_named_in_the_text_are_there(page):
-    """In `...`, what looks like a path of the source tree."""
+    """Each path of the source tree in `...` exists."""
     for path in re.findall(r"`(?:python )?((?:bench|csrc|docs|kernels|lwrn_fast|tests)/[\w./*-]+)", page.read_text()):
         assert list(ROOT.glob(path.rstrip("/"))), f"{page.name}: {path}"
 
 
 def commands(page: Path) -> list[str]:
-    """Commands of ours that nothing here runs: in the text, and in blocks that are skipped."""
+    """Return the lwrn-fast commands that no test runs: in the text, and in blocks that are skipped."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    found = re.findall(r"`lwrn-fast ([^`]+)`", text)
+    named = re.findall(r"`lwrn-fast ([^`]+)`", text)
     for block in blocks(page):
         if block.language == "sh" and block.why_skipped() is not None:
-            found += re.findall(r"(?:lwrn-fast|-m lwrn_fast) ([^#\n]+)", block.text)
-    return found
+            named += re.findall(r"(?:lwrn-fast|-m lwrn_fast) ([^#\n]+)", block.text)
+    return named
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -234,15 +238,15 @@ def test_every_page_is_linked_from_the_readme():
     assert [page.name for page in PAGES[1:] if f"](docs/{page.name})" not in text] == []
 
 
-def test_pictures_can_be_read():
+def test_images_can_be_read():
     for path in [*(ROOT / "docs").rglob("*.png"), *(ROOT / "docs").rglob("*.jpg")]:
-        with Image.open(path) as picture:
-            assert np.asarray(picture.convert("RGB")).std() > 5, path
+        with Image.open(path) as image:
+            assert np.asarray(image.convert("RGB")).std() > 5, path
 
 
 def test_drawings_are_as_the_script_draws_them(tmp_path):
-    subprocess.run([sys.executable, ROOT / "docs" / "pictures" / "draw.py", tmp_path], check=True)
+    subprocess.run([sys.executable, ROOT / "docs" / "images" / "draw.py", tmp_path], check=True)
     drawn = sorted(path.name for path in tmp_path.iterdir())
-    assert drawn == sorted(path.name for path in (ROOT / "docs" / "pictures").glob("*.svg"))
+    assert drawn == sorted(path.name for path in (ROOT / "docs" / "images").glob("*.svg"))
     for name in drawn:
-        assert (tmp_path / name).read_text() == (ROOT / "docs" / "pictures" / name).read_text(), f"{name}: run draw.py"
+        assert (tmp_path / name).read_text() == (ROOT / "docs" / "images" / name).read_text(), f"{name}: run draw.py"

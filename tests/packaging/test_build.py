@@ -106,7 +106,7 @@ def sdist(tmp_path_factory):
     for entry in ROOT.iterdir():
         if entry.is_file():
             shutil.copy2(entry, copy)
-        elif entry.name in (*FOLDERS, ".ci"):
+        elif entry.name in (*FOLDERS, ".ci", ".github"):
             shutil.copytree(entry, copy / entry.name, ignore=NOT_SOURCES)
     run(sys.executable, "-c", "from build_tools import backend; backend.build_sdist('dist')", cwd=copy)
     (archive,) = (copy / "dist").iterdir()
@@ -155,9 +155,35 @@ def source_files(*folders):
 def test_sdist_has_every_source(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    top = {"LICENSE", "MANIFEST.in", "Makefile", "README.md", "pyproject.toml", "setup.py", ".ci/run", ".clang-format"}
-    assert {*source_files(*FOLDERS), *top} <= names
+    top = {"LICENSE", "MANIFEST.in", "Makefile", "CITATION.cff", "pyproject.toml", "setup.py", ".clang-format"}
+    pages = {f"{page}.md" for page in ("README", "ARCHITECTURE", "CHANGELOG", "CONTRIBUTING", "SECURITY")}
+    hidden = {".ci/run", ".pre-commit-config.yaml", ".github/ISSUE_TEMPLATE/bug_report.yml"}
+    assert {*source_files(*FOLDERS), *top, *pages, *hidden} <= names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+def test_pre_commit_runs_the_linters_of_the_lint_extra():
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    pinned = dict(re.findall(r"/(?:mirrors-)?(ruff|clang-format)(?:-pre-commit)?\n +rev: v(\S+)", hooks))
+    tools = dict(re.findall(r'"([\w-]+)==([\d.]+)"', (ROOT / "pyproject.toml").read_text()))
+    assert pinned == {name: tools[name] for name in ("ruff", "clang-format")}
+    lint = re.search(r"^lint: .*?\n\n", (ROOT / "Makefile").read_text(), re.MULTILINE | re.DOTALL)
+    assert lint is not None
+    for tool in tools:
+        command = "lint-imports" if tool == "import-linter" else tool
+        assert command in hooks, tool
+        assert command in lint[0], tool
+
+
+def test_citation_has_the_version():
+    assert f"version: {_version.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_extras_are_resolved():
+    """`make lint` installs these without the package."""
+    listed = run(sys.executable, "build_tools/extras.py", "lint", cwd=ROOT).split()
+    assert {"pillow>=10.1", "tqdm", "types-tqdm"} <= set(listed)
+    assert not [requirement for requirement in listed if requirement.startswith("lwrn-fast")]
 
 
 @pytest.mark.slow

@@ -188,7 +188,7 @@ def objects(state: State) -> dict[str, Any]:
 
 
 ROWS = {
-    "state dict": Row("torch.save(network.state_dict()); the published weights of light-weight-refinenet", dict),
+    "state dict": Row("torch.save(model.state_dict()); the published weights of light-weight-refinenet", dict),
     "segmenter": Row(
         "light-weight-refinenet, src/train.py",
         lambda s: {"segmenter": prefixed(s, "module."), "epoch_start": 3, "best_val": np.mean([0.4, 0.6])},
@@ -324,12 +324,12 @@ ROWS = {
         line="holds adapters beside the weights (lora_conv8.weight): merge them before saving",
     ),
     "quantised": Row(
-        "a quantised network",
+        "a quantised model",
         lambda s: {**s, "conv8.weight": torch.quantize_per_tensor(s["conv8.weight"], 0.1, 0, torch.qint8)},
         line="conv8.weight is qint8, not floating point: a quantised network's weights are not loaded",
     ),
     "more blocks": Row(
-        "a network with more in it",
+        "a model with more in it",
         lambda s: {**s, "layer8.1.output.0.0.weight": torch.rand(4), "conv_adapt5.weight": torch.rand(256, 256, 1, 1)},
         line="fits no network exactly; the nearest is rf_lw_mbv2: "
         "2 unexpected (layer8.1.output.0.0.weight, conv_adapt5.weight)",

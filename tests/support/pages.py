@@ -11,8 +11,8 @@ import torch
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUN = ("python", "sh")
+# Languages of blocks that are output or excerpts, nothing to run.
 SHOWN = ("text", "cpp")
-"""Languages of blocks that are output or excerpts, nothing to run."""
 
 
 @dataclass
@@ -46,12 +46,12 @@ class Block:
 
 
 def blocks(page: Path) -> list[Block]:
-    """The fenced blocks of a page with the marks before them; a mark that no block follows is an error."""
-    found, marks, current = [], [], None
+    """Return the fenced blocks of a page with the marks before them; a mark that no block follows is an error."""
+    complete, marks, current = [], [], None
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
         if current is not None:
             if line.strip() == "```":
-                found.append(current)
+                complete.append(current)
                 current = None
             else:
                 current.text += line + "\n"
@@ -64,7 +64,7 @@ def blocks(page: Path) -> list[Block]:
             raise ValueError(f"{page}:{number}: a mark of a test must stand right before a block")
     assert current is None
     assert not marks
-    return found
+    return complete
 
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
