@@ -37,11 +37,11 @@ COMPARED = (
 )
 # Cases that the README shows, in float32, with as many threads as were measured.
 SHORT = {
-    "CRP, 256 planes, 128 x 128": ("crp", "256x128x128"),
-    "fusion, 256 planes, 128 x 128 and 64 x 64": ("fusion", "256x128x128+256x64x64-256-relu"),
+    "CRP, 256 channels, 128 x 128": ("crp", "256x128x128"),
+    "fusion, 256 channels, 128 x 128 and 64 x 64": ("fusion", "256x128x128+256x64x64-256-relu"),
     "upsample_argmax, 21 classes to 512 x 512": ("upsample_argmax", "21x128x128-512x512"),
-    "rf_lw_mbv2, photograph of 512 x 512 to labels": ("model", "rf_lw_mbv2-512x512-labels"),
-    "rf_lw50, photograph of 512 x 512 to labels": ("model", "rf_lw50-512x512-labels"),
+    "rf_lw_mbv2, image of 512 x 512 to labels": ("model", "rf_lw_mbv2-512x512-labels"),
+    "rf_lw50, image of 512 x 512 to labels": ("model", "rf_lw50-512x512-labels"),
 }
 SHORT_COLUMNS = (EAGER, "eager, NCHW", "torch.compile", "ONNX Runtime", "OpenVINO")
 KEPT = ("op", "case", "where", "dtype", "threads", "contestant", "times_ours", "percent_of_limit", "extra_bytes")

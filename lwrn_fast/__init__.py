@@ -5,6 +5,10 @@
 torch.Size([1, 8, 6, 7])
 """
 
+import importlib
+import warnings
+from types import ModuleType
+
 import torch
 
 from . import ops
@@ -27,6 +31,23 @@ from . import export  # isort: skip  takes models
 
 for _name in ("crp", "fusion", "upsample_argmax"):  # one node each in what torch.fx.symbolic_trace makes of a network
     torch.fx.wrap(_name)
+
+# Modules that were at the top of the package until 0.1, by their old names.
+_MOVED = {
+    **{name: f"ops.{name}" for name in ("autocast", "checks", "flops")},
+    **{name: f"inference.{name}" for name in ("folders", "manifest", "segment", "segmenter", "video")},
+    **{name: f"io.{name}" for name in ("decoding", "formats", "images", "repair", "video_files", "window")},
+    **{"children": "ops.conv_parameters", "files": "io.atomic", "outputs": "models.outputs"},
+}
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name not in _MOVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    moved = f"{__name__}.{_MOVED[name]}"
+    warnings.warn(f"{__name__}.{name} is {moved} now", DeprecationWarning, stacklevel=2)
+    return importlib.import_module(moved)
+
 
 __all__ = [
     "CRP",

@@ -29,3 +29,11 @@ def test_public_names_have_an_example(name):
     documented = getattr(lwrn_fast, name)
     if not isinstance(documented, type(doctest)):
         assert ">>>" in (documented.__doc__ or "")
+
+
+def test_modules_are_found_by_the_names_that_they_had():
+    for name, moved in lwrn_fast._MOVED.items():
+        with pytest.warns(DeprecationWarning, match=f"lwrn_fast.{name} is lwrn_fast.{moved} now"):
+            assert getattr(lwrn_fast, name) is importlib.import_module(f"lwrn_fast.{moved}")
+    with pytest.raises(AttributeError, match="has no attribute 'no_module'"):
+        _ = lwrn_fast.no_module
