@@ -8,7 +8,7 @@ from .. import __version__, backends, heap, models
 from ..errors import UserError
 from ..info import info
 from ..models import outputs
-from . import export, profiling, receptive_field, training, video
+from . import export, profile, receptive_field, train, video
 from .terminal import Parser, exit_code, one_line, positive, progress_bar, say_error, whole
 
 
@@ -48,9 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--verify", action="store_true", help="compare with the reference backend in float32")
     segment.add_argument("--recursive", action="store_true", help="also folders below, which DIR then has too")
     segment.add_argument("--resume", action="store_true", help="keep DIR/manifest.jsonl, and skip what it has as done")
-    training.add_commands(commands)
+    train.add_commands(commands)
     export.add_commands(commands)
-    profiling.add_commands(commands)
+    profile.add_commands(commands)
     video.add_commands(commands)
     receptive_field.add_commands(commands)
     return parser
