@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 MAP = "classes of the values or colours of label maps: 255:1 or 0:255,1-150:0-149 or ff0000:1,000000:0 or cityscapes"
 
-# What `add_argument` takes, by the option's name; a command overrides what it does differently.
+# Arguments of `add_argument` by the option's name; a command overrides those that differ.
 SHARED: dict[str, dict[str, Any]] = {
     "--backend": {"choices": backends.BACKENDS, "help": "default: LWRN_FAST_BACKEND, or auto"},
     "--checkpoint": {"metavar": "FILE", "help": "weights, .pth.tar or .safetensors; without: untrained"},

@@ -25,16 +25,16 @@ WARM_UP = 2
 class Graph:
     """The model for one shape of input; it runs without a CUDA graph where capturing one fails."""
 
-    def __init__(self, network: Callable[[Tensor], Tensor], example: Tensor) -> None:
+    def __init__(self, model: Callable[[Tensor], Tensor], example: Tensor) -> None:
         self.x = example.clone(memory_format=torch.preserve_format)
-        self.network = network
+        self.model = model
         self.logits: Tensor | None = None
         self.recording = torch.cuda.CUDAGraph()
         for _ in range(WARM_UP):
-            network(self.x)
+            model(self.x)
         try:
             with torch.cuda.graph(self.recording, capture_error_mode="thread_local"):
-                self.logits = network(self.x)
+                self.logits = model(self.x)
         except RuntimeError as error:
             log.warning("Segmenter runs the network without CUDA graphs: %s", str(error).strip().splitlines()[0])
             self.logits = None
@@ -42,7 +42,7 @@ class Graph:
     def __call__(self, x: Tensor) -> Tensor:
         """Return the logits, which the next call overwrites."""
         if self.logits is None:
-            return self.network(x)
+            return self.model(x)
         self.x.copy_(x)
         self.recording.replay()
         return self.logits
@@ -105,11 +105,11 @@ class OnGpu:
 
         return wait
 
-    def _graph(self, x: Tensor, network: Callable[[Tensor], Tensor]) -> Graph:
+    def _graph(self, x: Tensor, model: Callable[[Tensor], Tensor]) -> Graph:
         key = tuple(x.shape)
         if key not in self.graphs:
             torch.cuda.current_stream(x.device).synchronize()  # others may use memory that capturing reuses
-            self.graphs[key] = Graph(network, x)
+            self.graphs[key] = Graph(model, x)
         self.graphs.move_to_end(key)
         while len(self.graphs) > self.shapes:
             torch.cuda.synchronize(x.device)

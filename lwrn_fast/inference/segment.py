@@ -61,9 +61,9 @@ class Options:
 class Report:
     """Result of a run: the time per image, differences to the reference backend, and errors."""
 
-    # By ROWS, of all images that are done.
+    # Times by ROWS, for all images that are done.
     times: Timings = field(default_factory=lambda: Timings(calls=None))
-    # Of a logit to the reference backend in float32, relative to the largest one.
+    # Largest difference of a logit from the reference backend in float32, relative to its largest logit.
     max_difference: float = 0.0
     # Labels that differ from the reference backend's, of so many pixels.
     other_labels: int = 0

@@ -97,7 +97,7 @@ class Options:
 class Report:
     """Result of a run: the time of each stage, and lines for the user."""
 
-    # Of "decode", "draw" and "encode", for all frames.
+    # Times of "decode", "draw" and "encode", for all frames.
     times: Timings = field(default_factory=lambda: Timings(calls=None))
     # Median milliseconds of the Segmenter's stages.
     segmenter: dict[str, float] = field(default_factory=dict)

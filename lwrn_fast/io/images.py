@@ -53,7 +53,7 @@ def search(paths: Sequence[str], recursive: bool = False, leave_out: Path | None
     Hidden files of a folder are skipped, such as the ._ files that macOS leaves beside each file.
     recursive: search folders below these too, but no links, no hidden ones, and not `leave_out`.
     """
-    found: dict[str, ImageFile] = {}
+    by_real_path: dict[str, ImageFile] = {}
     errors: list[str] = []
     skipped: Counter[str] = Counter()
     hidden = None if leave_out is None else os.path.realpath(leave_out)
@@ -66,10 +66,10 @@ def search(paths: Sequence[str], recursive: bool = False, leave_out: Path | None
                 if not files and len(errors) == before:
                     errors.append(f"{path}: no images in this folder")
             for file in files:
-                found.setdefault(file.real, file)
+                by_real_path.setdefault(file.real, file)
         except (OSError, RuntimeError, ValueError) as error:
             errors.append(f"{path}: {reason(error)}")
-    return Search(list(found.values()), errors, dict(skipped))
+    return Search(list(by_real_path.values()), errors, dict(skipped))
 
 
 def _in_folder(
