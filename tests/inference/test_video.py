@@ -20,6 +20,7 @@ import lwrn_fast
 from lwrn_fast import cli, models
 from lwrn_fast.cli import video as cli_video
 from lwrn_fast.io import images
+from support.commands import forget
 from support.compiling import missing
 from support.fake_devices import camera, screen
 
@@ -734,9 +735,7 @@ class TestBadInput:
 
     def test_without_pyav(self, clip, tmp_path, monkeypatch, capsys):
         monkeypatch.setitem(sys.modules, "av", None)
-        for name in ("video", "video_files"):
-            monkeypatch.delitem(sys.modules, f"lwrn_fast.{name}")
-            monkeypatch.delattr(lwrn_fast, name)
+        forget(monkeypatch, "inference.video", "io.video_files")
         assert cli.main(["video", str(clip), str(tmp_path / "out.mp4")]) == 2
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1
