@@ -13,15 +13,15 @@ import torch
 
 from lwrn_fast import backends, cli, models
 from lwrn_fast.io import images
-from support.commands import COMMAND, MARK, assert_labels, expected_labels, forget, labels, photograph, save
+from support.commands import COMMAND, MARK, assert_labels, expected_labels, forget, labels, random_image, save
 
 
 class TestSegment:
     def test_folder_and_files(self, tmp_path, checkpoint, capsys):
         save(tmp_path / "in" / "one.jpg", quality=90)
-        save(tmp_path / "in" / "TWO.PNG", photograph(33, 70, 1))
+        save(tmp_path / "in" / "TWO.PNG", random_image(33, 70, 1))
         (tmp_path / "in" / "notes.txt").write_text("not an image, and not asked for")
-        three = save(tmp_path / "three.bmp", photograph(20, 20, 2))
+        three = save(tmp_path / "three.bmp", random_image(20, 20, 2))
         out = tmp_path / "new" / "out"
         arguments = ["segment", str(tmp_path / "in"), str(three), str(three), "--checkpoint", str(checkpoint)]
         assert cli.main([*arguments, "--out", str(out)]) == 0
@@ -81,8 +81,10 @@ class TestSegment:
         assert backends.requested() == before
 
     def test_same_stems_do_not_overwrite(self, tmp_path, checkpoint, capsys):
-        photos = [save(tmp_path / name, photograph(16 + i, 24)) for i, name in enumerate(["a.jpg", "a.png", "b/A.png"])]
-        photos.append(save(tmp_path / "a_overlay.png", photograph(30, 24)))
+        photos = [
+            save(tmp_path / name, random_image(16 + i, 24)) for i, name in enumerate(["a.jpg", "a.png", "b/A.png"])
+        ]
+        photos.append(save(tmp_path / "a_overlay.png", random_image(30, 24)))
         arguments = ["segment", *map(str, photos), "--overlay", "--checkpoint", str(checkpoint)]
         assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 0
         heights = {path.name: images.read(path).shape[0] for path in (tmp_path / "out").iterdir()}
@@ -123,7 +125,7 @@ def test_names_that_cannot_be_encoded(encoding, tmp_path):
 class TestProcess:
     @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
     def test_ctrl_c(self, tmp_path, checkpoint):
-        photo = save(tmp_path / "in" / "0.png", photograph(96, 128))
+        photo = save(tmp_path / "in" / "0.png", random_image(96, 128))
         for number in range(1, 2000):  # more than are done while this process waits for its turn
             os.link(photo, tmp_path / "in" / f"{number}.png")
         out = tmp_path / "out"

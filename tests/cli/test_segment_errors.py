@@ -81,7 +81,7 @@ def bad_inputs(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> di
 
 @pytest.fixture(scope="module")
 def outcomes(bad_inputs: dict[str, Path]) -> dict[str, subprocess.CompletedProcess]:
-    """What the real command does in the cases IN_A_PROCESS, as many at a time as there are cores."""
+    """Results of the real command in the cases IN_A_PROCESS, as many at a time as there are cores."""
 
     def run(case: str) -> subprocess.CompletedProcess:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -150,7 +150,7 @@ class TestLargeImages:
         assert images.size(tmp_path / "out" / "phone.png") == (9_000, 12_000)
 
     def test_limits(self, photo, checkpoint, tmp_path, monkeypatch, capsys):
-        """Of the file and of the network's input; both can be moved."""
+        """The file and the model's input have limits, and options raise both."""
         arguments = ["segment", str(photo), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]
         assert cli.main(arguments) == 2
         assert "the network's input would be 12000 x 9000, more than 89478485 pixels" in capsys.readouterr().err

@@ -244,7 +244,7 @@ class TestResume:
         return tmp_path / "out"
 
     def again(self, out: Path, *options: object) -> set[str]:
-        """Which results another run writes."""
+        """Return the results that another run writes."""
         before = {path: manifest.stamp(path) for path in out.rglob("*.png")}
         assert segment(out.parent / "in", "--out", out, "--resume", *options) == 0
         return {path.name for path in out.rglob("*.png") if before.get(path) != manifest.stamp(path)}
@@ -306,7 +306,8 @@ class TestResume:
         assert {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()} == before
 
     def test_torn_lines_of_a_journal(self, done):
-        """Of two processes killed while they wrote, one of them with the whole machine; a third went on after them."""
+        """Two processes were killed while they wrote, one of them with the whole machine; a third went on after
+        them."""
         lines = (done / "manifest.jsonl").read_text("utf-8").splitlines()
         (done / "manifest.jsonl").write_text(lines[0] + "\n", "utf-8")
         journal = done / ".lwrn_fast" / "journal.jsonl"

@@ -8,7 +8,7 @@ import torch
 import lwrn_fast
 from lwrn_fast.inference import segment, timings
 from lwrn_fast.inference.timings import Timings
-from support.commands import photograph, save
+from support.commands import random_image, save
 from support.segmenting import network, picture
 
 
@@ -53,7 +53,7 @@ def test_the_command_times_each_stage_once(tmp_path, monkeypatch):
     """The rows of the table are the Segmenter's own stages with reading and writing, of images that succeed alone."""
     clock = iter(range(10_000))
     monkeypatch.setattr(timings.time, "perf_counter", lambda: next(clock) / 1000)
-    paths = [str(save(tmp_path / name, photograph(32, 48, seed))) for seed, name in enumerate(("a.png", "b.png"))]
+    paths = [str(save(tmp_path / name, random_image(32, 48, seed))) for seed, name in enumerate(("a.png", "b.png"))]
     (tmp_path / "bad.png").write_text("no image")
     options = segment.Options(tmp_path / "out", num_classes=3)
     model, _ = segment.build(options)

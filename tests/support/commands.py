@@ -15,14 +15,14 @@ COMMAND = [sys.executable, "-m", "lwrn_fast"]
 MARK = "lwrn-fast: error: "
 
 
-def photograph(height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
+def random_image(height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
     coarse = np.random.RandomState(seed).randint(0, 256, (6, 8, 3)).astype(np.uint8)
     return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def save(path: Path, array: np.ndarray | None = None, **options: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(photograph() if array is None else array).save(path, **options)
+    Image.fromarray(random_image() if array is None else array).save(path, **options)
     return path
 
 
