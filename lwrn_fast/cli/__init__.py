@@ -9,11 +9,9 @@ from .. import __version__, heap
 from . import bench, eval, export, generate, info, profile, receptive_field, segment, train, video
 from .terminal import Parser, exit_code
 
+MODULES = (info, segment, generate, train, eval, export, profile, bench, video, receptive_field)
 # In the order of the help text.
-COMMANDS = [
-    module.COMMAND
-    for module in (info, segment, generate, train, eval, export, profile, bench, video, receptive_field)
-]  # fmt: skip
+COMMANDS = [module.COMMAND for module in MODULES]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
