@@ -42,7 +42,8 @@ MAX_DEATHS = 3
 OPTIONS = "options.json"
 # Options that change no result, or only through the model and its weights.
 NOT_IN_RESULTS = {
-    *("out", "network", "checkpoint", "num_classes", "verify", "recursive", "resume", "device", "max_pixels"),
+    *("out", "network", "checkpoint", "num_classes", "weights"),
+    *("verify", "recursive", "resume", "device", "max_pixels"),
 }
 
 
