@@ -1,108 +1,105 @@
-"""The command `lwrn-fast export`: parse, call, compare, print."""
+"""The command `lwrn-fast export`."""
 
 import argparse
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from .. import models
-from ..models import outputs
-from .terminal import say_error, whole
+from ..errors import UserError, as_user_error, first_line
+from ..io import atomic
+from . import building
+from .command import Command
+from .options import adder, fill
 
-NEEDS = "this command needs Pillow and safetensors: pip install 'lwrn-fast[cli]'"
 ENDINGS = {"onnx": ".onnx", "aoti": ".pt2", "safetensors": ".safetensors"}
 RUN_BY = {"onnx": "run by ONNX Runtime", "aoti": "run as compiled", "safetensors": "read back"}
-MOST_DIFFERENCE = 1e-4
-MOST_LABELS = 0.01
-"""Share that may differ: where two logits are nearly equal, their order is chance."""
+# Largest difference of a logit from PyTorch's, relative to the largest logit.
+MAX_DIFFERENCE = 1e-4
+# Largest share of labels that differ: where two logits are nearly equal, their order is chance.
+MAX_LABELS = 0.01
 
 
-def add_commands(commands: Any) -> None:
-    """Add the command to what add_subparsers gave."""
-    parser = commands.add_parser("export", help="a network as a file for other programs", allow_abbrev=False)
-    parser.set_defaults(command=_export)
-    add = parser.add_argument
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add = adder(parser)
     add("--to", required=True, choices=ENDINGS, help="ONNX of standard operators; a package for CPUs; the weights")
     add("--out", required=True, type=Path, metavar="FILE", help="ending in .onnx, .pt2 or .safetensors")
-    add("--model", choices=models.NETWORKS, help="network; default: the checkpoint's, or rf_lw_mbv2")
-    add("--checkpoint", metavar="FILE", help="weights, .pth.tar or .safetensors; without: untrained")
-    add("--weights", metavar="WHICH", help="of several in it: ema, model or their key; default: ema")
-    add("--num-classes", type=whole, metavar="N", help="default: the checkpoint's, or 21")
-    add("--size", nargs=2, type=whole, metavar=("H", "W"), help="of the input; default: 512 512")
+    add("--model")
+    add("--checkpoint")
+    add("--weights")
+    add("--num-classes")
+    add("--size")
     add("--dynamic", action="store_true", help="for any batch, height and width")
     add("--labels", action="store_true", help="end with the label map, uint8, of the size of the input")
 
 
-def _export(arguments: argparse.Namespace) -> int:
-    kind, out = arguments.to, arguments.out
-    if out.suffix != ENDINGS[kind]:
-        return say_error(f"--out must end in {ENDINGS[kind]} for {kind}, got {str(out)!r}")
-    graph = {"--size": arguments.size, "--dynamic": arguments.dynamic, "--labels": arguments.labels}
-    if kind == "safetensors" and any(graph.values()):
-        given = next(name for name, value in graph.items() if value)
-        return say_error(f"{given} is not for safetensors, which holds weights alone")
-    try:
+def run(arguments: argparse.Namespace) -> int:
+    """Write the file, compare it with PyTorch, and print the difference."""
+    target, out = arguments.to, arguments.out
+    _check(arguments)
+    with building.importing(building.NEEDS_CLI):
         from .. import export
         from ..inference import segment
-        from ..io import images
-    except ImportError as error:
-        return say_error(f"{error}; {NEEDS}")
-    options = segment.Options(
-        out=out,
-        network=arguments.model,
-        checkpoint=arguments.checkpoint,
-        num_classes=arguments.num_classes,
-        weights=arguments.weights,
-    )
     size = tuple(arguments.size or (512, 512))
-    try:
-        model, trained = segment.build(options)
-        classes = outputs.classes(model.num_classes)
-        print(f"{model.name}, {classes}, {'trained' if trained else 'UNTRAINED'} weights", flush=True)
-        image = torch.zeros(1, 3, *size, dtype=torch.float32)
-        if kind == "safetensors":
+    with as_user_error(str, ImportError), atomic.writing(out, OSError), _exporting(out, target):
+        model, _ = building.build(fill(segment.Options, arguments, size=None))
+        if target == "safetensors":
             export.to_safetensors(model, out)
         else:
-            to = export.to_onnx if kind == "onnx" else export.to_aoti
+            to = export.to_onnx if target == "onnx" else export.to_aoti
+            image = torch.zeros(1, 3, *size, dtype=torch.float32)
             to(model, image, out, dynamic=arguments.dynamic, labels=arguments.labels)
-    except (segment.UserError, ImportError) as error:
-        return say_error(str(error))
-    except OSError as error:
-        return say_error(f"{out}: cannot be written ({images.reason(error)})")
-    except (RuntimeError, ValueError, TypeError, MemoryError) as error:  # no compiler, not captured, or too large
-        return say_error(f"{out}: {_first_line(error).removeprefix(f'to_{kind}: ')}")
-    taken = f", for {_shape(size, arguments.dynamic)} float32" if kind != "safetensors" else ""
+    taken = f", for {_shape(size, arguments.dynamic)} float32" if target != "safetensors" else ""
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB{taken}", flush=True)
-    return _compare(arguments, model, size)
+    print(_compare(arguments, model, size))
+    return 0
 
 
-def _compare(arguments: argparse.Namespace, model: models.base.Network, size: tuple[int, ...]) -> int:
-    """Runs the file, for any size with another one too, and says how far it is from PyTorch."""
+def _exporting(out: Path, target: str) -> AbstractContextManager[None]:
+    """Turn errors into a UserError that names the file: no compiler, not captured, or too large for this machine."""
+    classes = (RuntimeError, ValueError, TypeError, MemoryError)
+    return as_user_error(lambda error: f"{out}: {first_line(error).removeprefix(f'to_{target}: ')}", *classes)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise UserError where the options do not go together."""
+    target, out = arguments.to, arguments.out
+    if out.suffix != ENDINGS[target]:
+        raise UserError(f"--out must end in {ENDINGS[target]} for {target}, got {str(out)!r}")
+    graph = {"--size": arguments.size, "--dynamic": arguments.dynamic, "--labels": arguments.labels}
+    if target == "safetensors" and any(graph.values()):
+        given = next(name for name, value in graph.items() if value)
+        raise UserError(f"{given} is not for safetensors, which holds weights alone")
+
+
+def _compare(arguments: argparse.Namespace, model: models.base.Network, size: tuple[int, ...]) -> str:
+    """Run the file, a dynamic one with a second size too, and return its difference from PyTorch in a line.
+
+    Raises UserError where it does not run or differs by more than MAX_DIFFERENCE or MAX_LABELS.
+    """
     from .. import export
 
     shapes = [(1, 3, *size)]
     if arguments.dynamic:
         shapes.append((2, 3, size[0] // 2 + 7, size[1] // 2 + 9))
     generator = torch.Generator().manual_seed(0)
-    noise = [torch.randn(shape, generator=generator, dtype=torch.float32) for shape in shapes]
+    inputs = [torch.randn(shape, generator=generator, dtype=torch.float32) for shape in shapes]
     try:
-        found = max(export.compare(arguments.out, model, image, arguments.labels) for image in noise)
+        difference = max(export.compare(arguments.out, model, x, arguments.labels) for x in inputs)
     except ImportError as error:
-        print(f"not compared with PyTorch ({error})")
-        return 0
+        return f"not compared with PyTorch ({error})"
     except Exception as error:  # runtimes have errors of their own
-        return say_error(f"{arguments.out}: does not run: {_first_line(error)}")
-    what = f"{100 * found:.4f} % of the labels" if arguments.labels else f"{found:.1e} of the largest value"
-    if not found <= (MOST_LABELS if arguments.labels else MOST_DIFFERENCE):
-        return say_error(f"{arguments.out}: differs from PyTorch by {what}")
-    print(f"{RUN_BY[arguments.to]}: difference to PyTorch {what}")
-    return 0
+        raise UserError(f"{arguments.out}: does not run: {first_line(error)}") from error
+    text = f"{100 * difference:.4f} % of the labels" if arguments.labels else f"{difference:.1e} of the largest value"
+    if not difference <= (MAX_LABELS if arguments.labels else MAX_DIFFERENCE):  # NaN too
+        raise UserError(f"{arguments.out}: differs from PyTorch by {text}")
+    return f"{RUN_BY[arguments.to]}: difference to PyTorch {text}"
 
 
 def _shape(size: tuple[int, ...], dynamic: bool) -> str:
     return "any (N, 3, H, W)" if dynamic else f"(1, 3, {size[0]}, {size[1]})"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or "not enough memory").splitlines()[0]
+COMMAND = Command("export", "a network as a file for other programs", add_options, run)

@@ -1,4 +1,4 @@
-"""The command `lwrn-fast video`: parse, call, print. Exit code 130 after Ctrl-C and 143 after SIGTERM."""
+"""The command `lwrn-fast video`. Exit code 130 after Ctrl-C and 143 after SIGTERM."""
 
 import argparse
 import signal
@@ -6,11 +6,12 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
-from .. import backends, models
-from ..models import outputs
-from .terminal import natural, one_line, positive, say_error, tqdm_class, whole
+from ..errors import SignalError, UserError, as_user_error, first_line
+from . import building, terminal
+from .command import Command
+from .numbers import natural, whole
+from .options import add_input_size, adder, fill
 
 NEEDS = "this command needs PyAV and Pillow: pip install 'lwrn-fast[video]'"
 VIEWS = ("overlay", "labels", "beside")
@@ -18,11 +19,9 @@ CODECS = ("h264", "hevc", "vp9", "h264rgb", "ffv1")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def add_commands(commands: Any) -> None:
-    """Add the command to what add_subparsers gave."""
-    parser = commands.add_parser("video", help="label maps of a video or a camera", allow_abbrev=False)
-    parser.set_defaults(command=_video)
-    add = parser.add_argument
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add = adder(parser)
     add("source", metavar="IN", help="a video file; or a whole number N for the camera /dev/videoN")
     add("out", nargs="?", type=Path, metavar="OUT", help="a .mp4, .m4v, .mov, .mkv or .webm; with --live not needed")
     add("--view", choices=VIEWS, default="overlay", help="colours over the frame, alone, beside it; default: overlay")
@@ -30,75 +29,55 @@ def add_commands(commands: Any) -> None:
     add("--frames", type=whole, metavar="N", help="stop after so many")
     add("--codec", choices=CODECS, help="default: h264, vp9 for .webm; h264rgb and ffv1 lose nothing")
     add("--quality", type=natural, metavar="N", help="constant rate factor, lower is better; default: the codec's")
-    add("--model", choices=models.NETWORKS, help="network; default: the checkpoint's, or rf_lw_mbv2")
-    add("--checkpoint", metavar="FILE", help="weights, .pth.tar or .safetensors; without: untrained")
-    add("--weights", metavar="WHICH", help="of several in it: ema, model or their key; default: ema")
-    add("--num-classes", type=whole, metavar="N", help="default: the checkpoint's, or 21")
-    add("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
-    add("--backend", choices=backends.BACKENDS, help="default: LWRN_FAST_BACKEND, or auto")
-    add("--dtype", choices=("f32", "bf16", "f16"), default="f32")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--size", nargs=2, type=whole, metavar=("H", "W"), help="of the network's input")
-    size.add_argument("--scale", type=positive, default=1.0, metavar="S", help="of the network's input to the frame")
+    add("--model")
+    add("--checkpoint")
+    add("--weights")
+    add("--num-classes")
+    add("--device")
+    add("--backend")
+    add("--dtype")
+    add_input_size(parser, "frame")
 
 
-def _video(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Segment the frames and print the closing line. Raises SignalError after SIGINT or SIGTERM."""
     out: Path | None = arguments.out
     if out is None and not arguments.live:
-        return say_error("the following arguments are required: OUT, or --live")
-    try:
+        raise UserError("the following arguments are required: OUT, or --live")
+    with building.importing(NEEDS):
         from ..inference import segment, video
-        from ..inference.segmenter import Segmenter
         from ..io.window import Window
-    except ImportError as error:
-        return say_error(f"{error}; {NEEDS}")
-    weights = segment.Options(
-        out=out or Path(),
-        network=arguments.model,
-        checkpoint=arguments.checkpoint,
-        num_classes=arguments.num_classes,
-        weights=arguments.weights,
-    )
-    options = video.Options(arguments.view, arguments.codec, arguments.quality, arguments.frames)
     received: list[int] = []
-    try:
+    # too large for this machine, or not for this backend
+    with as_user_error(lambda error: f"{arguments.source}: {first_line(error)}", RuntimeError, MemoryError):
         segment.check_backend(arguments.backend)
-        model, trained = segment.build(weights)
-        classes = outputs.classes(model.num_classes)
-        print(f"{model.name}, {classes}, {'trained' if trained else 'UNTRAINED'} weights", flush=True)
-        segmenter = Segmenter(
-            model,
-            device=segment.device(arguments.device),
-            dtype=segment.DTYPES[arguments.dtype],
-            size=arguments.size and tuple(arguments.size),
-            scale=arguments.scale,
-        )
-        backend = nullcontext() if arguments.backend is None else backends.use_backend(arguments.backend)
-        window = nullcontext() if not arguments.live else Window(one_line(f"lwrn-fast: {arguments.source}"))
-        with backend, window as shown, _stopping(received) as stop:
+        options = fill(segment.Options, arguments, out=out or Path())
+        model, trained = building.build(options)
+        segmenter = segment.segmenter(model, options)
+        title = terminal.one_line(f"lwrn-fast: {arguments.source}")
+        window = Window(title) if arguments.live else nullcontext()
+        with segment.using(options.backend), window as shown, _stopping(received) as stop:
             show = None if shown is None else shown.show
-            report = video.run(arguments.source, out, segmenter, options, stop, _bar, show)
-    except segment.UserError as error:
-        say_error(str(error))
-        return 128 + received[0] if received else 2
-    except (RuntimeError, MemoryError) as error:  # too large for this machine, or not for this backend
-        return say_error(f"{arguments.source}: {(str(error).strip() or 'not enough memory').splitlines()[0]}")
+            report = video.run(arguments.source, out, segmenter, fill(video.Options, arguments), stop, _bar, show)
     for line in report.notes:
-        print(one_line(line))
+        print(terminal.one_line(line))
     if not trained:
-        print("the weights are untrained: the labels mean nothing; give --checkpoint for real ones")
+        terminal.say_untrained()
     print(report.line())
     if received:
-        say_error("interrupted" + ("" if out is None else f": {out} has the {report.done} frames done until then"))
-        return 128 + received[0]
+        done = "" if out is None else f": {out} has the {report.done} frames done until then"
+        raise SignalError(f"interrupted{done}", received[0])
     if report.broken is not None:
-        return say_error(report.broken + ("" if out is None else f"; {out} has what comes before"))
+        raise UserError(report.broken + ("" if out is None else f"; {out} has what comes before"))
     return 0
 
 
 @contextmanager
 def _stopping(received: list[int]) -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets; a second one ends everything at once, as Ctrl-C does elsewhere."""
+    """Give an event that SIGINT or SIGTERM sets; a second signal raises KeyboardInterrupt, as Ctrl-C does elsewhere.
+
+    received: gets the first signal's number, which also ends up in the exit code of a UserError that is raised within.
+    """
     stop = threading.Event()
 
     def handle(number: int, _: object) -> None:
@@ -107,16 +86,22 @@ def _stopping(received: list[int]) -> Iterator[threading.Event]:
         received.append(number)
         stop.set()
 
-    in_main = threading.current_thread() is threading.main_thread()  # others may not, and get no signals
+    in_main = threading.current_thread() is threading.main_thread()  # Python lets no other thread set handlers
     before = {number: signal.signal(number, handle) for number in SIGNALS if in_main}
     try:
         yield stop
+    except UserError as error:
+        if received:
+            raise SignalError(str(error), received[0]) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _bar(frames: Iterable, length: int | None) -> Iterable:
-    """A progress bar with frames/s, where tqdm is there and somebody looks."""
-    tqdm = tqdm_class()
-    return frames if tqdm is None else tqdm(frames, total=length, unit="frame", leave=False, disable=None)
+    """Wrap frames in a progress bar that shows frames/s."""
+    return terminal.bar(frames, length, unit="frame")
+
+
+COMMAND = Command("video", "label maps of a video or a camera", add_options, run)

@@ -1,1 +1,1 @@
-"""Images, folders and videos to label maps."""
+"""Inference: images, folders and videos to label maps."""

@@ -1,5 +1,5 @@
-"""How a Segmenter works on a GPU: copies from pinned memory beside the work on other pictures, and a CUDA graph of the
-network for each shape of input. Written for PyTorch's documented behaviour; it has not yet run on a GPU."""
+"""The Segmenter on a GPU: copies from pinned memory overlap with the work on other images, and each shape of input has
+a CUDA graph of the model. Written for PyTorch's documented behaviour; it has not yet run on a GPU."""
 
 import threading
 from collections import OrderedDict
@@ -15,51 +15,54 @@ from ..models import outputs
 if TYPE_CHECKING:
     from .segmenter import Segmenter
 
+# Streams that take turns.
 LANES = 2
+# Runs before a graph is captured: libraries choose algorithms and allocate in them.
 WARM_UP = 2
-"""Runs before a graph is recorded: libraries choose algorithms and allocate in them."""
 
 
 class Graph:
-    """The network for one shape of input; without a recording where it cannot be recorded."""
+    """The model for one shape of input; it runs without a CUDA graph where capturing one fails."""
 
-    def __init__(self, network: Callable[[Tensor], Tensor], example: Tensor) -> None:
+    def __init__(self, model: Callable[[Tensor], Tensor], example: Tensor) -> None:
         self.x = example.clone(memory_format=torch.preserve_format)
-        self.network = network
+        self.model = model
         self.logits: Tensor | None = None
         self.recording = torch.cuda.CUDAGraph()
         for _ in range(WARM_UP):
-            network(self.x)
+            model(self.x)
         try:
             with torch.cuda.graph(self.recording, capture_error_mode="thread_local"):
-                self.logits = network(self.x)
+                self.logits = model(self.x)
         except RuntimeError as error:
             log.warning("Segmenter runs the network without CUDA graphs: %s", str(error).strip().splitlines()[0])
             self.logits = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The logits, which the next call overwrites."""
+        """Return the logits, which the next call overwrites."""
         if self.logits is None:
-            return self.network(x)
+            return self.model(x)
         self.x.copy_(x)
         self.recording.replay()
         return self.logits
 
 
 class OnGpu:
-    """Two lanes, each a stream: while one copies, the other computes. shapes: how many graphs are kept."""
+    """Two streams: while one copies, the other computes. shapes: number of graphs that are kept."""
 
     def __init__(self, device: torch.device, shapes: int) -> None:
         self.shapes = shapes
         self.graphs: OrderedDict[tuple[int, ...], Graph] = OrderedDict()
         self.turn = threading.Lock()
         self.lanes = [torch.cuda.Stream(device) for _ in range(LANES)]
-        self.free = torch.cuda.Event()  # when the graphs' memory has been read
+        self.free = torch.cuda.Event()  # recorded when the graphs' memory has been read
         self.count = 0
 
     def begin(self, images: Tensor, segmenter: "Segmenter") -> Callable[[], Tensor]:
-        """Start on images, uint8 (N, H, W, 3) or (H, W, 3), on the CPU or the GPU; what is returned waits for their
-        labels, uint8 (N, H, W), on the same device."""
+        """Start on images, uint8 (N, H, W, 3) or (H, W, 3), on the CPU or the GPU.
+
+        Return a function that waits for their labels and returns them, uint8 (N, H, W), on the same device.
+        """
         on_cpu = images.device.type == "cpu"
         size = (images.shape[-3], images.shape[-2])
         if on_cpu:
@@ -96,16 +99,16 @@ class OnGpu:
             marks[5].synchronize()
             stages = zip(("copy in", "pre", "network", "post", "copy out"), marks, marks[1:], strict=False)
             for stage, start, end in stages:
-                segmenter.times[stage].append(start.elapsed_time(end) / 1000)
+                segmenter.times.add(stage, start.elapsed_time(end) / 1000)
             return result
 
         return wait
 
-    def _graph(self, x: Tensor, network: Callable[[Tensor], Tensor]) -> Graph:
+    def _graph(self, x: Tensor, model: Callable[[Tensor], Tensor]) -> Graph:
         key = tuple(x.shape)
         if key not in self.graphs:
-            torch.cuda.current_stream(x.device).synchronize()  # others may be at work in memory that recording reuses
-            self.graphs[key] = Graph(network, x)
+            torch.cuda.current_stream(x.device).synchronize()  # others may use memory that capturing reuses
+            self.graphs[key] = Graph(model, x)
         self.graphs.move_to_end(key)
         while len(self.graphs) > self.shapes:
             torch.cuda.synchronize(x.device)

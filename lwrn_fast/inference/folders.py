@@ -1,17 +1,17 @@
-"""Folders at scale: `lwrn-fast segment --resume`, and any number of processes that torchrun starts.
+"""Large folders of images: `lwrn-fast segment --resume`, and any number of processes that torchrun starts.
 
     torchrun --nproc-per-node 8 --max-restarts 3 -m lwrn_fast segment photos/ --out labels --checkpoint FILE
 
-The processes share out the images as `claims` tells, through the folder of the results and nothing else: they may run
-on several machines, at the same paths, may be killed, and more may come. What became of every image is in the folder's
-`manifest.jsonl` (`manifest`). An image that is done is skipped, unless it or its results have changed since. One that
-failed is tried again, but not when torchrun restarts its own processes. An image over which MOST_DEATHS processes have
-ended is taken for failed. A folder has the results of one set of weights and options; others are refused.
+The processes share out the images (`work_queue`) through the folder of the results and nothing else: they may run on
+several machines, at the same paths, may be killed, and others may join later. The result of every image stands in the
+folder's `manifest.jsonl` (`manifest`). An image that is done is skipped, unless it or its results have changed since.
+One that failed is tried again, but not when torchrun restarts its own processes. An image over which MAX_DEATHS
+processes have ended counts as failed. A folder has the results of one set of weights and options; others are refused.
 
-Of several processes, that of rank 0 ends last, with exit code 2 where images failed; the others end with 0, for
-torchrun ends all when one fails. torchrun itself then ends with 1; if it may restart, it does, and nothing is left to
-do. It sets OMP_NUM_THREADS to 1 where nobody has: start a process for each core, or set it. Other launchers' processes
-share the cores.
+The process of rank 0 ends last, with exit code 2 where images failed; the others end with 0, for torchrun ends all
+when one fails. torchrun itself then ends with 1; if it may restart, it does, and nothing is left to do. It sets
+OMP_NUM_THREADS to 1 where that is not set: start a process for each core, or set it. Other launchers' processes share
+the cores.
 """
 
 import dataclasses
@@ -30,27 +30,30 @@ from typing import Any
 import torch
 
 from .. import backends
-from ..errors import UserError
+from ..errors import UserError, reason
 from ..io import atomic, formats, images
 from ..models.networks import Network
 from . import manifest, segment, work_queue
 from .segment import Options, Report
 
-MOST_DEATHS = 3
+# Processes that may end over an image before it counts as failed.
+MAX_DEATHS = 3
+# File of the options of a folder's results.
 OPTIONS = "options.json"
+# Options that change no result, or only through the model and its weights.
 NOT_IN_RESULTS = {
-    *("out", "network", "checkpoint", "num_classes", "verify", "recursive", "resume", "device", "max_pixels"),
+    *("out", "network", "checkpoint", "num_classes", "weights"),
+    *("verify", "recursive", "resume", "device", "max_pixels"),
 }
-"""Options that change no result, or only through the network and its weights."""
 
 
 def processes() -> int:
-    """How many torchrun, or another launcher, has started."""
+    """Return the number of processes that torchrun, or another launcher, has started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """Return the number of this process, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -61,9 +64,9 @@ def run(
     error: Callable[[str], object],
     progress: Callable[[Any], Iterable] = iter,
 ) -> Report:
-    """As `segment.run`, together with all other processes that do so with the same `options.out`.
+    """Segment as `segment.run`, together with all other processes that do so with the same `options.out`.
 
-    The report is of what this process did, but for the errors: rank 0 has one more where images failed in any process.
+    The report covers the work of this process; rank 0 has one more error where images failed in any process.
     Raises UserError also where the folder has results of other weights or options.
     """
     segment.check_backend(options.backend)
@@ -80,36 +83,34 @@ def run(
         hidden.mkdir(exist_ok=True)
         _share_cores()
         work = segment.Work(model, options, report)
-        with _ended_tidily(), segment.using(options.backend), work_queue.joined(hidden, run.begin) as plan:
+        with _sigterm_exits(), segment.using(options.backend), work_queue.joined(hidden, run.begin) as plan:
             run.check(plan)
             with closing(manifest.Journal(options.out)) as journal:
                 for job in chain(progress(plan), plan.rest()):
-                    trouble = None if job is None else run.one(job, plan, work, journal)
-                    report.renamed.clear()  # the manifest tells
-                    if trouble is not None:
-                        fail(trouble)
-            failed, wrong, skipped = plan.count(work_queue.FAILED), plan.about["errors"], plan.about["skipped"]
+                    line = None if job is None else run.one(job, plan, work, journal)
+                    report.renamed.clear()  # stands in the manifest
+                    if line is not None:
+                        fail(line)
+            failed, errors, skipped = plan.count(work_queue.FAILED), plan.about["errors"], plan.about["skipped"]
         if rank() == 0:
             with work_queue.alone(hidden):
                 manifest.fold(options.out)
-            for line in wrong:
+            for line in errors:
                 fail(line)
             report.skipped = formats.skipped(skipped) if skipped else None
-            where = options.out / manifest.NAME
-            report.folder = f"{len(plan) - failed} of {len(plan)} images are done, {failed} failed: {where}"
+            path = options.out / manifest.NAME
+            report.folder = f"{len(plan) - failed} of {len(plan)} images are done, {failed} failed: {path}"
             if failed and not report.errors:
-                fail(f"{failed} image{'s' * (failed != 1)} failed, {where} says why")
-    except images.ImageError as reason:
-        raise UserError(str(reason)) from reason
-    except BrokenPipeError:
+                fail(f"{failed} image{'s' * (failed != 1)} failed, {path} says why")
+    except (UserError, BrokenPipeError):
         raise
-    except OSError as reason:
-        raise UserError(f"{options.out}: {images.reason(reason)}") from reason
+    except OSError as why:
+        raise UserError(f"{options.out}: {reason(why)}") from why
     return report
 
 
 def settings(model: Network, options: Options) -> dict[str, Any]:
-    """All that a result depends on, apart from the image, in JSON's types."""
+    """Return everything that a result depends on, apart from the image, in JSON's types."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -121,7 +122,7 @@ def settings(model: Network, options: Options) -> dict[str, Any]:
 
 
 class _Run:
-    """What one process does in a folder of results."""
+    """The work of one process in a folder of results."""
 
     def __init__(self, paths: Sequence[str], options: Options, settings: dict[str, Any]) -> None:
         self.out = options.out
@@ -133,13 +134,13 @@ class _Run:
             raise UserError(f"{self.out}: is one of PATHS, and results would be taken for images; choose another --out")
 
     def begin(self) -> None:
-        """As the only process: fold what killed ones have left, and plan what is to be done."""
+        """Fold the journals of killed processes and write the plan; this must be the only process."""
         self._check_settings()
-        place = self.out / manifest.HIDDEN / work_queue.PLAN
-        begun = {entry["input"]: b"%d" % times for entry, times in work_queue.unfinished(place)}
-        place.unlink(missing_ok=True)
-        found, errors, skipped = images.search(self.paths, self.options.recursive, leave_out=self.out)
-        inputs = {file.path: file for file in found}
+        path = self.out / manifest.HIDDEN / work_queue.PLAN
+        begun = {entry["input"]: b"%d" % times for entry, times in work_queue.unfinished(path)}
+        path.unlink(missing_ok=True)
+        files, errors, skipped = images.search(self.paths, self.options.recursive, leave_out=self.out)
+        inputs = {file.path: file for file in files}
         records, names, failed = self._records(inputs)
         manifest.write(self.out, records)
         new = [file for key, file in inputs.items() if key not in names]
@@ -151,10 +152,10 @@ class _Run:
             for key in inputs
         )
         about = {"images": len(inputs), "paths": self.paths, "errors": errors, "skipped": skipped}
-        work_queue.write(place, about, entries)
+        work_queue.write(path, about, entries)
 
     def _records(self, inputs: Container[str]) -> tuple[dict[str, str], dict[str, list[str]], list[str]]:
-        """Lines of the manifest by input, names of outputs by input, and which inputs failed before a restart."""
+        """Return by input the manifest's lines and the outputs' names, and the inputs that failed before a restart."""
         records, names, failed = {}, {}, []
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         for key, line in manifest.read(self.out).items():
@@ -167,31 +168,31 @@ class _Run:
         return records, names, failed
 
     def check(self, plan: work_queue.Plan) -> None:
-        """UserError where this process is not one of those that follow the plan."""
+        """Raise UserError where this process is not one of those that follow the plan."""
         self._check_settings()
         if plan.about["paths"] != self.paths:
             raise UserError(f"{self.out}: a run with other PATHS is going on in this folder")
 
     def one(self, job: work_queue.Job, plan: work_queue.Plan, work: Any, journal: manifest.Journal) -> str | None:
-        """Bring one image to its end, and its end into the journal; what went wrong, in one line."""
+        """Finish one image and note it in the journal; return its error in one line, None where there is none."""
         if manifest.holds(job.entry, self.out):
             plan.finish(job, done=True)
             return None
         path = Path(job.entry["input"])
         outputs = [self.out / name for name in job.entry["outputs"]]
-        trouble: str | None = None
+        error: str | None = None
         stamps: list[list[int]] = []
         size: tuple[int | None, int | None] = (None, None)
         start = time.perf_counter()
         try:
             stamps, size = self._made(job, path, outputs, work)
-        except images.ImageError as error:
-            trouble = str(error)
+        except images.ImageError as why:
+            error = str(why)
         record = {
             "input": job.entry["input"],
             "outputs": job.entry["outputs"],
-            "state": "done" if trouble is None else "failed",
-            "reason": trouble and trouble.removeprefix(f"{path}: "),
+            "state": "done" if error is None else "failed",
+            "reason": error and error.removeprefix(f"{path}: "),
             "height": size[0],
             "width": size[1],
             "milliseconds": round((time.perf_counter() - start) * 1000, 1),
@@ -201,34 +202,34 @@ class _Run:
             "stamps": stamps,
         }
         journal.append(record)
-        plan.finish(job, done=trouble is None)
-        return trouble
+        plan.finish(job, done=error is None)
+        return error
 
     def _made(self, job: work_queue.Job, path: Path, outputs: list[Path], work: Any) -> tuple[list, tuple[int, int]]:
-        """Segment one image; its stamps and its size. Raises ImageError."""
+        """Segment one image; return its stamps and its size. Raises ImageError."""
         try:
             if job.begun:
                 for output in outputs:
-                    images.remove_unfinished(output)
-            if job.begun >= MOST_DEATHS:
+                    atomic.remove_unfinished(output)
+            if job.begun >= MAX_DEATHS:
                 raise images.ImageError(f"{path}: {job.begun} processes ended while they worked on it")
             stamps = [manifest.stamp(path)]  # before it is read: if it changes meanwhile, it is done again
-            trouble = segment.attempt(work, path, outputs)
-            if trouble is not None:
-                raise images.ImageError(trouble)
+            line = segment.attempt(work, path, outputs)
+            if line is not None:
+                raise images.ImageError(line)
             return stamps + [manifest.stamp(output) for output in outputs], images.size(outputs[0])
         except images.ImageError:
             raise
         except (OSError, ValueError) as error:
-            place = getattr(error, "filename", None) or path
-            raise images.ImageError(f"{place}: cannot be read ({images.reason(error)})") from error
+            file = getattr(error, "filename", None) or path
+            raise images.ImageError(f"{file}: cannot be read ({reason(error)})") from error
 
     def _check_settings(self) -> None:
         path = self.out / manifest.HIDDEN / OPTIONS
         try:
             before = json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
-            atomic.write(path, lambda beside: beside.write_text(json.dumps(self.settings, indent=1), "utf-8"))
+            atomic.write_text(path, json.dumps(self.settings, indent=1))
             return
         except ValueError:
             before = {}
@@ -249,8 +250,8 @@ def _share_cores() -> None:
 
 
 @contextmanager
-def _ended_tidily() -> Iterator[None]:
-    """SIGTERM, with which torchrun ends processes, lets them clean up within."""
+def _sigterm_exits() -> Iterator[None]:
+    """Let SIGTERM, with which torchrun ends processes, raise SystemExit within, so that they clean up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,14 +1,11 @@
-"""Pictures to label maps in one call: uint8 in, uint8 out, and nothing in between that the user has to know."""
+"""The class `Segmenter`: images to label maps in one call, uint8 in and uint8 out."""
 
 import copy
 import functools
 import math
-import statistics
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,26 +20,26 @@ from ..ops.normalise import MEAN, STD, normalise
 from ..ops.upsample_argmax import upsample_argmax
 from ..optimize import optimize
 from .cuda_graphs import OnGpu
+from .timings import Timings
 
+# Stages of a call, in order; only a GPU has copies.
 STAGES = ("copy in", "pre", "network", "post", "copy out")
-REMEMBERED = 1000
-"""Calls of which `timings` tells the median."""
 
 
 class Segmenter:
-    """A network with all that goes before and after it: pictures of any size to label maps of the same size.
+    """A model with all that goes before and after it: images of any size to label maps of the same size.
 
-    model: from (N, 3, h, w), normalised, to logits (N, classes, h', w'), classes <= 256, or what holds them, as
-    `lwrn_fast.models.outputs.logits` finds them; one logit is above 0 for class 1 and else class 0. It is copied, so
-    that later changes of it change nothing. device, dtype: of the copy; None: the model's. size: the network's input,
-    (h, w) or one number for both; None: the picture's own, times `scale`.
+    model: from (N, 3, h, w), normalised, to logits (N, classes, h', w'), classes <= 256, or an output that holds them,
+    as `lwrn_fast.models.outputs.logits` finds them; a single logit above 0 is class 1, else class 0. The model is
+    copied, so that later changes of it change nothing. device, dtype: of the copy; None: the model's. size: of the
+    model's input, (h, w) or one number for both; None: the image's own, times `scale`.
     how: "eager" begins at once and takes any size; "compile" takes half a minute at first, for the one `size` or for
     all of them, and is faster from then on (see `lwrn_fast.optimize`).
     scales, flip: average the probabilities over inputs of several scales, and over mirrored ones. mean, std: as
-    `lwrn_fast.normalise` takes them. shapes: on a GPU, CUDA graphs are kept of so many shapes of input.
-    May be called from several threads: on a CPU they take turns with the network, which uses all cores; on a GPU, one's
-    copies run beside another's network. `timings` tells where the time goes.
-    Raises TypeError or ValueError for wrong arguments, and what the network raises.
+    `lwrn_fast.normalise` takes them. shapes: number of input shapes whose CUDA graphs are kept on a GPU.
+    Several threads may call it: on a CPU they take turns with the model, which uses all cores; on a GPU, the copies of
+    one overlap with the model of another. `timings` returns where the time goes.
+    Raises TypeError or ValueError for wrong arguments, and the errors of the model.
 
     >>> import numpy as np, lwrn_fast
     >>> segmenter = lwrn_fast.Segmenter(lwrn_fast.models.rf_lw_mbv2(8).eval(), size=64)
@@ -87,13 +84,12 @@ class Segmenter:
         self.network = optimize(moved, example, how=how, dynamic=self.size is None, dtype=self.dtype)
         self._turn = threading.Lock()
         self._shape, self._trimmer = torch.Size(), heap.Trimmer()
-        self.times: dict[str, deque[float]] = {stage: deque(maxlen=REMEMBERED) for stage in STAGES}
-        """Seconds of the last calls, by stage."""
+        self.times = Timings()
         self.shapes = shapes
         self._gpu = OnGpu(self.device, shapes) if self.device.type == "cuda" else None
 
     def __call__(self, images: Any) -> Any:
-        """Label maps of pictures, RGB, uint8.
+        """Return label maps of images, RGB, uint8.
 
         images: one as NumPy array or tensor (H, W, 3), PIL image, or path of an image file; several of a size
         (N, H, W, 3); or a list of these. Returns uint8 (H, W), or (N, H, W), as a tensor for a tensor, on its device,
@@ -104,8 +100,10 @@ class Segmenter:
         return self._begin(images)()
 
     def map(self, images: Iterable[Any]) -> Iterator[Any]:
-        """The label maps of pictures, one after the other, as a call returns them. On a GPU a picture is copied there
-        while the network is at the one before."""
+        """Yield the label maps of images, one after the other, as a call returns them.
+
+        On a GPU, an image is copied there while the model computes the one before.
+        """
         ahead: deque[Callable[[], Any]] = deque()
         for image in images:
             ahead.append(self._begin(image))
@@ -115,28 +113,31 @@ class Segmenter:
             yield ahead.popleft()()
 
     def timings(self) -> dict[str, float]:
-        """Median milliseconds of each stage ("copy in", "pre", "network", "post", "copy out") over the last 1000 calls;
-        0 for what did not happen."""
-        return {stage: 1000 * statistics.median([*times] or [0]) for stage, times in self.times.items()}
+        """Return the median milliseconds of each stage over the last 1000 calls; 0 for a stage that did not happen.
 
-    # The stages, for those who want them one by one.
+        The stages are "copy in", "pre", "network", "post" and "copy out".
+        """
+        medians = self.times.medians()
+        return {stage: medians.get(stage, 0) for stage in STAGES}
+
+    # The stages, one by one.
 
     def input_size(self, height: int, width: int, scale: float = 1.0) -> tuple[int, int]:
-        """(h, w) of the network's input for a picture of this size."""
+        """Return (h, w) of the model's input for an image of this size."""
         h, w = self.size or (height * self.scale, width * self.scale)
         return max(1, round(h * scale)), max(1, round(w * scale))
 
     def input(self, image: Any, scale: float = 1.0) -> Tensor:
-        """A picture, or several, to the network's input (N, 3, h, w), as `lwrn_fast.normalise` makes it."""
-        with self._timed("pre"), torch.inference_mode():
+        """Turn one image or several into the model's input (N, 3, h, w), as `lwrn_fast.normalise` does."""
+        with self.times.measure("pre", self.device), torch.inference_mode():
             x = pixels(image, "Segmenter: image").to(self.device)
             size = self.input_size(x.shape[-3], x.shape[-2], scale)
             return normalise(x, size, self.dtype, self.mean, self.std)
 
     def logits(self, x: Tensor) -> Tensor:
-        """The network, on what `input` made: (N, classes, h', w')."""
+        """Run the model on the result of `input`; return (N, classes, h', w')."""
         with self._turn, torch.inference_mode():
-            with self._timed("network"):
+            with self.times.measure("network", self.device):
                 logits = outputs.logits(self.network(x), "Segmenter")
             if x.shape != self._shape:
                 self._shape = x.shape
@@ -144,12 +145,12 @@ class Segmenter:
             return logits
 
     def labels(self, logits: Tensor, size: Sequence[int]) -> Tensor:
-        """Label maps, uint8 (N, H, W)."""
-        with self._timed("post"), torch.inference_mode():
+        """Return label maps, uint8 (N, H, W)."""
+        with self.times.measure("post", self.device), torch.inference_mode():
             return upsample_argmax(outputs.one_per_class(logits), size)
 
     def _begin(self, image: Any) -> Callable[[], Any]:
-        """Start on a picture, or several; what is returned waits for the labels."""
+        """Start on one image or several; return a function that waits for the labels and returns them."""
         x = pixels(image, "Segmenter: image")
         size = (x.shape[-3], x.shape[-2])
         if self._gpu is not None and len(self.scales) == 1 and not self.flip:
@@ -157,10 +158,10 @@ class Segmenter:
         else:
             inputs = [self.input(x, scale) for scale in self.scales]
             if len(inputs) == 1 and not self.flip:
-                found = self.labels(self.logits(inputs[0]), size)
+                maps = self.labels(self.logits(inputs[0]), size)
             else:
-                found = averaged_labels(lambda x: outputs.one_per_class(self.logits(x)), inputs, self.flip, size)
-            wait = functools.partial(torch.Tensor.to, found, x.device)
+                maps = averaged_labels(lambda x: outputs.one_per_class(self.logits(x)), inputs, self.flip, size)
+            wait = functools.partial(torch.Tensor.to, maps, x.device)
 
         def finish() -> Any:
             labels = wait() if x.dim() == 4 else wait()[0]
@@ -169,7 +170,7 @@ class Segmenter:
         return finish
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but locks and recordings, which a copy makes for itself; TypeError where the network is compiled."""
+        """Return all but locks and CUDA graphs, which a copy makes anew. Raises TypeError for a compiled model."""
         return {name: value for name, value in vars(self).items() if name not in ("_turn", "_gpu")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -177,22 +178,15 @@ class Segmenter:
         self._turn = threading.Lock()
         self._gpu = OnGpu(self.device, self.shapes) if self.device.type == "cuda" else None
 
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        if self._gpu is None:  # which works on meanwhile, and has its own clock
-            self.times[stage].append(time.perf_counter() - start)
-
 
 def averaged_labels(logits: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], flip: bool, size: Any) -> Tensor:
-    """The class of the largest sum of probabilities over several inputs of a network, and their mirror images.
+    """Return the class of the largest sum of probabilities over several inputs of a model, and their mirror images.
 
-    logits: the network. inputs: (N, 3, h, w) of any sizes. size: (H, W). Returns uint8 (N, H, W).
+    logits: the model. inputs: (N, 3, h, w) of any sizes. size: (H, W). Returns uint8 (N, H, W).
     """
 
-    def probabilities(found: Tensor) -> Tensor:
-        return F.interpolate(found.float(), size, mode="bilinear", align_corners=True).softmax(1)
+    def probabilities(x: Tensor) -> Tensor:
+        return F.interpolate(x.float(), size, mode="bilinear", align_corners=True).softmax(1)
 
     with torch.inference_mode():
         total = torch.zeros((), device=inputs[0].device)

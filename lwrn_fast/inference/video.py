@@ -1,7 +1,6 @@
-"""Videos to videos of label maps: what `lwrn-fast video` does. Reading, the network and writing overlap, in threads."""
+"""Videos to videos of label maps, for `lwrn-fast video`. Reading, the model and writing overlap, in threads."""
 
 import os
-import statistics
 import threading
 import time
 from collections import deque
@@ -15,12 +14,14 @@ import numpy as np
 
 from ..errors import UserError
 from ..io import atomic, images, video_files
-from ..io.video_files import Picture, Reader, Writer
+from ..io.video_files import Frame, Reader, Writer
 from .segmenter import Segmenter
+from .timings import Timings
 
+# Frames that may wait between two stages.
 WAITING = 4
-"""Frames that may wait between two stages."""
 
+# Functions from a frame and its labels to the frame that is written, uint8 (H, W, 3).
 VIEWS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "overlay": images.overlay,
     "labels": lambda image, labels: images.coloured(labels),
@@ -31,9 +32,9 @@ Item = TypeVar("Item")
 
 
 class Channel(Generic[Item]):
-    """A bounded queue between two threads, which either of them can end; only then does anything stop waiting in vain.
+    """A bounded queue between two threads, which either of them can end, so that the other never waits in vain.
 
-    newest: what was put first makes room, instead of `put` waiting for it.
+    newest: drop the oldest item where there is no room, instead of waiting in `put`.
 
     >>> channel = Channel(size=1, newest=True)
     >>> channel.put("old"), channel.put("new"), channel.end(), list(channel)
@@ -47,7 +48,7 @@ class Channel(Generic[Item]):
         self._changed = threading.Condition()
 
     def put(self, item: Item) -> bool:
-        """Waits for room; False where nobody takes anything any more."""
+        """Wait for room and put the item; return False where the other thread takes nothing any more."""
         with self._changed:
             while len(self._items) == self._items.maxlen and not (self._newest or self._refused):
                 self._changed.wait()
@@ -56,13 +57,13 @@ class Channel(Generic[Item]):
             return not self._refused
 
     def end(self) -> None:
-        """Nothing more will be put."""
+        """Announce that nothing more will be put."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
 
     def refuse(self) -> None:
-        """Nothing more will be taken."""
+        """Announce that nothing more will be taken."""
         with self._changed:
             self._refused = True
             self._changed.notify_all()
@@ -81,38 +82,41 @@ class Channel(Generic[Item]):
 
 @dataclass(frozen=True)
 class Options:
-    """What to make of every frame."""
+    """Options of a run. view: one of VIEWS."""
 
     view: str = "overlay"
+    # One of video_files.CODECS; by default the container's.
     codec: str | None = None
-    """One of video_files.CODECS; by default the container's."""
+    # The constant rate factor, lower is better; by default the codec's.
     quality: int | None = None
-    """The constant rate factor, lower is better; by default the codec's."""
+    # Frames after which to stop.
     frames: int | None = None
-    """Stop after so many."""
 
 
 @dataclass
 class Report:
-    """What was done: milliseconds of each frame by stage, and what there is to say about it."""
+    """Result of a run: the time of each stage, and lines for the user."""
 
-    milliseconds: dict[str, list[float]] = field(default_factory=lambda: {"decode": [], "draw": [], "encode": []})
-    medians: dict[str, float] = field(default_factory=dict)
-    """Of the segmenter's stages."""
+    # Times of "decode", "draw" and "encode", for all frames.
+    times: Timings = field(default_factory=lambda: Timings(calls=None))
+    # Median milliseconds of the Segmenter's stages.
+    segmenter: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     stopped: bool = False
     notes: list[str] = field(default_factory=list)
+    # A line about where the source breaks off.
     broken: str | None = None
-    """Where the source breaks off, in one line."""
 
     @property
     def done(self) -> int:
-        return len(self.milliseconds["draw"])
+        """Frames that are drawn."""
+        return self.times.count("draw")
 
     def line(self) -> str:
-        """The closing line."""
-        own = {stage: statistics.median(values) for stage, values in self.milliseconds.items() if values}
-        ordered = {"decode": own.pop("decode", 0.0), **self.medians, **own}
+        """Return the closing line."""
+        own = self.times.medians()
+        ordered = {"decode": own.pop("decode", 0.0), **self.segmenter}
+        ordered.update({stage: own[stage] for stage in ("draw", "encode") if stage in own})
         stages = ", ".join(f"{stage} {value:.1f}" for stage, value in ordered.items())
         frames = f"{self.done} frame{'s' * (self.done != 1)} in {self.seconds:.1f} s"
         return f"{frames}, {self.done / max(self.seconds, 1e-9):.2f} frames/s; median ms: {stages}"
@@ -130,8 +134,8 @@ def run(
     """Segment the frames of a video, or of the camera of a number, and write them as a video with the same times.
 
     segmenter: called in this thread alone. stop: once it is set, the file is finished with the frames done until then.
-    progress: wraps the frames, of about which number, as tqdm does. show: is given pictures as they are drawn, in this
-    thread, and says whether to go on. Raises UserError where nothing can be done; then `out` is as it was.
+    progress: wraps the frames and takes about how many there are, as tqdm does. show: gets the frames that are drawn,
+    in this thread, and returns whether to go on. Raises UserError where nothing can be done; then `out` is unchanged.
 
     >>> from lwrn_fast import models
     >>> run("street.mp4", Path("labels.mp4"), Segmenter(models.rf_lw_mbv2(21).eval(), size=(256, 448)), Options())
@@ -142,10 +146,8 @@ def run(
     plan = None
     if out is not None:
         plan = video_files.check(out, options.codec, options.quality)
-        try:
+        with atomic.writing(out):
             atomic.check_place(out)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{out}: cannot be written ({images.reason(error)})") from error
     reader = Reader(source)
     try:
         if out is None or plan is None:
@@ -155,24 +157,22 @@ def run(
                 raise UserError(f"{path}: is the video itself, OUT must be another file")
         reports = []
 
-        def save(beside: Path) -> None:
-            writer = Writer(beside, *plan, options.quality, reader)
+        def save(unfinished: Path) -> None:
+            writer = Writer(unfinished, *plan, options.quality, reader)
             try:
                 reports.append(_Work(reader, writer, segmenter, options, stop, show).run(progress))
             finally:
                 writer.close()
 
-        try:
+        with video_files.writing(out):
             atomic.write(out, save, ending=out.suffix)
-        except video_files.WRITING_ERRORS as error:
-            raise UserError(f"{out}: cannot be written ({video_files.reason(error)})") from error
         return reports[0]
     finally:
         reader.close()
 
 
 class _Work:
-    """One run: a thread that reads, this one with the network, a thread that draws and writes."""
+    """One run: a thread that reads, this one with the model, a thread that draws and writes."""
 
     def __init__(
         self,
@@ -186,9 +186,9 @@ class _Work:
         self.reader, self.writer, self.segmenter = reader, writer, segmenter
         self.options, self.stop, self.show = options, stop, show
         self.report = Report(notes=reader.notes)
-        # a camera does not wait: of what has come meanwhile, the last is the one to see
-        self.read: Channel[Picture] = Channel(1 if reader.is_camera else WAITING, newest=reader.is_camera)
-        self.segmented: Channel[tuple[Picture, np.ndarray]] = Channel(WAITING)
+        # a camera does not wait: only the newest frame matters
+        self.read: Channel[Frame] = Channel(1 if reader.is_camera else WAITING, newest=reader.is_camera)
+        self.segmented: Channel[tuple[Frame, np.ndarray]] = Channel(WAITING)
         self.drawn: deque[np.ndarray] = deque(maxlen=1)
 
     def run(self, progress: Callable[[Iterable, int | None], Iterable]) -> Report:
@@ -205,46 +205,46 @@ class _Work:
         self.report.stopped = self.stop.is_set()
         self.report.broken = self.reader.broken
         if not self.report.done:
-            what = "stopped before the first frame" if self.report.stopped else "has no frames that can be decoded"
+            text = "stopped before the first frame" if self.report.stopped else "has no frames that can be decoded"
             if self.report.broken is not None and not self.report.stopped:
-                what = "is cut off before the end of its first frame"
-            raise UserError(f"{self.reader.place}: {what}")
+                text = "is cut off before the end of its first frame"
+            raise UserError(f"{self.reader.path}: {text}")
         if self.writer is not None:
             self.writer.finish(whole and self.reader.complete)
         self.report.seconds = time.perf_counter() - start
-        self.report.medians = {stage: value for stage, value in self.segmenter.timings().items() if value}
+        self.report.segmenter = {stage: value for stage, value in self.segmenter.timings().items() if value}
         return self.report
 
     def _read(self) -> None:
         try:
-            pictures = self.reader.pictures()
+            frames = self.reader.frames()
             while True:
                 start = time.perf_counter()
-                picture = next(pictures, None)
-                if picture is None:
+                frame = next(frames, None)
+                if frame is None:
                     break
-                self._took("decode", start)
-                if not self.read.put(picture) or self.stop.is_set():
-                    self.reader.read_audio(picture)
+                self.report.times.add("decode", time.perf_counter() - start)
+                if not self.read.put(frame) or self.stop.is_set():
+                    self.reader.read_audio(frame)
                     break
         finally:
             self.read.end()
 
     def _segment(self, progress: Callable[[Iterable, int | None], Iterable]) -> bool:
-        """Returns whether that were all frames that were read."""
-        pending: deque[Picture] = deque()
+        """Segment frames until the end or a stop; return whether those were all frames that were read."""
+        pending: deque[Frame] = deque()
         whole = False
 
         def frames() -> Iterator[np.ndarray]:
             nonlocal whole
-            most = self.options.frames
-            lengths = [length for length in (self.reader.length(), most) if length is not None]
-            for number, picture in enumerate(progress(self.read, min(lengths, default=None)), 1):
+            max_frames = self.options.frames
+            lengths = [length for length in (self.reader.length(), max_frames) if length is not None]
+            for number, frame in enumerate(progress(self.read, min(lengths, default=None)), 1):
                 if self.stop.is_set():
                     return
-                pending.append(picture)
-                yield picture.image
-                if number == most:
+                pending.append(frame)
+                yield frame.image
+                if number == max_frames:
                     return
             whole = True
 
@@ -257,17 +257,12 @@ class _Work:
 
     def _write(self) -> None:
         try:
-            for picture, labels in self.segmented:
-                start = time.perf_counter()
-                image = VIEWS[self.options.view](picture.image, labels)
-                self._took("draw", start)
+            for frame, labels in self.segmented:
+                with self.report.times.measure("draw"):
+                    image = VIEWS[self.options.view](frame.image, labels)
                 self.drawn.append(image)
                 if self.writer is not None:
-                    start = time.perf_counter()
-                    self.writer.add(image, picture)
-                    self._took("encode", start)
+                    with self.report.times.measure("encode"):
+                        self.writer.add(image, frame)
         finally:
             self.segmented.refuse()
-
-    def _took(self, stage: str, start: float) -> None:
-        self.report.milliseconds[stage].append((time.perf_counter() - start) * 1000)

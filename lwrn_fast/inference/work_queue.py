@@ -1,18 +1,18 @@
-"""Which process works on which image: any number of processes, on any machines, that share nothing but a folder.
+"""A queue of images for any number of processes, on any machines, that share nothing but a folder.
 
-A plan lists the images, and has a byte for each that tells how far it is. A process that wants an image locks that
-byte, works, writes how it ended into the byte, and unlocks it. So a fast process does more images than a slow one, and
-a process that is killed, by whatever, loses its lock to the system, and another one does its image. Nobody waits until
-all images are done or being done; then everyone waits for the latter, to do them should their process die. Fixed
-shares, every n-th image for each process, would need no locks, but the slowest process would decide the end, and a dead
-one's share would be left.
+A plan lists the images, and has a byte for the state of each. A process that wants an image locks that byte, works,
+writes the result into the byte, and unlocks it. So a fast process does more images than a slow one, and a process that
+is killed loses its lock to the system, and another one does its image. No process waits until all images are done or
+in work; then all wait for the latter, to do them should their process die. Fixed shares, every n-th image for each
+process, would need no locks, but the slowest process would determine the end, and a dead one's share would be left.
 
-The first process to come makes the plan, while the others wait; who comes later joins in. Each holds a shared lock
-while it takes part, by which a new run knows whether it is the first.
+The first process writes the plan, while the others wait; later ones join. Each holds a shared lock while it takes part,
+by which a new run knows whether it is the first.
 
-Relied on are POSIX record locks (`fcntl`): the kernel's on a local disk; the server's on NFS, which also show to who
-locks what was written before the unlock, and end with the lease (some 90 s) of a machine that died. NFS mounted with
-`nolock` or `local_lock`, and Lustre with `localflock`, lock within one machine only: there, one machine per folder.
+The queue relies on POSIX record locks (`fcntl`): the kernel's on a local disk; the server's on NFS, which also show a
+locking process everything that was written before the unlock, and end with the lease (some 90 s) of a machine that
+died. NFS mounted with `nolock` or `local_lock`, and Lustre with `localflock`, lock within one machine only: there, use
+one machine per folder.
 """
 
 import fcntl
@@ -28,9 +28,10 @@ from ..io import atomic
 
 PLAN = "plan"
 LOCK = "lock"
+# Bytes of the plan for a finished image; before, a digit counts the processes that have begun with it.
 DONE, FAILED = b"d", b"f"
-"""A byte of the plan; before, a digit: how many processes have begun with this image."""
 NEW = b"0"
+# Errors of a lock that another process holds.
 TAKEN = BlockingIOError, PermissionError
 
 
@@ -39,17 +40,17 @@ class Job:
     """An image that this process has to itself."""
 
     index: int
+    # The image's line of the plan.
     entry: dict[str, Any]
-    """What the plan says of it."""
+    # Processes that have begun with it before, none of which finished it.
     begun: int
-    """By how many processes before, none of which came to an end."""
 
 
 class Plan:
     """An open plan: a line of JSON about all, a byte for each image, and a line of JSON for each."""
 
     def __init__(self, path: Path) -> None:
-        # one descriptor for all: to close any other one of this file would lose its locks
+        # the only descriptor: closing any other one of this file would lose its locks
         self._file = os.fdopen(os.open(path, os.O_RDWR), "rb")
         self.about: dict[str, Any] = json.loads(self._file.readline())
         self._states = self._file.tell()
@@ -59,23 +60,23 @@ class Plan:
         return self.about["images"]
 
     def __iter__(self) -> Iterator[Job | None]:
-        """Once for each image: it, to work on and `finish`, or None where another process has it or had it."""
+        """Yield each image, to work on and `finish`, or None in its place where another process has it or had it."""
         return self._walk(wait=False)
 
     def rest(self) -> Iterator[Job | None]:
-        """The same, but wait for the images that others have, in case these die; then all are finished."""
+        """Yield the same, but wait for the images that others have, in case these die; then all are finished."""
         return self._walk(wait=True)
 
     def finish(self, job: Job, done: bool) -> None:
-        """This image came to an end, which must be in the journal already."""
+        """Mark an image as finished; the journal must have it already."""
         self._end(job.index, DONE if done else FAILED)
 
     def count(self, state: bytes) -> int:
-        """How many images are in this state."""
+        """Return the number of images in this state."""
         return os.pread(self._file.fileno(), len(self), self._states).count(state)
 
     def close(self) -> None:
-        """An image that was not finished is as it was before, for others to do."""
+        """Close the plan; an image that was not finished gets its state from before, for others to do."""
         if self._current is not None:
             self._end(*self._current)
         self._file.close()
@@ -96,8 +97,8 @@ class Plan:
         if self._state(index) in (DONE, FAILED):
             return False
         try:
-            how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
-            fcntl.lockf(self._file, how, 1, self._states + index)
+            mode = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
+            fcntl.lockf(self._file, mode, 1, self._states + index)
         except TAKEN:
             return False
         if self._state(index) in (DONE, FAILED):
@@ -118,25 +119,25 @@ class Plan:
 
 
 def write(path: Path, about: dict[str, Any], entries: Iterable[tuple[str, bytes]]) -> None:
-    """A plan of lines of JSON, one for each image, and their states; `about` must hold how many `images` there are."""
+    """Write a plan of lines of JSON, one for each image, and their states; about["images"] is their number."""
 
-    def save(beside: Path) -> None:
+    def save(unfinished: Path) -> None:
         states = bytearray()
-        with open(beside, "wb") as file:
+        with open(unfinished, "wb") as file:
             file.write(json.dumps(about).encode("ascii") + b"\n")
-            place = file.tell()
+            offset = file.tell()
             file.write(b"0" * about["images"] + b"\n")
             for line, state in entries:
                 file.write(line.encode() + b"\n")
                 states += state
-            file.seek(place)
+            file.seek(offset)
             file.write(states)
 
     atomic.write(path, save)
 
 
 def unfinished(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """What a plan that nobody works on says of the images that were begun and not finished, and how often they were."""
+    """Yield the images of an idle plan that were begun and not finished, and how often they were begun."""
     try:
         with open(path, "rb") as file:
             states = file.read(json.loads(file.readline())["images"] + 1)
@@ -159,7 +160,7 @@ def joined(folder: Path, begin: Callable[[], object]) -> Iterator[Plan]:
             fcntl.lockf(lock, fcntl.LOCK_SH)  # waits for a plan
             if (folder / PLAN).exists():
                 break
-            fcntl.lockf(lock, fcntl.LOCK_UN)  # who was to write it has not
+            fcntl.lockf(lock, fcntl.LOCK_UN)  # the first process ended without writing it
         plan = Plan(folder / PLAN)
         try:
             yield plan
@@ -169,7 +170,7 @@ def joined(folder: Path, begin: Callable[[], object]) -> Iterator[Plan]:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Wait until nobody takes part in the run in this folder; nobody begins with a new one within."""
+    """Wait until no process takes part in the run in this folder, and let none begin a new one within."""
     with open(folder / LOCK, "a+b") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
         yield

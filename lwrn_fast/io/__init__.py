@@ -1,1 +1,1 @@
-"""Files in and out: images, videos, a window on the screen, and files that are whole or not there."""
+"""Input and output: images, videos, a window on the screen, and atomic writing of files."""

@@ -1,4 +1,4 @@
-"""Any image to RGB: the one way in for `Segmenter`, `models.preprocess` and every command. Needs Pillow."""
+"""Decoding of images of any mode to RGB, for `Segmenter`, `models.preprocess` and every command. Needs Pillow."""
 
 import io
 import threading
@@ -10,42 +10,30 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ..errors import UserError
+from ..errors import reason as reason  # for other modules
 from . import repair
 
-# EXIF's tag that says how the camera was held
+# EXIF's tag of the orientation of the camera.
 ORIENTATION = 0x0112
-# Pixels that are converted at a time: beside the decoded image and the result, memory stays below 100 MB.
+# Pixels that are converted at a time: memory besides the decoded image and the result stays below 100 MB.
 BAND = 1 << 22
 # An infinite grey value: white, however it is scaled.
 WHITE = 1e9
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 # Modes whose transparency is one colour, or one value for each colour of a palette.
 WITH_COLOUR_KEY = ("1", "L", "P", "RGB")
-# An image that several threads hold is decoded by one of them: Pillow reads its file without a lock.
+# Locks, by which one of several threads decodes an image: Pillow reads its file without a lock.
 LOADING = [threading.Lock() for _ in range(64)]
 BOMB = Image.DecompressionBombError, Image.DecompressionBombWarning
 
 
-class ImageError(OSError):
+class ImageError(UserError, OSError):
     """A file that cannot be read or written; the message is one line."""
 
 
-def reason(error: BaseException) -> str:
-    """Why a file could not be used, in one line.
-
-    >>> reason(FileNotFoundError())
-    'no such file or folder'
-    """
-    if isinstance(error, FileNotFoundError):
-        return "no such file or folder"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def read(path: Path, max_pixels: int) -> np.ndarray:
-    """The first image of a file, as `to_rgb` makes it. Raises ImageError, also above `max_pixels`."""
+    """Return the first image of a file, as `to_rgb` does. Raises ImageError, also above `max_pixels`."""
     try:
         try:
             return _read(path, max_pixels)
@@ -63,7 +51,7 @@ def read(path: Path, max_pixels: int) -> np.ndarray:
 
 
 def to_rgb(image: Image.Image, name: str) -> np.ndarray:
-    """A PIL image of any mode as uint8 (H, W, 3), RGB; its current frame, decoded now if it was not before.
+    """Convert the current frame of a PIL image of any mode to uint8 (H, W, 3), RGB; decode it if need be.
 
     It is turned as its EXIF orientation says, where that is one of 1 to 8. Transparency lies on white. Grey of 16 bits
     is divided by 257; so is grey of 32 bits, whole or float, where anything in it is above 255, and what is then above
@@ -82,7 +70,7 @@ def to_rgb(image: Image.Image, name: str) -> np.ndarray:
 
 
 def size(path: Path) -> tuple[int, int]:
-    """Height and width of an image file that is known to be one."""
+    """Return height and width of an image file that is known to be one."""
     try:
         with Image.open(path) as image:
             return image.height, image.width
@@ -141,7 +129,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def _loaded(image: Image.Image) -> Image.Image:
-    """The image itself, decoded; where its metadata are in the way, another one without them."""
+    """Return the image itself, decoded; where its metadata prevent that, another one without them."""
     try:
         image.load()
         return image
@@ -151,10 +139,10 @@ def _loaded(image: Image.Image) -> Image.Image:
         file: Any = getattr(image, "fp", None)
         if file is None or file.closed or image.tell():
             raise
-        place = file.tell()
+        offset = file.tell()
         file.seek(0)
         bare = repair.without_metadata(file)
-        file.seek(place)
+        file.seek(offset)
         if bare is None:
             raise
         return _opened_whole(bare)
@@ -167,16 +155,16 @@ def _opened_whole(file: BinaryIO) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8 as EXIF counts them; 1 where nothing valid is said."""
+    """Return 1 to 8 as EXIF counts them; 1 where there is no valid value."""
     try:
-        found = image.getexif().get(ORIENTATION)
+        value = image.getexif().get(ORIENTATION)
     except Exception:  # EXIF of any content must not reject an image
         return 1
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _as_stored(shown: np.ndarray, orientation: int) -> np.ndarray:
-    """A view of the image as it is to be seen, in the order in which the file has its pixels."""
+    """Return a view of the upright image whose pixels are in the order of the file."""
     views = {
         2: lambda: shown[:, ::-1],
         3: lambda: shown[::-1, ::-1],
@@ -190,7 +178,7 @@ def _as_stored(shown: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """In mode RGB, on white."""
+    """Convert to mode RGB, on white."""
     coloured = _with_alpha(image)
     if coloured is None:
         return image if image.mode == "RGB" else image.convert("RGB")
@@ -200,7 +188,7 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 
 def _with_alpha(image: Image.Image) -> Image.Image | None:
-    """In mode RGBA; None where nothing is transparent."""
+    """Convert to mode RGBA; return None where nothing is transparent."""
     palette = image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A")
     if image.mode == "La":  # Pillow converts it to LA alone
         return image.convert("LA").convert("RGBA")
@@ -217,16 +205,16 @@ def _with_alpha(image: Image.Image) -> Image.Image | None:
 
 
 def _from_deep_grey(image: Image.Image, result: np.ndarray) -> None:
-    """16-bit, 32-bit or float grey to 8 bits in `result`; Pillow's own conversion would clip instead of scale."""
+    """Scale 16-bit, 32-bit or float grey to 8 bits in `result`; Pillow's own conversion would clip it."""
     values = np.asarray(image)
     clear = image.info.get("transparency") if image.mode.startswith("I;16") else None
     rows = max(1, BAND // image.width)
     bands = [slice(top, top + rows) for top in range(0, len(values), rows)]
-    largest = max(np.max(values[band], initial=0, where=np.isfinite(values[band])) for band in bands)
+    max_value = max(np.max(values[band], initial=0, where=np.isfinite(values[band])) for band in bands)
     factor = 1.0
-    if image.mode.startswith("I;16") or largest > 255:
+    if image.mode.startswith("I;16") or max_value > 255:
         factor = 1 / 257  # 65535 is white
-    elif image.mode == "F" and largest <= 1:
+    elif image.mode == "F" and max_value <= 1:
         factor = 255.0
     for band in bands:
         grey = np.nan_to_num(values[band].astype(np.float64), posinf=WHITE, neginf=0.0)
@@ -236,6 +224,7 @@ def _from_deep_grey(image: Image.Image, result: np.ndarray) -> None:
         result[band] = np.clip(np.rint(grey), 0, 255).astype(np.uint8)[:, :, None]
 
 
+# Threads that are in `_without_pillows_limit`, and the limit that comes back after the last one.
 _unlimited = 0
 _limit: int | None = None
 _changing = threading.Lock()
@@ -243,7 +232,7 @@ _changing = threading.Lock()
 
 @contextmanager
 def _without_pillows_limit() -> Iterator[None]:
-    """Pillow opens images of any size within, in every thread; the limit comes back as the last one leaves."""
+    """Let Pillow open images of any size within, in every thread; the limit comes back as the last one leaves."""
     global _unlimited, _limit
     with _changing:
         if not _unlimited:
@@ -259,7 +248,7 @@ def _without_pillows_limit() -> Iterator[None]:
 
 
 def _unidentified(path: Path) -> str:
-    """Why Pillow does not know this file."""
+    """Return why Pillow does not know this file."""
     with open(path, "rb") as file:
         head = file.read(12)
     if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc"):

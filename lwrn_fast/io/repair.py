@@ -1,4 +1,4 @@
-"""Image files without what is not the image: PNG and JPEG whose metadata keep Pillow from reading them."""
+"""Removal of metadata from PNG and JPEG files that Pillow cannot read because of them."""
 
 import io
 import struct
@@ -9,7 +9,7 @@ from typing import BinaryIO
 PNG = b"\x89PNG\r\n\x1a\n"
 # Chunks that decide about pixels or their orientation.
 PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
-# Where a PNG has its colour type, and the bytes of a transparent colour in grey and in RGB.
+# Offset of a PNG's colour type, and bytes of a transparent colour in grey and in RGB.
 COLOUR_TYPE = 25
 TRANSPARENCY = {0: 2, 2: 6}
 JPEG_START = b"\xff\xd8"
@@ -18,7 +18,7 @@ APPLICATION = range(0xE0, 0xF0)
 
 
 def without_metadata(file: BinaryIO) -> io.BytesIO | None:
-    """The same image in a file without texts, profiles, previews and damaged ancillary parts.
+    """Return the same image in a file without texts, profiles, previews and damaged ancillary parts.
 
     file: at its start. EXIF stays where it is whole. None for a format that is not known here.
     """
@@ -31,42 +31,46 @@ def without_metadata(file: BinaryIO) -> io.BytesIO | None:
 
 
 def _png_chunks(data: bytes) -> Iterator[bytes]:
-    """The chunks of the image; an ancillary one only with a right checksum."""
-    place = len(PNG)
-    while max(place + 8, COLOUR_TYPE + 1) <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, place)
-        end = place + 12 + length
-        critical = not kind[0] & 0x20
-        whole = end <= len(data) and zlib.crc32(data[place + 4 : end - 4]) == struct.unpack_from(">I", data, end - 4)[0]
-        enough = kind != b"tRNS" or length >= TRANSPARENCY.get(data[COLOUR_TYPE], 1)
-        if kind in PNG_KEPT and (critical or (whole and enough)):
-            yield data[place:end]  # critical ones are for the decoder to judge
-        if kind == b"IEND":
+    """Yield the chunks of the image; an ancillary one only with a right checksum."""
+    offset = len(PNG)
+    while max(offset + 8, COLOUR_TYPE + 1) <= len(data):
+        length, name = struct.unpack_from(">I4s", data, offset)
+        end = offset + 12 + length
+        critical = not name[0] & 0x20
+        whole = end <= len(data) and zlib.crc32(data[offset + 4 : end - 4]) == _uint32(data, end - 4)
+        enough = name != b"tRNS" or length >= TRANSPARENCY.get(data[COLOUR_TYPE], 1)
+        if name in PNG_KEPT and (critical or (whole and enough)):
+            yield data[offset:end]  # the decoder judges critical ones
+        if name == b"IEND":
             return
-        place = end
+        offset = end
+
+
+def _uint32(data: bytes, offset: int) -> int:
+    return struct.unpack_from(">I", data, offset)[0]
 
 
 def _jpeg_segments(data: bytes) -> Iterator[bytes]:
-    """The segments of the first image up to its scan, and all that follows."""
-    place = len(JPEG_START)
-    while place + 4 <= len(data):
-        marker, kind, length = struct.unpack_from(">BBH", data, place)
-        if marker != 0xFF or kind in (SCAN, END):
+    """Yield the segments of the first image up to its scan, and all that follows."""
+    offset = len(JPEG_START)
+    while offset + 4 <= len(data):
+        prefix, marker, length = struct.unpack_from(">BBH", data, offset)
+        if prefix != 0xFF or marker in (SCAN, END):
             break
-        if kind == 0xFF:  # fill
-            place += 1
+        if marker == 0xFF:  # fill
+            offset += 1
             continue
-        segment = data[place : place + 2 + length]
-        if kind != COMMENT and (kind not in APPLICATION or _decides(kind, segment[4:])):
+        segment = data[offset : offset + 2 + length]
+        if marker != COMMENT and (marker not in APPLICATION or _decides(marker, segment[4:])):
             yield segment
-        place += 2 + length
-    yield data[place:]
+        offset += 2 + length
+    yield data[offset:]
 
 
-def _decides(kind: int, content: bytes) -> bool:
-    """Whether pixels or their orientation depend on an application segment, and it is long enough to be read."""
-    if kind == JFIF:
+def _decides(marker: int, content: bytes) -> bool:
+    """Return whether pixels or their orientation depend on an application segment that is long enough to be read."""
+    if marker == JFIF:
         return content.startswith(b"JFIF\0") and len(content) >= 14
-    if kind == ADOBE:
+    if marker == ADOBE:
         return content.startswith(b"Adobe") and len(content) >= 12
-    return kind == EXIF and content.startswith(b"Exif\0\0")
+    return marker == EXIF and content.startswith(b"Exif\0\0")

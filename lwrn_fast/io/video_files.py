@@ -4,7 +4,7 @@ import io
 import os
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,31 +14,31 @@ import av
 import numpy as np
 from av.bitstream import BitStreamFilterContext
 
-from ..errors import UserError
-from . import images, video_ends
+from ..errors import UserError, as_user_error
+from ..errors import reason as plain_reason
+from . import video_ends
 
-WRITING_ERRORS = (av.error.FFmpegError, OSError)
+# FFmpeg's name of the interface, and the path of the camera of a number.
 CAMERAS = "v4l2", "/dev/video{}"
-"""FFmpeg's name of the interface, and where the camera of a number is."""
+# FFmpeg's numbers of two matrices and of a range of values, 16 to 235.
 RGB, BT709, STUDIO_RANGE = 0, 1, 1
-"""FFmpeg's numbers of matrices and of a range of values, 16 to 235."""
 
 
 @dataclass(frozen=True)
 class Container:
-    """What the ending of a file's name stands for."""
+    """The container that the ending of a file's name stands for."""
 
     format: str
+    # The default.
     codec: str
-    """By default."""
+    # The encoder for audio that the container cannot take as it is.
     audio: str
-    """The encoder for audio that the container cannot take as it is."""
     options: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Codec:
-    """An encoder of FFmpeg with its options; `quality` is its constant rate factor, None where it loses nothing."""
+    """An encoder of FFmpeg with its options; `quality` is its constant rate factor, None for a lossless one."""
 
     encoder: str
     pixels: str
@@ -47,9 +47,9 @@ class Codec:
     worst: int = 51
 
 
-# fragments of a second, joined at the end: also what a killed run leaves can be played
+# Fragments of a second, joined at the end: the file that a killed run leaves can be played too.
 _FRAGMENTS = {"movflags": "hybrid_fragmented+delay_moov", "frag_duration": "1000000", "flush_packets": "1"}
-_MP4 = _FRAGMENTS if av.library_versions["libavformat"] >= (62, 12) else {}  # before, nothing plays what they become
+_MP4 = _FRAGMENTS if av.library_versions["libavformat"] >= (62, 12) else {}  # no player plays older versions' files
 CONTAINERS = {
     ".mp4": Container("mp4", "h264", "aac", _MP4),
     ".m4v": Container("mp4", "h264", "aac", _MP4),
@@ -67,8 +67,8 @@ CODECS = {
 
 
 @dataclass
-class Picture:
-    """A frame as it is to be seen, uint8 (H, W, 3), RGB, and its time in units of the reader's `time_base`."""
+class Frame:
+    """An upright frame, uint8 (H, W, 3), RGB, and its time in units of the reader's `time_base`."""
 
     image: np.ndarray
     pts: int
@@ -76,84 +76,85 @@ class Picture:
 
 
 class Reader:
-    """The frames of a video file or, where `source` is a whole number, a camera; packets of sound go to `audio`.
+    """Reader of the frames of a video file or, where `source` is a whole number, a camera; audio goes to `audio`.
 
-    Raises UserError where there is no such thing, or no video in it.
+    Raises UserError where the source is missing or has no video.
     """
 
     def __init__(self, source: str) -> None:
         self.source = source
         self.is_camera = source.isascii() and source.isdigit()
-        interface, place = CAMERAS
-        self.place = place.format(source) if self.is_camera else source
+        interface, path = CAMERAS
+        self.path = path.format(source) if self.is_camera else source
         try:
-            where, kind = (self.place, interface) if self.is_camera else (address(self.place), None)
-            self.container = av.open(where, format=kind, metadata_errors="ignore")
+            url, format = (self.path, interface) if self.is_camera else (address(self.path), None)
+            self.container = av.open(url, format=format, metadata_errors="ignore")
         except av.error.InvalidDataError as error:
-            why = "is not a video, or is damaged from the start"
-            if video_ends.lacks_index(self.place):
-                why = "is cut off: the index that an MP4 has at its end is missing, and nothing can be read without it"
-            raise UserError(f"{self.place}: {why}") from error
+            text = "is not a video, or is damaged from the start"
+            if video_ends.lacks_index(self.path):
+                text = "is cut off: the index that an MP4 has at its end is missing, and nothing can be read without it"
+            raise UserError(f"{self.path}: {text}") from error
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise UserError(f"{self.place}: cannot be read ({reason(error)})") from error
+            raise UserError(f"{self.path}: cannot be read ({reason(error)})") from error
         streams = [stream for stream in self.container.streams.video if stream.codec_context is not None]
-        # the picture on the cover of a song is a video stream too
+        # the cover image of a song is a video stream too
         streams = [stream for stream in streams if not stream.disposition & type(stream.disposition).attached_pic]
         if not streams:
             self.container.close()
-            raise UserError(f"{self.place}: has no video that can be decoded")
+            raise UserError(f"{self.path}: has no video that can be decoded")
         self.stream = streams[0]
         self.stream.thread_type = "AUTO"
         self.audio_streams = [stream for stream in self.container.streams.audio if stream.codec_context is not None]
         self.audio: deque[Any] = deque()
         self.notes: list[str] = []
+        # The first frame as PyAV gives it: its colours' standard is that of all.
         self.first: Any = None
-        """The first frame as PyAV gives it: its colours' standard is that of all."""
         self.transposed = False
         self.complete = False
+        # A line about where the file breaks off; known once all of it is read.
         self.broken: str | None = None
-        """Where the file breaks off; known once all of it is read."""
-        self.ending = video_ends.Ending(self.place, self.container)
+        self.ending = video_ends.Ending(self.path, self.container)
         self.time_base: Fraction = self.stream.time_base or Fraction(1, 90_000)
         self.rate: Fraction = self.stream.average_rate or self.stream.guessed_rate or Fraction(25)
-        # as FFmpeg does: cameras and transport streams have clocks that began before
+        # as FFmpeg does: the clocks of cameras and transport streams began before
         self.start = max(0, self.container.start_time or 0) / Fraction(av.time_base)
         self._last: int | None = None
         self._end = 0
         self._unreadable: str | None = None
 
     def close(self) -> None:
+        """Close the file."""
         self.container.close()
 
     def length(self) -> int | None:
-        """How many frames there are, or about how many, None where that is not known."""
+        """Return the number of frames, which may be an estimate; None where that is not known."""
         if self.stream.frames or not self.container.duration:
             return self.stream.frames or None
         return round(self.container.duration / Fraction(av.time_base) * self.rate)
 
-    def pictures(self) -> Iterator[Picture]:
-        """Every frame that can be decoded; what cannot is skipped, and said in `notes` at the end."""
+    def frames(self) -> Iterator[Frame]:
+        """Yield every frame that can be decoded; damaged packets are skipped and counted in `notes` at the end."""
         damaged = done = 0
         try:
             for packet in self._whole_packets():
                 try:
-                    frames = self.stream.decode(packet)
+                    decoded = self.stream.decode(packet)
                 except av.error.FFmpegError:
                     damaged += 1
                     continue
-                for frame in frames:
+                for frame in decoded:
                     done += 1
                     self.ending.ends_corrupt = frame.is_corrupt
-                    yield self._picture(frame)
+                    yield self._frame(frame)
             self.complete = True
             if not self.is_camera and (self._unreadable or self.ending.cut()):
                 self.broken = self._broken(done)
         finally:
             if damaged:
-                self.notes.append(f"{self.place}: skipped {damaged} damaged packet{'s' * (damaged != 1)}")
+                self.notes.append(f"{self.path}: skipped {damaged} damaged packet{'s' * (damaged != 1)}")
 
-    def read_audio(self, last: Picture) -> None:
-        """Read on for the sound of this picture alone, which may lie a second behind it in the file."""
+    def read_audio(self, last: Frame) -> None:
+        """Read on for the audio up to the end of this frame, which may lie a second behind it in the file."""
         end = (last.pts + last.duration) * self.time_base
         for packet in self._packets() if self.audio_streams else ():
             if packet is None:
@@ -164,15 +165,17 @@ class Reader:
                 return
 
     def _broken(self, frames: int) -> str:
-        """One line about a film that ends too early, after so many frames."""
+        """Return a line about a video that ends too early, after so many frames."""
         time = float(self._end * self.time_base)
         length = f" of {float(self.ending.length()):.2f}" if self.ending.length() else ""
-        why = f", the rest cannot be read ({self._unreadable})" if self._unreadable else ", the file is cut off"
-        return f"{self.place}: breaks off after {frames} frame{'s' * (frames != 1)}, at {time:.2f}{length} s{why}"
+        cause = f", the rest cannot be read ({self._unreadable})" if self._unreadable else ", the file is cut off"
+        return f"{self.path}: breaks off after {frames} frame{'s' * (frames != 1)}, at {time:.2f}{length} s{cause}"
 
     def _whole_packets(self) -> Iterator[Any]:
-        """The video's packets, but for a last one that the file has only a part of: its error would cost the frames
-        that the decoder's threads still hold. Sound is kept."""
+        """Yield the video's packets and keep those of audio.
+
+        An incomplete last packet is left out: its error would cost the frames that the decoder's threads still hold.
+        """
         held: list[Any] = []
         for packet in self._packets():
             if packet is not None and packet.stream is not self.stream:
@@ -185,14 +188,14 @@ class Reader:
                 yield packet
 
     def _packets(self) -> Iterator[Any]:
-        """Packets in the order of the file; None at the end, for the frames that the decoder still holds."""
+        """Yield packets in the order of the file, and None at the end, for the frames that the decoder still holds."""
         try:
             for packet in self.container.demux([self.stream, *self.audio_streams]):
                 self.ending.saw(packet)
                 yield packet
         except av.error.FFmpegError as error:
             if self.is_camera:
-                self.notes.append(f"{self.place}: ends early, the rest cannot be read ({reason(error)})")
+                self.notes.append(f"{self.path}: ends early, the rest cannot be read ({reason(error)})")
             self._unreadable = reason(error)
             yield None
 
@@ -204,7 +207,7 @@ class Reader:
                 packet.dts -= shift
             self.audio.append(packet)
 
-    def _picture(self, frame: Any) -> Picture:
+    def _frame(self, frame: Any) -> Frame:
         if self.first is None:
             self.first = frame
         step = max(1, round(1 / (self.rate * self.time_base)))
@@ -212,11 +215,11 @@ class Reader:
             pts = 0 if self._last is None else self._last + step
         else:
             pts = frame.pts - round(self.start / self.time_base)
-        self._last = pts if self._last is None else max(pts, self._last + 1)  # encoders want them to rise
+        self._last = pts if self._last is None else max(pts, self._last + 1)  # encoders need rising ones
         image, self.transposed = upright(frame.to_ndarray(format="rgb24"), _display_matrix(frame))
-        picture = Picture(image, self._last, frame.duration or step)
-        self._end = picture.pts + picture.duration
-        return picture
+        upright_frame = Frame(image, self._last, frame.duration or step)
+        self._end = upright_frame.pts + upright_frame.duration
+        return upright_frame
 
 
 def _display_matrix(frame: Any) -> np.ndarray | None:
@@ -225,7 +228,7 @@ def _display_matrix(frame: Any) -> np.ndarray | None:
 
 
 def upright(image: np.ndarray, matrix: np.ndarray | None) -> tuple[np.ndarray, bool]:
-    """The picture (H, W, 3) as a display matrix of FFmpeg says, and whether it lay on its side; by right angles alone.
+    """Turn an image (H, W, 3) by a display matrix of FFmpeg, in right angles; return it and whether it lay on its side.
 
     >>> upright(np.array([[[1], [2]]]), np.array([0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30]))[0].tolist()
     [[[1]], [[2]]]
@@ -240,17 +243,17 @@ def upright(image: np.ndarray, matrix: np.ndarray | None) -> tuple[np.ndarray, b
     return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]), transposed
 
 
-def address(place: str) -> str:
-    """What FFmpeg calls a file, so that a colon in its name is no protocol; addresses such as rtsp://... stay.
+def address(path: str) -> str:
+    """Return FFmpeg's URL of a file, so that a colon in its name is no protocol; URLs such as rtsp://... stay.
 
     >>> address("10:30.mp4"), address("rtsp://camera/1")
     ('file:10:30.mp4', 'rtsp://camera/1')
     """
-    return place if "://" in place and not os.path.exists(place) else f"file:{place}"
+    return path if "://" in path and not os.path.exists(path) else f"file:{path}"
 
 
 def check(path: Path, codec: str | None, quality: int | None) -> tuple[Container, Codec]:
-    """What will write this file. Raises UserError where the container, the codec and the quality do not fit."""
+    """Return what writes this file. Raises UserError where the container, the codec and the quality do not fit."""
     container = CONTAINERS.get(path.suffix.lower())
     if container is None:
         raise UserError(f"OUT must end in one of {', '.join(CONTAINERS)}, got {str(path)!r}")
@@ -270,21 +273,26 @@ def check(path: Path, codec: str | None, quality: int | None) -> tuple[Container
 
 
 def reason(error: BaseException) -> str:
-    """Why a file could not be used, in one line; FFmpeg has errors that are no OSError."""
-    said = getattr(error, "strerror", None)
-    return images.reason(error) if isinstance(error, OSError) or not said else said.lower()
+    """Return why a file could not be used, in one line; FFmpeg has errors that are no OSError."""
+    text = getattr(error, "strerror", None)
+    return plain_reason(error) if isinstance(error, OSError) or not text else text.lower()
+
+
+def writing(path: Path) -> AbstractContextManager[None]:
+    """Turn errors of FFmpeg and of the disk within into a UserError that names the path."""
+    return as_user_error(lambda e: f"{path}: cannot be written ({reason(e)})", av.error.FFmpegError, OSError)
 
 
 class Writer:
-    """A video file of pictures, which are all made as large as the first, and of the reader's sound.
+    """Writer of a video file of frames, all resized to the first one's size, and of the reader's audio.
 
-    path: written at once, whatever its ending. What cannot be written raises OSError or another error of FFmpeg.
+    path: written at once, whatever its ending. Raises OSError or another error of FFmpeg.
     """
 
     def __init__(self, path: Path, container: Container, codec: Codec, quality: int | None, reader: Reader) -> None:
         self.reader = reader
         self.codec = codec
-        # in MP4, what begins later than 0 does so by this clock
+        # the clock of what begins later than 0 in MP4
         clock = {"movie_timescale": str(reader.time_base.denominator)} if container.options == _MP4 else {}
         self.container = av.open(f"file:{path}", "w", format=container.format, options={**container.options, **clock})
         options = dict(codec.options)
@@ -293,30 +301,30 @@ class Writer:
         self.stream = self.container.add_stream(codec.encoder, rate=reader.rate, options=options)
         self.stream.pix_fmt = codec.pixels
         self.stream.codec_context.time_base = reader.time_base
+        # For AAC out of transport streams, which has a header on every packet.
         self.filters: dict[int, Any] = {}
-        """For AAC out of transport streams, which has a head on every packet."""
         self.audio = {stream.index: self._audio_stream(stream, container) for stream in reader.audio_streams}
         self.conversion: dict[str, int] = {}
         self.size: tuple[int, int] | None = None
+        # End of the last frame, in seconds.
         self.end = Fraction(0)
-        """Of the last frame, in seconds."""
 
-    def add(self, image: np.ndarray, picture: Picture) -> None:
-        """One frame, uint8 (H, W, 3), at the time of this picture."""
+    def add(self, image: np.ndarray, frame: Frame) -> None:
+        """Add an image, uint8 (H, W, 3), at the time of this frame."""
         height, width = image.shape[:2]
         if self.codec.quality is not None and (height % 2 or width % 2):  # 4:2:0 has one colour for 2 x 2 pixels
             image = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         if self.size is None:
             self._begin(image, (height, width))
-        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-        frame = frame.reformat(self.stream.width, self.stream.height, self.codec.pixels, **self.conversion)
-        frame.pts, frame.time_base, frame.duration = picture.pts, self.reader.time_base, picture.duration
-        self.container.mux(self.stream.encode(frame))
-        self.end = (picture.pts + picture.duration) * self.reader.time_base
+        encoded = av.VideoFrame.from_ndarray(image, format="rgb24")
+        encoded = encoded.reformat(self.stream.width, self.stream.height, self.codec.pixels, **self.conversion)
+        encoded.pts, encoded.time_base, encoded.duration = frame.pts, self.reader.time_base, frame.duration
+        self.container.mux(self.stream.encode(encoded))
+        self.end = (frame.pts + frame.duration) * self.reader.time_base
         self._add_audio(self.end)
 
     def finish(self, whole: bool) -> None:
-        """What the encoders still hold, and the sound: the whole, or up to the last frame that was added."""
+        """Write what the encoders still hold, and the audio: all of it, or up to the last frame that was added."""
         self._add_audio(None if whole else self.end)
         self.container.mux(self.stream.encode(None))
         for stream, encoded in self.audio.values():
@@ -325,7 +333,7 @@ class Writer:
         self.container.close()
 
     def close(self) -> None:
-        """Give up: what is written stays as it is."""
+        """Give up: the part that is written stays as it is."""
         with suppress(av.error.FFmpegError, OSError):
             self.container.close()
 
@@ -347,7 +355,7 @@ class Writer:
             context.color_primaries, context.color_trc = source.color_primaries, source.color_trc
 
     def _audio_stream(self, stream: Any, container: Container) -> tuple[Any, bool]:
-        """The stream for this one's sound, and whether it has to be encoded anew."""
+        """Return the stream for this one's audio, and whether the audio has to be encoded anew."""
         try:
             kept = self.container.add_stream_from_template(stream)
             if stream.codec_context.name == "aac" and not stream.codec_context.extradata:

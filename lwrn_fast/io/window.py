@@ -1,4 +1,4 @@
-"""A window that shows pictures as they are made, by tkinter, which comes with most Pythons."""
+"""A window that shows frames as they are made, by tkinter, which comes with most Pythons."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from .images import resize
 
 
 class Window:
-    """As a context manager, an open window. Raises UserError without tkinter, or where there is no display."""
+    """An open window, to be used as a context manager. Raises UserError without tkinter or without a display."""
 
     def __init__(self, title: str) -> None:
         try:
@@ -32,7 +32,7 @@ class Window:
         self._open = True
 
     def show(self, image: np.ndarray) -> bool:
-        """uint8 (H, W, 3), smaller where the screen is; False once somebody has closed the window."""
+        """Show uint8 (H, W, 3), shrunk to the screen; return False once the user has closed the window."""
         height, width = image.shape[:2]
         factor = min(1.0, 0.9 * self._root.winfo_screenheight() / height, self._root.winfo_screenwidth() / width)
         image = resize(image, max(1, round(height * factor)), max(1, round(width * factor)))

@@ -10,15 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..errors import ToldError as ToldError
 from ..errors import UserError
 
 T = TypeVar("T")
 # What the first process tells the others while they wait for it.
 _WORKING, _DONE, _REFUSED = 0, 1, 2
-
-
-class ToldError(UserError):
-    """What is wrong has been found by the first process, which tells it."""
 
 
 @contextmanager

@@ -24,7 +24,7 @@ def test_drawn_pictures_and_the_weights_of_the_package(tmp_path, capsys):
     assert difference < 1e-4
     assert float(text.split("% of the pixels are right")[0].split()[-1]) > 93
     with Image.open(tmp_path / demo.COMPARISON) as comparison:
-        assert comparison.size == (3 * demo.SIZE[1], demo.PICTURES * demo.SIZE[0])
+        assert comparison.size == (3 * demo.SIZE[1], demo.IMAGES * demo.SIZE[0])
     assert (tmp_path / "labels" / "shapes_1_overlay.png").exists()
 
 

@@ -18,7 +18,7 @@ def in_place(model: Small, x: torch.Tensor, act=torch.relu_) -> torch.Tensor:
 
 @pytest.fixture
 def small(monkeypatch) -> Small:
-    """What the command takes for the network it is asked for."""
+    """The model that the command exports, in place of the one it is asked for."""
     model = Small().eval()
     monkeypatch.setattr("lwrn_fast.inference.segment.build", lambda options: (model, False))
     return model

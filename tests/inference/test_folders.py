@@ -18,10 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lwrn_fast import cli
+from lwrn_fast import cli, models
 from lwrn_fast.inference import manifest, work_queue
 from lwrn_fast.inference import segment as lwrn_segment
-from lwrn_fast.io import images
+from lwrn_fast.io import atomic, images
 
 COMMAND = [sys.executable, "-m", "lwrn_fast"]
 OPTIONS = ["--num-classes", "3", "--size", "16", "16"]
@@ -217,7 +217,7 @@ def test_an_image_of_a_dead_process_is_taken_over(tmp_path, holder, capsys):
     make(tmp_path / "other", 1)
     assert segment(tmp_path / "other", "--out", out, "--resume") == 2
     assert capsys.readouterr().err == f"lwrn-fast: error: {out}: a run with other PATHS is going on in this folder\n"
-    (out / f"{images._beside(out / '0000.png')}abcd_123").write_text("half")  # as who is killed might leave
+    (out / f"{atomic._shared_prefix(out / '0000.png')}abcd_123").write_text("half")  # as who is killed might leave
 
     def kill_when_only_its_image_is_left() -> None:
         while len(list(out.glob("*.png"))) < 3:
@@ -245,7 +245,7 @@ class TestResume:
         return tmp_path / "out"
 
     def again(self, out: Path, *options: object) -> set[str]:
-        """Which results another run writes."""
+        """Return the results that another run writes."""
         before = {path: manifest.stamp(path) for path in out.rglob("*.png")}
         assert segment(out.parent / "in", "--out", out, "--resume", *options) == 0
         return {path.name for path in out.rglob("*.png") if before.get(path) != manifest.stamp(path)}
@@ -298,7 +298,7 @@ class TestResume:
         weights = done.parent / "other.pth"
         if "--checkpoint" in option:
             torch.manual_seed(3)
-            torch.save(cli.models.rf_lw_mbv2(3).state_dict(), weights)
+            torch.save(models.rf_lw_mbv2(3).state_dict(), weights)
         before = {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
         arguments = ["segment", str(done.parent / "in"), "--out", str(done), "--resume", *OPTIONS]
         assert cli.main([*arguments, *(part.format(weights=weights) for part in option)]) == 2
@@ -307,7 +307,8 @@ class TestResume:
         assert {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()} == before
 
     def test_torn_lines_of_a_journal(self, done):
-        """Of two processes killed while they wrote, one of them with the whole machine; a third went on after them."""
+        """Two processes were killed while they wrote, one of them with the whole machine; a third went on after
+        them."""
         lines = (done / "manifest.jsonl").read_text("utf-8").splitlines()
         (done / "manifest.jsonl").write_text(lines[0] + "\n", "utf-8")
         journal = done / ".lwrn_fast" / "journal.jsonl"
@@ -438,7 +439,7 @@ def test_a_folder_where_a_result_should_go(tmp_path, capsys):
 
 def test_many_of_one_name_are_named_in_a_moment():
     """Names are looked for from the last one on, or these would take minutes."""
-    found = [images.Found(f"/{i}/a.jpg", f"/{i}/a.jpg", "") for i in range(20_000)]
+    found = [images.ImageFile(f"/{i}/a.jpg", f"/{i}/a.jpg", "") for i in range(20_000)]
     names = images.output_names(found, Path("out"), [".png"])
     assert names[:2] == [["a.png"], ["a_2.png"]]
     assert names[-1] == ["a_20000.png"]

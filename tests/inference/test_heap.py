@@ -1,4 +1,4 @@
-"""What the process does with freed memory, in processes of their own."""
+"""The heap's settings, in processes of their own: freed memory stays or goes back."""
 
 import os
 import platform

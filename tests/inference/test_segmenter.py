@@ -1,4 +1,4 @@
-"""Segmenter against its stages done one by one, from every kind of picture, size and thread."""
+"""Segmenter against its stages done one by one, from every type of image, size and thread."""
 
 import copy
 import gc
@@ -171,10 +171,10 @@ def test_nothing_is_kept(segmenter):
 
 
 def test_memory_is_given_back_where_sizes_change(model, monkeypatch):
-    given, memory = [], iter(range(0, 1 << 40, heap.MOST_GROWTH // 4 + 1))
+    given, memory = [], iter(range(0, 1 << 40, heap.MAX_GROWTH // 4 + 1))
     monkeypatch.setattr(heap, "give_back", lambda: given.append(True))
     monkeypatch.setattr(heap, "resident", lambda: next(memory))
-    monkeypatch.setattr(heap, "LEAST_CHANGES", 6)
+    monkeypatch.setattr(heap, "MIN_CHANGES", 6)
     segmenter = lwrn_fast.Segmenter(model)
     for _ in range(10):
         segmenter(picture(16, 16))
@@ -183,7 +183,7 @@ def test_memory_is_given_back_where_sizes_change(model, monkeypatch):
     for side in (8, 12) * 6:
         segmenter(picture(side, 16))
         counts.append(len(given))
-    assert counts == [0] * 4 + [1] * 6 + [2] * 2  # the first picture of all was a change too
+    assert counts == [0] * 4 + [1] * 6 + [2] * 2  # the first image of all was a change too
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_bad_pictures(segmenter, image, error, text):
 
 
 def test_a_published_network():
-    """The package's own weights on a picture of their kind."""
+    """The package's own weights on an image like those they were trained with."""
     model = models.load(models.SHAPES)
     image = picture(96, 128)
     assert_same_labels(lwrn_fast.Segmenter(model)(image), by_hand(model, image))

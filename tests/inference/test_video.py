@@ -20,6 +20,7 @@ import lwrn_fast
 from lwrn_fast import cli, models
 from lwrn_fast.cli import video as cli_video
 from lwrn_fast.io import images
+from support.commands import forget
 from support.compiling import missing
 from support.fake_devices import camera, screen
 
@@ -82,7 +83,7 @@ def make(
 
 
 def damaged(path: Path, packets: Iterable[int]) -> Path:
-    """The same file with zeros in the place of these packets of a video of whole pictures."""
+    """The same file with zeros in the place of these packets of a video of whole frames."""
     with av.open(str(path)) as container:
         contents = [bytes(packet) for packet in container.demux(video=0) if packet.size]
     whole = path.read_bytes()
@@ -98,7 +99,7 @@ def frames_of(path: Path) -> list[np.ndarray]:
 
 
 def playable(path: Path) -> list[np.ndarray]:
-    """What a player shows of a file that may be missing, or end in the middle of a packet."""
+    """Return the frames that a player shows of a file that may be missing, or end in the middle of a packet."""
     shown = []
     # just begun: not there, without a header, with half of one, without a stream
     unreadable = FileNotFoundError, av.error.InvalidDataError, av.error.EOFError, IndexError
@@ -122,7 +123,7 @@ def sound_of(path: Path) -> list[bytes]:
 
 
 def expected(checkpoint: Path, frames: list[np.ndarray], folder: Path) -> list[np.ndarray]:
-    """What `segment` makes of the same frames as PNGs."""
+    """Return the overlays that `segment` writes for the same frames as PNGs."""
     folder.mkdir()
     for number, frame in enumerate(frames):
         images.write(folder / f"{number:03}.png", frame)
@@ -165,7 +166,7 @@ def _no_thread_is_left() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Of TestWhole, whose tests follow one another."""
+    """Paths of TestWhole, whose tests follow one another."""
     folder = tmp_path_factory.mktemp("whole")
     clip = make(folder / "clip.mp4", FRAMES, sound="aac")
     return {"clip": clip, "out": folder / "out.mp4", "unfinished": folder / ".out.mp4.unfinished.mp4"}
@@ -431,10 +432,10 @@ class TestWindow:
 
 class TestCamera:
     @pytest.fixture(autouse=True)
-    def _picture_of_a_test(self, monkeypatch):
-        """FFmpeg's own picture in a camera's place, 100 frames a second as a camera gives them."""
-        picture = "testsrc=size=64x48:rate=100,setpts=N+9999,realtime{:.0}"
-        monkeypatch.setattr(video_files, "CAMERAS", ("lavfi", picture))
+    def _camera_of_a_test(self, monkeypatch):
+        """FFmpeg's test frames in a camera's place, 100 frames a second as a camera gives them."""
+        source = "testsrc=size=64x48:rate=100,setpts=N+9999,realtime{:.0}"
+        monkeypatch.setattr(video_files, "CAMERAS", ("lavfi", source))
 
     def test_frames(self, call, tmp_path):
         assert call("0", tmp_path / "out.mp4", "--frames", "5") == 0
@@ -457,7 +458,7 @@ class TestCamera:
 
     @pytest.mark.skipif(missing("g++") is not None, reason=str(missing("g++")))
     def test_unplugged(self, tmp_path):
-        """By the interface of cameras itself: four bars of colour, which move to the left."""
+        """Read through the interface of cameras itself: four bars of colour, which move to the left."""
         out = tmp_path / "out.mkv"
         command = [*COMMAND, "0", str(out), *SIZE, "--view", "beside", "--codec", "ffv1"]
         environment = {**os.environ, **camera(tmp_path, 12)}
@@ -737,9 +738,7 @@ class TestBadInput:
 
     def test_without_pyav(self, clip, tmp_path, monkeypatch, capsys):
         monkeypatch.setitem(sys.modules, "av", None)
-        for name in ("video", "video_files"):
-            monkeypatch.delitem(sys.modules, f"lwrn_fast.{name}")
-            monkeypatch.delattr(lwrn_fast, name)
+        forget(monkeypatch, "inference.video", "io.video_files")
         assert cli.main(["video", str(clip), str(tmp_path / "out.mp4")]) == 2
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1

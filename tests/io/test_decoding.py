@@ -25,7 +25,7 @@ HEIGHT, WIDTH = 20, 24
 RAMP = np.linspace(0, 1, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
 
 
-def picture() -> np.ndarray:
+def sample() -> np.ndarray:
     return np.random.RandomState(0).randint(0, 256, (HEIGHT, WIDTH, 3)).astype(np.uint8)
 
 
@@ -35,7 +35,7 @@ def grey(values: np.ndarray) -> np.ndarray:
 
 def with_alpha(mode: str) -> Image.Image:
     """Left half transparent, right half opaque."""
-    image = Image.fromarray(picture()).convert({"PA": "P", "LA": "L", "La": "L"}.get(mode, "RGB"))
+    image = Image.fromarray(sample()).convert({"PA": "P", "LA": "L", "La": "L"}.get(mode, "RGB"))
     alpha = Image.fromarray(np.where(np.arange(WIDTH) < WIDTH // 2, 0, 255).astype(np.uint8)[None].repeat(HEIGHT, 0))
     if mode == "PA":
         image = image.convert("PA")
@@ -50,22 +50,22 @@ def on_white(image: np.ndarray) -> np.ndarray:
 
 
 def luminance() -> np.ndarray:
-    return np.array(Image.fromarray(picture()).convert("L").convert("RGB"))
+    return np.array(Image.fromarray(sample()).convert("L").convert("RGB"))
 
 
 # A PIL image of the mode, and the pixels that it stands for.
 MODES: dict[str, Callable[[], tuple[Image.Image, np.ndarray]]] = {
     "1": lambda: (Image.fromarray(RAMP > 0.5), grey(255 * (RAMP > 0.5))),
-    "L": lambda: (Image.fromarray(picture()).convert("L"), luminance()),
-    "RGB": lambda: (Image.fromarray(picture()), picture()),
-    "RGBX": lambda: (Image.fromarray(picture()).convert("RGBX"), picture()),
-    "RGBA": lambda: (with_alpha("RGBA"), on_white(picture())),
-    "RGBa": lambda: (with_alpha("RGBa"), on_white(picture())),
+    "L": lambda: (Image.fromarray(sample()).convert("L"), luminance()),
+    "RGB": lambda: (Image.fromarray(sample()), sample()),
+    "RGBX": lambda: (Image.fromarray(sample()).convert("RGBX"), sample()),
+    "RGBA": lambda: (with_alpha("RGBA"), on_white(sample())),
+    "RGBa": lambda: (with_alpha("RGBa"), on_white(sample())),
     "LA": lambda: (with_alpha("LA"), on_white(luminance())),
     "La": lambda: (with_alpha("La"), on_white(luminance())),
     "PA": lambda: (
         with_alpha("PA"),
-        on_white(np.array(Image.fromarray(picture()).convert("P").convert("RGB"))),
+        on_white(np.array(Image.fromarray(sample()).convert("P").convert("RGB"))),
     ),
     "I;16": lambda: (Image.fromarray((RAMP * 65535).astype(np.uint16)), grey((RAMP * 65535).astype(np.uint16) / 257)),
     "I;16B": lambda: (
@@ -76,7 +76,7 @@ MODES: dict[str, Callable[[], tuple[Image.Image, np.ndarray]]] = {
     "I_of_8_bits": lambda: (Image.fromarray((RAMP * 255).astype(np.int32)), grey((RAMP * 255).astype(np.int32))),
     "F": lambda: (Image.fromarray(RAMP.astype(np.float32)), grey(RAMP.astype(np.float32).astype(float) * 255)),
     "F_of_16_bits": lambda: (Image.fromarray((RAMP * 65535).astype(np.float32)), grey(RAMP * 65535 / 257)),
-    "CMYK": lambda: (Image.fromarray(picture()).convert("CMYK"), picture()),
+    "CMYK": lambda: (Image.fromarray(sample()).convert("CMYK"), sample()),
 }
 FILES = {
     **{"1": "png", "L": "png", "RGB": "png", "RGBA": "png", "LA": "png", "I;16": "png", "I": "tiff", "F": "tiff"},
@@ -92,7 +92,7 @@ def segmenter() -> lwrn_fast.Segmenter:
 
 
 def assert_every_entrance(segmenter: lwrn_fast.Segmenter, given: object, expected: np.ndarray) -> None:
-    """A picture through Segmenter and preprocess is what its pixels are."""
+    """An image through Segmenter and preprocess is what its pixels are."""
     wanted = torch.from_numpy(expected)
     assert torch.equal(pixels(given, "image"), wanted)
     assert torch.equal(models.preprocess(given), models.preprocess(expected))
@@ -127,7 +127,7 @@ class TestModes:
 
     def test_transparent_colours(self, segmenter, tmp_path):
         """One value of a palette, a value for each, a palette with alpha, one grey and one colour."""
-        palette = Image.fromarray(picture()).quantize(8)
+        palette = Image.fromarray(sample()).quantize(8)
         index, opaque = np.array(palette), np.array(palette.convert("RGB"))
         same_as_first = (opaque == opaque[0, 0]).all(axis=2)
         shades = bytes([0, 128, 255, 255, 0])
@@ -159,10 +159,10 @@ class TestModes:
         np.testing.assert_array_equal(images.read(path), expected)
 
     def test_odd_transparency_is_ignored(self):
-        image = Image.fromarray(picture())
+        image = Image.fromarray(sample())
         for value in ("no", (1, 2), [3], None):
             image.info["transparency"] = value
-            np.testing.assert_array_equal(decoding.to_rgb(image, "x"), picture())
+            np.testing.assert_array_equal(decoding.to_rgb(image, "x"), sample())
             assert image.info["transparency"] is value
 
     def test_float_that_is_no_number(self):
@@ -211,23 +211,23 @@ class TestOrientation:
     def test_all(self, orientation, kind, segmenter, tmp_path):
         path = tmp_path / f"a.{kind}"
         options = {"lossless": True} if kind == "webp" else {}
-        Image.fromarray(picture()).save(path, exif=exif(orientation), **options)
-        expected = np.ascontiguousarray(self.TURNED[orientation](picture()))
+        Image.fromarray(sample()).save(path, exif=exif(orientation), **options)
+        expected = np.ascontiguousarray(self.TURNED[orientation](sample()))
         for given in (path, Image.open(path)):
             assert_every_entrance(segmenter, given, expected)
 
     @pytest.mark.parametrize("orientation", [0, 9, 65535])
     def test_others_mean_nothing(self, orientation, tmp_path):
-        Image.fromarray(picture()).save(tmp_path / "a.png", exif=exif(orientation))
-        np.testing.assert_array_equal(images.read(tmp_path / "a.png"), picture())
+        Image.fromarray(sample()).save(tmp_path / "a.png", exif=exif(orientation))
+        np.testing.assert_array_equal(images.read(tmp_path / "a.png"), sample())
 
     def test_once(self, tmp_path):
         """An image that Pillow has turned already is not turned again."""
         from PIL import ImageOps
 
-        Image.fromarray(picture()).save(tmp_path / "a.png", exif=exif(6))
+        Image.fromarray(sample()).save(tmp_path / "a.png", exif=exif(6))
         image = ImageOps.exif_transpose(Image.open(tmp_path / "a.png"))
-        np.testing.assert_array_equal(pixels(image, "x").numpy(), np.rot90(picture(), -1))
+        np.testing.assert_array_equal(pixels(image, "x").numpy(), np.rot90(sample(), -1))
 
 
 def with_chunk(png: bytes, kind: bytes, content: bytes, before: bytes = b"IDAT", checksum: int | None = None) -> bytes:
@@ -275,7 +275,7 @@ SEGMENTS = {
 
 @pytest.mark.filterwarnings("ignore:::PIL")
 class TestMetadata:
-    """What is not the image never rejects it, in a file and in a PIL image."""
+    """Data beside the pixels never reject an image, in a file and in a PIL image."""
 
     def check(self, path: Path, expected: np.ndarray) -> None:
         np.testing.assert_array_equal(images.read(path), expected)
@@ -289,20 +289,20 @@ class TestMetadata:
     @pytest.mark.parametrize("case", CHUNKS)
     def test_png(self, case, before, tmp_path):
         path = tmp_path / "a.png"
-        Image.fromarray(picture()).save(path)
+        Image.fromarray(sample()).save(path)
         path.write_bytes(with_chunk(path.read_bytes(), *CHUNKS[case], before))
-        self.check(path, picture())
+        self.check(path, sample())
 
     def test_png_with_a_wrong_checksum_of_a_text(self, tmp_path):
         path = tmp_path / "a.png"
-        Image.fromarray(picture()).save(path)
+        Image.fromarray(sample()).save(path)
         path.write_bytes(with_chunk(path.read_bytes(), b"tEXt", b"key\0value", checksum=1))
-        self.check(path, picture())
+        self.check(path, sample())
 
     @pytest.mark.parametrize("case", SEGMENTS)
     def test_jpeg(self, case, tmp_path):
         path = tmp_path / "a.jpg"
-        Image.fromarray(picture()).save(path, quality=90)
+        Image.fromarray(sample()).save(path, quality=90)
         expected = np.array(Image.open(path))
         path.write_bytes(with_segment(path.read_bytes(), *SEGMENTS[case]))
         self.check(path, expected)
@@ -310,16 +310,16 @@ class TestMetadata:
     def test_orientation_is_kept_beside_what_is_broken(self, tmp_path):
         png, jpeg = tmp_path / "a.png", tmp_path / "a.jpg"
         for path in (png, jpeg):
-            Image.fromarray(picture()).save(path, exif=exif(6))
+            Image.fromarray(sample()).save(path, exif=exif(6))
         expected = np.rot90(np.array(Image.open(jpeg)), -1)
         png.write_bytes(with_chunk(png.read_bytes(), *CHUNKS["profile_cut"]))
         jpeg.write_bytes(with_segment(jpeg.read_bytes(), *SEGMENTS["adobe"]))
-        np.testing.assert_array_equal(images.read(png), np.rot90(picture(), -1))
+        np.testing.assert_array_equal(images.read(png), np.rot90(sample(), -1))
         np.testing.assert_array_equal(images.read(jpeg), expected)
 
     def test_two_images_of_which_the_second_is_cut(self, tmp_path):
         path = tmp_path / "a.mpo"
-        image = Image.fromarray(picture())
+        image = Image.fromarray(sample())
         image.save(path, save_all=True, append_images=[image], quality=90)
         expected = images.read(path)
         path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
@@ -328,7 +328,7 @@ class TestMetadata:
     @pytest.mark.parametrize("kind", ["bmp", "gif", "jpg", "png", "tiff", "webp"])
     def test_something_behind_the_image(self, kind, tmp_path):
         path = tmp_path / f"a.{kind}"
-        Image.fromarray(picture()).save(path)
+        Image.fromarray(sample()).save(path)
         expected = images.read(path)
         with open(path, "ab") as file:
             file.write(b"more" * 50)
@@ -338,7 +338,7 @@ class TestMetadata:
     def test_a_broken_image_stays_one(self, kind, tmp_path):
         """Broken metadata do not hide that pixels are missing."""
         path = tmp_path / f"a.{kind}"
-        Image.fromarray(picture()).save(path)
+        Image.fromarray(sample()).save(path)
         whole = path.read_bytes()
         cut = whole[: len(whole) * 2 // 3]
         odd = with_chunk(cut, b"zTXt", b"key\0\0" + BOMB) if kind == "png" else with_segment(cut, 0xEE, b"Adobe")
@@ -351,7 +351,7 @@ class TestMetadata:
 class TestErrors:
     def test_a_cut_file_is_named_in_one_line(self, segmenter, tmp_path):
         path = tmp_path / "cut.jpg"
-        Image.fromarray(picture()).save(path)
+        Image.fromarray(sample()).save(path)
         path.write_bytes(path.read_bytes()[:-200])
         for given in (path, str(path), Image.open(path)):
             for call in (segmenter, models.preprocess, segmenter.input):
@@ -406,7 +406,7 @@ class TestLimits:
     @pytest.mark.parametrize("kind", ["png", "jpg", "tiff", "webp", "bmp", "gif"])
     def test_pillows_does_not_count(self, kind, tmp_path):
         path = tmp_path / f"a.{kind}"
-        Image.fromarray(picture()).save(path)
+        Image.fromarray(sample()).save(path)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert images.read(path).shape == (HEIGHT, WIDTH, 3)
@@ -415,7 +415,7 @@ class TestLimits:
 
     def test_our_own(self, tmp_path, monkeypatch):
         path = tmp_path / "a.png"
-        Image.fromarray(picture()).save(path)
+        Image.fromarray(sample()).save(path)
         with pytest.raises(images.ImageError, match=f"a.png: has more than 100 pixels, {WIDTH} x {HEIGHT}; "):
             images.read(path, 100)
         monkeypatch.setenv("LWRN_FAST_MAX_PIXELS", "100")
@@ -428,10 +428,10 @@ class TestLimits:
 
     def test_from_several_threads(self, tmp_path):
         path = tmp_path / "a.tiff"
-        Image.fromarray(picture()).save(path)
+        Image.fromarray(sample()).save(path)
         with ThreadPoolExecutor(8) as pool:
             for got in pool.map(images.read, [path] * 200):
-                np.testing.assert_array_equal(got, picture())
+                np.testing.assert_array_equal(got, sample())
         assert Image.MAX_IMAGE_PIXELS == 100
 
 
@@ -440,7 +440,7 @@ def test_one_image_in_several_threads(kind, tmp_path):
     """Opened and not yet decoded: one thread decodes it, and all see it turned."""
     path = tmp_path / f"a.{kind}"
     options = {"lossless": True} if kind == "webp" else {}
-    Image.fromarray(picture()).resize((400, 300)).save(path, exif=exif(6), **options)
+    Image.fromarray(sample()).resize((400, 300)).save(path, exif=exif(6), **options)
     expected = images.read(path)
     for _ in range(5):
         image, started = Image.open(path), threading.Barrier(4)
@@ -454,7 +454,7 @@ def test_one_image_in_several_threads(kind, tmp_path):
 
 
 def test_filters_of_warnings_stay(tmp_path):
-    Image.fromarray(picture()).save(tmp_path / "a.png")
+    Image.fromarray(sample()).save(tmp_path / "a.png")
     before = list(warnings.filters)
     images.read(tmp_path / "a.png")
     assert list(warnings.filters) == before
@@ -463,7 +463,7 @@ def test_filters_of_warnings_stay(tmp_path):
 def test_arrays_do_without_pillow(monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "PIL"]:
         monkeypatch.delitem(sys.modules, name)
-    assert pixels(picture(), "x").shape == (HEIGHT, WIDTH, 3)
+    assert pixels(sample(), "x").shape == (HEIGHT, WIDTH, 3)
     assert not [name for name in sys.modules if name.partition(".")[0] == "PIL"]
 
 
@@ -480,7 +480,7 @@ def test_receptive_field_of_images(tmp_path):
 class TestFormats:
     @pytest.mark.parametrize("ending", formats.EXTENSIONS)
     def test_what_is_taken_can_be_read(self, ending, tmp_path):
-        """Of each kind that Pillow can write."""
+        """A file of each format that Pillow can write."""
         path = tmp_path / f"a{ending}"
         kind = Image.registered_extensions().get(ending)
         assert kind is not None
@@ -488,7 +488,7 @@ class TestFormats:
         data = io.BytesIO()
         if kind not in Image.SAVE:
             pytest.skip(f"this Pillow does not write {kind}")
-        Image.fromarray(picture()).convert(mode).save(data, kind)
+        Image.fromarray(sample()).convert(mode).save(data, kind)
         path.write_bytes(data.getvalue())
         assert images.read(path).shape == (HEIGHT, WIDTH, 3)
 

@@ -163,7 +163,7 @@ def test_drawing_has_maps_discs_and_boxes():
 class TestCommand:
     def test_pictures_report_and_table(self, tmp_path, capsys):
         out = tmp_path / "new" / "out"
-        command = ["erf", "--model", "rf_lw_mbv2", "--size", "64", "96", "--images", "2", "--out", str(out)]
+        command = ["receptive-field", "--model", "rf_lw_mbv2", "--size", "64", "96", "--images", "2", "--out", str(out)]
         assert cli.main(command) == 0
         levels = ["crp1", "crp2", "crp3", "crp4"]
         assert sorted(path.name for path in out.iterdir()) == [*(f"{name}.png" for name in levels), "erf.json"]
@@ -188,7 +188,7 @@ class TestCommand:
             images.write(folder / f"{i}.png", np.random.RandomState(i).randint(0, 256, (40, 50, 3)).astype(np.uint8))
         (folder / "bad.png").write_text("no picture")
         out = tmp_path / "out"
-        assert cli.main(["erf", "--size", "64", "64", "--images", str(folder), "--out", str(out)]) == 2
+        assert cli.main(["receptive-field", "--size", "64", "64", "--images", str(folder), "--out", str(out)]) == 2
         captured = capsys.readouterr()
         assert captured.err == f"{MARK}{folder / 'bad.png'}: is not an image\n"
         assert "shapes.safetensors, 64 x 64, 2 photographs" in captured.out
@@ -207,7 +207,7 @@ class TestCommand:
     def test_errors_are_one_line(self, arguments, message, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         try:
-            code = cli.main(["erf", "--out", "out", *arguments])
+            code = cli.main(["receptive-field", "--out", "out", *arguments])
         except SystemExit as exit:
             code = exit.code
         error = capsys.readouterr().err
@@ -219,5 +219,5 @@ class TestCommand:
 
     def test_out_that_is_a_file(self, tmp_path, capsys):
         (tmp_path / "out").write_text("")
-        assert cli.main(["erf", "--images", "1", "--out", str(tmp_path / "out")]) == 2
+        assert cli.main(["receptive-field", "--images", "1", "--out", str(tmp_path / "out")]) == 2
         assert "out: cannot be written to" in capsys.readouterr().err

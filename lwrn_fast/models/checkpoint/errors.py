@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable
 
+from ...errors import UserError
 
-class CheckpointError(ValueError):
+
+class CheckpointError(UserError, ValueError):
     """A checkpoint that cannot be read or does not fit; the message is one line."""
 
 

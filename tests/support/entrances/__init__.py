@@ -276,7 +276,7 @@ def times_of_cases(got: dict[str, Any]) -> list[float]:
 
 
 NETWORKS_BESIDE = ("accelerate", "optimize_eager", "torch_compile")
-COMMANDS_BESIDE = ("eval", "erf")
+COMMANDS_BESIDE = ("eval", "receptive-field")
 ONNX, GXX = ("onnx", "onnxscript", "onnxruntime"), ("g++",)
 SAFE = ("safetensors",)
 TRAIN = ("safetensors", "torchmetrics")
@@ -325,7 +325,7 @@ ENTRANCES = [
     Entrance("train", Training(), COMMAND | IN_PAIRS | TRAINING, beside=("eval", "segment"), needs=TRAIN),
     Entrance("eval", Evaluation(), COMMAND | IN_PAIRS, beside=("segment", "train"), needs=TRAIN),
     Entrance("generate", Generation(), COMMAND | NO_FILES | NO_WEIGHTS | NO_OPS | DRAWN, beside=("segment",)),
-    Entrance("erf", ReceptiveField(), COMMAND, beside=("segment", "eval")),
+    Entrance("receptive-field", ReceptiveField(), COMMAND, beside=("segment", "eval")),
     Entrance("profile", Measurement("profile", "tiny", "--backend", "cpu", complete=times_of_layers),
              COMMAND | NO_FILES | FIGURES, beside=("segment",)),
     Entrance("bench", Measurement("bench", "--models", "tiny", "--peers", complete=times_of_cases),
@@ -338,6 +338,7 @@ BY_NAME = {entrance.name: entrance for entrance in ENTRANCES}
 NO_ROWS = {
     **why("is what another row's entrance takes or gives", "Report", "CLASSES", "PALETTE", "MEAN", "STD", "SHAPES"),
     **why("is what load leaves with a network", "Loaded"),
+    **why("is another name of receptive-field", "erf"),
     **why("is a list or an error", "NETWORKS", "CheckpointError", "Untrained", "__version__"),
     **why("is a module of its own, whose parts are rows", "export", "models", "ops", "reference"),
     **why("tells about calls, and answers none", "explain"),

@@ -242,7 +242,7 @@ def _learns(name: str) -> bool:
 
 
 class ReceptiveField(OfCommand):
-    """What `lwrn-fast erf` says of an image, beside the gradient of plain PyTorch."""
+    """What `lwrn-fast receptive-field` says of an image, beside the gradient of plain PyTorch."""
 
     def __init__(self) -> None:
         super().__init__(lambda *_: [])
@@ -256,7 +256,7 @@ class ReceptiveField(OfCommand):
                 turned = opened.getexif().get(0x0112) == 6
                 size = opened.size if turned else opened.size[::-1]
             out = new_path(folder, "")
-            command("erf", "--out", out, "--checkpoint", path, "--images", *paths, "--size", *size)
+            command("receptive-field", "--out", out, "--checkpoint", path, "--images", *paths, "--size", *size)
             return json.loads((out / "erf.json").read_text())["levels"]
 
         return run
