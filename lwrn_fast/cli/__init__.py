@@ -5,7 +5,8 @@ Exit codes: 0 for success, 2 after an error, 130 after Ctrl-C, 143 after SIGTERM
 
 from collections.abc import Sequence
 
-from .. import __version__, heap
+from .. import heap
+from .._version import __version__
 from . import bench, eval, export, generate, info, profile, receptive_field, segment, train, video
 from .terminal import Parser, exit_code
 

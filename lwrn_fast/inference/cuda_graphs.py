@@ -4,16 +4,14 @@ a CUDA graph of the model. Written for PyTorch's documented behaviour; it has no
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..log import log
 from ..models import outputs
-
-if TYPE_CHECKING:
-    from .segmenter import Segmenter
+from .timings import Timings
 
 # Streams that take turns.
 LANES = 2
@@ -47,6 +45,18 @@ class Graph:
         return self.logits
 
 
+class Stages(NamedTuple):
+    """The stages of a Segmenter, from images to labels."""
+
+    device: torch.device
+    input: Callable[[Tensor], Tensor]
+    """From uint8 (N, H, W, 3) or (H, W, 3) to the model's input (N, 3, h, w)."""
+    model: Callable[[Tensor], Any]
+    labels: Callable[[Tensor, tuple[int, int]], Tensor]
+    """From logits and (H, W) to uint8 (N, H, W)."""
+    times: Timings
+
+
 class OnGpu:
     """Two streams: while one copies, the other computes. shapes: number of graphs that are kept."""
 
@@ -58,7 +68,7 @@ class OnGpu:
         self.free = torch.cuda.Event()  # recorded when the graphs' memory has been read
         self.count = 0
 
-    def begin(self, images: Tensor, segmenter: "Segmenter") -> Callable[[], Tensor]:
+    def begin(self, images: Tensor, stages: Stages) -> Callable[[], Tensor]:
         """Start on images, uint8 (N, H, W, 3) or (H, W, 3), on the CPU or the GPU.
 
         Return a function that waits for their labels and returns them, uint8 (N, H, W), on the same device.
@@ -69,21 +79,21 @@ class OnGpu:
             pinned = torch.empty(images.shape, dtype=torch.uint8, pin_memory=True)
             pinned.copy_(images)
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(6)]
-        caller = torch.cuda.current_stream(segmenter.device)
+        caller = torch.cuda.current_stream(stages.device)
         with self.turn, torch.inference_mode():
             lane = self.lanes[self.count % LANES]
             self.count += 1
             lane.wait_stream(caller)
             with torch.cuda.stream(lane):
                 marks[0].record(lane)
-                here = pinned.to(segmenter.device, non_blocking=True) if on_cpu else images
+                here = pinned.to(stages.device, non_blocking=True) if on_cpu else images
                 marks[1].record(lane)
-                x = segmenter.input(here)
+                x = stages.input(here)
                 lane.wait_event(self.free)
                 marks[2].record(lane)
-                logits = self._graph(x, lambda x: outputs.logits(segmenter.network(x), "Segmenter"))(x)
+                logits = self._graph(x, lambda x: outputs.logits(stages.model(x), "Segmenter"))(x)
                 marks[3].record(lane)
-                labels = segmenter.labels(logits, size)
+                labels = stages.labels(logits, size)
                 self.free.record(lane)
                 marks[4].record(lane)
                 if on_cpu:
@@ -97,9 +107,9 @@ class OnGpu:
 
         def wait() -> Tensor:
             marks[5].synchronize()
-            stages = zip(("copy in", "pre", "network", "post", "copy out"), marks, marks[1:], strict=False)
-            for stage, start, end in stages:
-                segmenter.times.add(stage, start.elapsed_time(end) / 1000)
+            names = ("copy in", "pre", "network", "post", "copy out")
+            for stage, start, end in zip(names, marks, marks[1:], strict=False):
+                stages.times.add(stage, start.elapsed_time(end) / 1000)
             return result
 
         return wait

@@ -19,7 +19,7 @@ from ..ops import checks
 from ..ops.normalise import MEAN, STD, normalise
 from ..ops.upsample_argmax import upsample_argmax
 from ..optimize import optimize
-from .cuda_graphs import OnGpu
+from .cuda_graphs import OnGpu, Stages
 from .timings import Timings
 
 # Stages of a call, in order; only a GPU has copies.
@@ -154,7 +154,7 @@ class Segmenter:
         x = pixels(image, "Segmenter: image")
         size = (x.shape[-3], x.shape[-2])
         if self._gpu is not None and len(self.scales) == 1 and not self.flip:
-            wait = self._gpu.begin(x, self)
+            wait = self._gpu.begin(x, Stages(self.device, self.input, self.network, self.labels, self.times))
         else:
             inputs = [self.input(x, scale) for scale in self.scales]
             if len(inputs) == 1 and not self.flip:
