@@ -26,7 +26,7 @@ from .launch import (
     precision,
     workspace,
 )
-from .values import comparable, float32, inline, load, rounded
+from .numerics import comparable, float32, inline, load, rounded
 
 _locate = inline(schedule.locate)
 _neighbour = inline(schedule.neighbour)

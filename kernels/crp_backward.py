@@ -27,7 +27,7 @@ from .launch import (
     no_larger_than,
     planned,
 )
-from .values import float32, inline, load, rounded, sum_of_rows
+from .numerics import float32, inline, load, rounded, sum_of_rows
 
 
 @inline

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from . import MOST_INPUTS, configs
 from .launch import OPTIONS, Launch, cdiv, channels_last, empty_channels_last, no_larger_than, planned, precision
+from .numerics import comparable, float32, inline, load, rounded
 from .taps import MOST_INT32, between, taps, wide
-from .values import comparable, float32, inline, load, rounded
 
 
 @inline

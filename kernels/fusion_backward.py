@@ -26,8 +26,8 @@ from .launch import (
     no_larger_than,
     planned,
 )
+from .numerics import float32, inline, load, rounded, sum_of_rows
 from .taps import first_beyond, most_between, taps, wide
-from .values import float32, inline, load, rounded, sum_of_rows
 
 
 @triton.jit

@@ -12,8 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import OPTIONS, Launch, cdiv
+from .numerics import inline, rounded
 from .taps import MOST_INT32
-from .values import inline, rounded
 
 BLOCK = 256
 

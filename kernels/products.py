@@ -14,8 +14,8 @@ from torch import Tensor
 
 from . import configs
 from .launch import OPTIONS, Launch, cdiv, no_larger_than, planned, precision
+from .numerics import comparable, load, rounded, sum_of_rows
 from .taps import MOST_INT32
-from .values import comparable, load, rounded, sum_of_rows
 
 MOST_PLACES = 64  # of partial sums, which are as large as the weight
 _AT_ONCE = 2048  # partial sums added up by a program

@@ -3,7 +3,7 @@
 import triton.language as tl
 
 from .launch import cdiv
-from .values import inline
+from .numerics import inline
 
 MOST_INT32 = 2**31 - 1
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from . import configs
 from .launch import OPTIONS, Launch, cdiv, channels_last, no_larger_than
+from .numerics import float32, inline
 from .taps import MOST_INT32, between, taps, wide
-from .values import float32, inline
 
 _LARGEST = tl.constexpr(MOST_INT32)
 _SMALLEST = tl.constexpr(-MOST_INT32 - 1)

@@ -88,7 +88,7 @@ def _missing() -> str | None:
 
 def _interpreted() -> bool:
     """Whether the kernels run in Triton's interpreter, on the CPU: TRITON_INTERPRET when they are first used."""
-    return bool(importlib.import_module("lwrn_fast.kernels.values").INTERPRETED.value)
+    return bool(importlib.import_module("lwrn_fast.kernels.numerics").INTERPRETED.value)
 
 
 def _dotted(version: tuple[int, ...]) -> str:

@@ -12,7 +12,7 @@ from ..kernels import fusion as fusion_kernel
 from ..kernels import fusion_backward as fusion_backward_kernel
 from ..kernels import normalise as normalise_kernel
 from ..kernels import upsample_argmax as upsample_argmax_kernel
-from ..kernels.values import INTERPRETED
+from ..kernels.numerics import INTERPRETED
 from . import batching, flops, library
 
 KERNELS = {
