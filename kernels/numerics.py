@@ -1,5 +1,8 @@
-"""Loads, conversions and sums of values. Triton's interpreter gets conversions wrong for bfloat16: it computes with the
-bits of such values, and cuts off where it should round. Compiled kernels see plain conversions here."""
+"""Loads, dtype conversions and sums that give the same values compiled and in Triton's interpreter.
+
+The interpreter converts bfloat16 incorrectly: it computes with the bits of such values, and truncates where it should
+round. Compiled kernels get plain conversions from these functions.
+"""
 
 import triton
 import triton.language as tl
@@ -7,48 +10,51 @@ from triton import knobs
 
 INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 
-# For the functions that kernels call. The interpreter takes them as they are, and spends a millisecond on each call of
-# one that was decorated.
+# Decorates the functions that kernels call. The interpreter takes them undecorated: each call of a decorated one costs
+# it a millisecond.
 inline = (lambda function: function) if INTERPRETED.value else triton.jit
 
 
 @inline
-def load(places, inside, MASKED: tl.constexpr):
-    """The values there, 0 where they are not inside; without a mask where all are."""
+def load(ptrs, mask, MASKED: tl.constexpr):
+    """Load from ptrs, with 0 where mask is false; without the mask unless MASKED."""
     if MASKED:
-        return tl.load(places, mask=inside, other=0.0)
-    return tl.load(places)
+        return tl.load(ptrs, mask=mask, other=0.0)
+    return tl.load(ptrs)
 
 
 @inline
-def comparable(x):
-    """x in a type that can be compared and multiplied."""
+def as_operand(x):
+    """Return x in a dtype that can be compared and multiplied."""
     if INTERPRETED:
-        return float32(x)
+        return to_float32(x)
     return x
 
 
 @inline
-def float32(x):
-    """x as float32."""
+def to_float32(x):
+    """Convert x to float32."""
     if INTERPRETED and x.dtype == tl.bfloat16:
         return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     return x.to(tl.float32)
 
 
 @inline
-def sum_of_rows(x):
-    """The sum over the first axis of float32 x. A GPU adds in a tree, numpy one by one: in double, that is no worse."""
-    if INTERPRETED:
-        return tl.sum(x.to(tl.float64), axis=0).to(tl.float32)
-    return tl.sum(x, axis=0)
-
-
-@inline
-def rounded(x, dtype: tl.constexpr):
-    """float32 x as `dtype`, rounded to the nearest value, ties to even."""
+def round_to(x, dtype: tl.constexpr):
+    """Round float32 x to the nearest value of dtype, ties to even."""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
         nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.uint16)
         return tl.where(x == x, nearest, 0x7FC0).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     return x.to(dtype)
+
+
+@inline
+def sum_axis0(x):
+    """Sum float32 x over its first axis.
+
+    A GPU adds in a tree, numpy one by one: in double, the interpreter's sum is at least as exact.
+    """
+    if INTERPRETED:
+        return tl.sum(x.to(tl.float64), axis=0).to(tl.float32)
+    return tl.sum(x, axis=0)

@@ -43,7 +43,7 @@ def why_not_on(device: torch.device) -> str | None:
 def limits() -> tuple[int, int]:
     """The most stages of a crp and the most inputs of a fusion that the kernels take."""
     kernels = importlib.import_module("lwrn_fast.kernels")
-    return kernels.MOST_STAGES, kernels.MOST_INPUTS
+    return kernels.MAX_STAGES, kernels.MAX_INPUTS
 
 
 def run(op: str, tensors: list[Tensor], *arguments: Any) -> Any:
