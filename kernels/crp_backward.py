@@ -109,8 +109,9 @@ def crp_backward_kernel(
     if pooled is not None:
         tl.store(pooled + offsets, round_to(window_max, pooled.dtype.element_ty), mask=mask)
     if argmax is not None:
-        window_offset = max_position - _position(y - 2, x - 2)[:, None]
-        tl.store(argmax + offsets, window_offset.to(tl.uint8), mask=mask)
+        argmax_ptrs = argmax + offsets
+        window_offsets = max_position - _position(y - 2, x - 2)[:, None]
+        tl.store(argmax_ptrs, window_offsets.to(tl.uint8), mask=mask)
     if pooled_grad is not None:
         scale = to_float32(tl.load(weight + offs_c, mask=mask_c, other=0.0))
         tl.store(pooled_grad + offsets, round_to(acc * scale, pooled_grad.dtype.element_ty), mask=mask)
