@@ -1,8 +1,9 @@
-"""How large the kernels' tiles are: a small table, looked up by device, kind of arithmetic and size of the problem.
+"""Tile sizes and launch parameters of the kernels: a small table, looked up by device, precision and problem size.
 
-The table is configs.json, written on a GPU by `python bench/gpu/tune.py`. Its kinds are "half" (bfloat16 and float16),
-"tf32" and "ieee" (float32, multiplied as PyTorch's convolutions are told to). Of a list, the first row is taken whose
-`pixels` the problem reaches. The rows of backward passes are guesses that compile without spills, in no search yet.
+The table is configs.json, written on a GPU by `python bench/gpu/tune.py`. A precision is "half" (bfloat16 and float16),
+"tf32" or "ieee" (float32, multiplied as PyTorch's convolutions are told to). A list of rows is searched from its
+beginning for the first whose `pixels` the problem reaches. The rows of backward passes are guesses that compile without
+spills; no search has tuned them yet.
 """
 
 import json
@@ -19,71 +20,73 @@ TABLE = Path(__file__).with_name("configs.json")
 
 @dataclass(frozen=True)
 class Crp:
-    """A tile has block_h x block_w pixels. It is multiplied `passes` times, for block_planes planes each, block_depth
-    products at a time."""
+    """A tile has block_h x block_w pixels. It is multiplied in `passes` passes of block_n output channels each, with
+    block_k input channels in a step."""
 
     block_h: int
     block_w: int
-    block_planes: int
+    block_n: int
     passes: int
-    block_depth: int
-    pool_planes: int  # pooled together
-    pipeline: int  # blocks of products in flight
-    warps: int
-    programs: int  # per multiprocessor
+    block_k: int
+    pool_channels: int  # pooled in a step
+    num_stages: int  # of the pipelined loop over input channels
+    num_warps: int
+    programs_per_sm: int
     pixels: int = 0
 
 
 @dataclass(frozen=True)
 class Fusion:
-    """A tile has block_pixels pixels and block_planes planes, multiplied block_depth products deep."""
+    """A tile has block_m pixels and block_n output channels, and is multiplied block_k input channels in a step."""
 
-    block_pixels: int
-    block_planes: int
-    block_depth: int
-    pipeline: int  # blocks of products in flight
-    tap_pipeline: int  # the same for inputs that are interpolated
-    warps: int
+    block_m: int
+    block_n: int
+    block_k: int
+    num_stages: int  # of the pipelined loop over the channels of an input
+    interp_num_stages: int  # the same for inputs that are interpolated
+    num_warps: int
     pixels: int = 0
 
 
 @dataclass(frozen=True)
 class UpsampleArgmax:
-    """A tile has block_h x block_w labels. Classes are compared block_classes at a time, or as many as divide them."""
+    """A tile has block_h x block_w labels. block_classes classes are compared in a step, or as many as divide them."""
 
     block_h: int
     block_w: int
     block_classes: int
-    warps: int
+    num_warps: int
     pixels: int = 0
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Of what backward passes do besides products: block_h x block_w pixels and block_planes planes."""
+    """Tiles of block_h x block_w pixels and block_c channels, for kernels of backward passes without a product."""
 
     block_h: int
     block_w: int
-    block_planes: int
-    warps: int
+    block_c: int
+    num_warps: int
     pixels: int = 0
 
 
 @dataclass(frozen=True)
 class Products:
-    """Of backward passes. A tile of an input's gradient has block_pixels pixels and block_planes planes, one of a
-    weight's gradient block_planes x block_planes, of at least `share` pixels; both are block_depth products deep."""
+    """Matrix products of backward passes. A tile of an input's gradient has block_m pixels and block_n channels. One of
+    a weight's gradient has block_n x block_n channels and sums at least split_pixels pixels. Both multiply block_k
+    values in a step."""
 
-    block_pixels: int
-    block_planes: int
-    block_depth: int
-    share: int
-    pipeline: int  # blocks of products in flight
-    warps: int
+    block_m: int
+    block_n: int
+    block_k: int
+    split_pixels: int
+    num_stages: int  # of the pipelined loop over the summed dimension
+    num_warps: int
     pixels: int = 0
 
 
-KINDS = {
+# The configuration class of each op in the table.
+CONFIG_CLASSES = {
     "crp": Crp,
     "fusion": Fusion,
     "upsample_argmax": UpsampleArgmax,
@@ -95,14 +98,15 @@ Config = TypeVar("Config", Crp, Fusion, UpsampleArgmax, Tile, Products)
 
 
 def device_key(device: torch.device) -> str:
-    """The table's entry for a device: the highest compute capability in it that the device reaches."""
+    """Return the table's key for a device: the highest compute capability in it that the device reaches."""
     if device.type != "cuda":
         return "interpreter"
     return key_for(torch.cuda.get_device_capability(device))
 
 
 def key_for(capability: tuple[int, int]) -> str:
-    # These have as little shared memory as the GPUs of capability 8.6, and not the tensor cores of those between.
+    """Return the table's key for a compute capability."""
+    # Capability 12 has as little shared memory as 8.6, and lacks the tensor cores of those between.
     if capability[0] == 12 or torch.version.hip is not None:
         capability = (8, 6)
     number = 10 * capability[0] + capability[1]
@@ -110,22 +114,26 @@ def key_for(capability: tuple[int, int]) -> str:
     return str(max([key for key in known if key <= number], default=min(known)))
 
 
-def look_up(config: type[Config], name: str, device: str, kind: str, pixels: int) -> Config:
-    for row in rows(config, name, device, kind):  # type: ignore[arg-type]
+def look_up(config_class: type[Config], op: str, key: str, precision: str, pixels: int) -> Config:
+    """Return the first row of the op that a problem of so many pixels reaches. LookupError where there is none."""
+    for row in rows(config_class, op, key, precision):  # type: ignore[arg-type]
         if pixels >= row.pixels:
             return row
-    raise LookupError(f"configs.json: {name} of {device} for {kind} has no row for {pixels} pixels")
+    raise LookupError(f"configs.json: {op} of {key} for {precision} has no row for {pixels} pixels")
 
 
 @cache
-def rows(config: type[Config], name: str, device: str, kind: str) -> tuple[Config, ...]:
-    return tuple(config(**row) for row in table()[device][name][kind])
+def rows(config_class: type[Config], op: str, key: str, precision: str) -> tuple[Config, ...]:
+    """Return the rows of an op on a device of this key, those for the most pixels first."""
+    return tuple(config_class(**row) for row in table()[key][op][precision])
 
 
 @cache
 def table() -> dict[str, Any]:
+    """Return configs.json: its rows by device key, op and precision."""
     return json.loads(TABLE.read_text())
 
 
-def kind_of(x: Tensor, precision: str) -> str:
-    return precision if x.dtype == torch.float32 else "half"
+def precision_of(x: Tensor, input_precision: str) -> str:
+    """Return the table's precision of a problem: input_precision ("tf32", "ieee") for float32, else "half"."""
+    return input_precision if x.dtype == torch.float32 else "half"

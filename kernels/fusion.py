@@ -1,7 +1,7 @@
 """act(sum_k up(W_k x_k + b_k)) in one launch, as one matrix multiplication over the channels of all inputs.
 
 A 1x1 convolution and the interpolation commute: inputs of another size than the result's are interpolated while they
-are loaded, rounded to the maps' type, and multiplied like the others.
+are loaded, rounded to the maps' dtype, and multiplied like the others.
 """
 
 from dataclasses import dataclass
@@ -12,35 +12,35 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import MOST_INPUTS, configs
-from .launch import OPTIONS, Launch, cdiv, channels_last, empty_channels_last, no_larger_than, planned, precision
-from .taps import MOST_INT32, between, taps, wide
-from .values import comparable, float32, inline, load, rounded
+from . import MAX_INPUTS, configs
+from .launch import OPTIONS, Launch, block_size, cdiv, channels_last, empty_channels_last, input_precision, memoized
+from .numerics import as_operand, inline, load, round_to, to_float32
+from .taps import MAX_INT32, interpolate, needs_int64, taps
 
 
 @inline
-def _multiply(
-    sums,
-    operand,
+def _dot(
+    acc,
+    a,
     weight,
-    channels,
-    planes,
-    CHANNELS: tl.constexpr,
-    PLANES: tl.constexpr,
-    BLOCK_PLANES: tl.constexpr,
+    offs_k,
+    offs_n,
+    IN_CHANNELS: tl.constexpr,
+    OUT_CHANNELS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """sums + operand (pixels, channels) times these channels' weights of these planes."""
-    inside = (channels < CHANNELS)[:, None] & (planes < PLANES)[None, :]
-    places = weight + (planes * CHANNELS)[None, :] + channels[:, None]
-    factors = load(places, inside, MASKED or PLANES % BLOCK_PLANES != 0)
-    return tl.dot(comparable(operand), comparable(factors), sums, input_precision=PRECISION)
+    """Add to acc the product of a, (pixels, input channels offs_k), and their weights for output channels offs_n."""
+    mask = (offs_k < IN_CHANNELS)[:, None] & (offs_n < OUT_CHANNELS)[None, :]
+    b_ptrs = weight + (offs_n * IN_CHANNELS)[None, :] + offs_k[:, None]
+    b = load(b_ptrs, mask, MASKED or OUT_CHANNELS % BLOCK_N != 0)
+    return tl.dot(as_operand(a), as_operand(b), acc, input_precision=PRECISION)
 
 
 @inline
 def _add_input(
-    sums,
+    acc,
     x,
     weight,
     bias,
@@ -48,59 +48,57 @@ def _add_input(
     source_width,
     height,
     width,
-    pixel,
-    planes,
-    CHANNELS: tl.constexpr,
-    PLANES: tl.constexpr,
+    offs_m,
+    offs_n,
+    IN_CHANNELS: tl.constexpr,
+    OUT_CHANNELS: tl.constexpr,
     SAME_SIZE: tl.constexpr,
     ALIGN_CORNERS: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_PLANES: tl.constexpr,
-    BLOCK_DEPTH: tl.constexpr,
+    USE_INT64: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
-    PIPELINE: tl.constexpr,
-    TAP_PIPELINE: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+    INTERP_NUM_STAGES: tl.constexpr,
 ):
-    """sums + the convolution of an input, where there is one."""
+    """Add to acc the convolution of an input, where there is one."""
     if x is not None:
-        MASKED: tl.constexpr = CHANNELS % BLOCK_DEPTH != 0
+        MASKED: tl.constexpr = IN_CHANNELS % BLOCK_K != 0
         if SAME_SIZE:
-            places = x + (pixel * CHANNELS)[:, None]
-            for first in tl.range(0, CHANNELS, BLOCK_DEPTH, num_stages=PIPELINE):
-                channels = first + tl.arange(0, BLOCK_DEPTH)
-                operand = load(places + channels[None, :], (channels < CHANNELS)[None, :], MASKED)
-                sums = _multiply(
-                    sums, operand, weight, channels, planes, CHANNELS, PLANES, BLOCK_PLANES, MASKED, PRECISION
-                )
+            row_ptrs = x + (offs_m * IN_CHANNELS)[:, None]
+            for k in tl.range(0, IN_CHANNELS, BLOCK_K, num_stages=NUM_STAGES):
+                offs_k = k + tl.arange(0, BLOCK_K)
+                a = load(row_ptrs + offs_k[None, :], (offs_k < IN_CHANNELS)[None, :], MASKED)
+                acc = _dot(acc, a, weight, offs_k, offs_n, IN_CHANNELS, OUT_CHANNELS, BLOCK_N, MASKED, PRECISION)
         else:
-            y = pixel // width % height
-            image = pixel // width // height * source_height
-            top, bottom, bottom_weight = taps(y, source_height, height, ALIGN_CORNERS, WIDE)
-            left, right, right_weight = taps(pixel % width, source_width, width, ALIGN_CORNERS, WIDE)
-            top_left = x + (((image + top) * source_width + left) * CHANNELS)[:, None]
-            top_right = x + (((image + top) * source_width + right) * CHANNELS)[:, None]
-            bottom_left = x + (((image + bottom) * source_width + left) * CHANNELS)[:, None]
-            bottom_right = x + (((image + bottom) * source_width + right) * CHANNELS)[:, None]
+            y = offs_m // width % height
+            image_row = offs_m // width // height * source_height
+            top, bottom, bottom_weight = taps(y, source_height, height, ALIGN_CORNERS, USE_INT64)
+            left, right, right_weight = taps(offs_m % width, source_width, width, ALIGN_CORNERS, USE_INT64)
+            top_left = x + (((image_row + top) * source_width + left) * IN_CHANNELS)[:, None]
+            top_right = x + (((image_row + top) * source_width + right) * IN_CHANNELS)[:, None]
+            bottom_left = x + (((image_row + bottom) * source_width + left) * IN_CHANNELS)[:, None]
+            bottom_right = x + (((image_row + bottom) * source_width + right) * IN_CHANNELS)[:, None]
             bottom_weight = bottom_weight[:, None]
             right_weight = right_weight[:, None]
-            for first in tl.range(0, CHANNELS, BLOCK_DEPTH, num_stages=TAP_PIPELINE):
-                channels = first + tl.arange(0, BLOCK_DEPTH)
-                inside = (channels < CHANNELS)[None, :]
-                a = float32(load(top_left + channels[None, :], inside, MASKED))
-                a = between(a, float32(load(bottom_left + channels[None, :], inside, MASKED)), bottom_weight)
-                b = float32(load(top_right + channels[None, :], inside, MASKED))
-                b = between(b, float32(load(bottom_right + channels[None, :], inside, MASKED)), bottom_weight)
-                operand = rounded(between(a, b, right_weight), x.dtype.element_ty)
-                sums = _multiply(
-                    sums, operand, weight, channels, planes, CHANNELS, PLANES, BLOCK_PLANES, MASKED, PRECISION
-                )
+            for k in tl.range(0, IN_CHANNELS, BLOCK_K, num_stages=INTERP_NUM_STAGES):
+                offs_k = k + tl.arange(0, BLOCK_K)
+                mask = (offs_k < IN_CHANNELS)[None, :]
+                left_column = to_float32(load(top_left + offs_k[None, :], mask, MASKED))
+                lower = to_float32(load(bottom_left + offs_k[None, :], mask, MASKED))
+                left_column = interpolate(left_column, lower, bottom_weight)
+                right_column = to_float32(load(top_right + offs_k[None, :], mask, MASKED))
+                lower = to_float32(load(bottom_right + offs_k[None, :], mask, MASKED))
+                right_column = interpolate(right_column, lower, bottom_weight)
+                a = round_to(interpolate(left_column, right_column, right_weight), x.dtype.element_ty)
+                acc = _dot(acc, a, weight, offs_k, offs_n, IN_CHANNELS, OUT_CHANNELS, BLOCK_N, MASKED, PRECISION)
         if bias is not None:
-            sums += float32(tl.load(bias + planes, mask=planes < PLANES, other=0.0))[None, :]
-    return sums
+            acc += to_float32(tl.load(bias + offs_n, mask=offs_n < OUT_CHANNELS, other=0.0))[None, :]
+    return acc
 
 
 @triton.jit
-def _fusion(
+def fusion_kernel(
     x0,
     x1,
     x2,
@@ -123,44 +121,45 @@ def _fusion(
     CHANNELS2: tl.constexpr,
     SAME_SIZE1: tl.constexpr,
     SAME_SIZE2: tl.constexpr,
-    PLANES: tl.constexpr,
+    OUT_CHANNELS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     ALIGN_CORNERS: tl.constexpr,
-    WIDE: tl.constexpr,
+    USE_INT64: tl.constexpr,
     PRECISION: tl.constexpr,
-    BLOCK_PIXELS: tl.constexpr,
-    BLOCK_PLANES: tl.constexpr,
-    BLOCK_DEPTH: tl.constexpr,
-    PIPELINE: tl.constexpr,
-    TAP_PIPELINE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+    INTERP_NUM_STAGES: tl.constexpr,
 ):
-    """x0, ...: (batch, height, width, CHANNELS) each. w0, ...: (PLANES, CHANNELS). b0, ...: (PLANES,). out: (pixels,
-    PLANES), those of all images. WIDE: sizes or offsets may not fit int32."""
-    BLOCKS: tl.constexpr = (PLANES + BLOCK_PLANES - 1) // BLOCK_PLANES
-    # Blocks of planes first, so that programs side by side read the same pixels.
-    program = tl.program_id(0)
-    planes = program % BLOCKS * BLOCK_PLANES + tl.arange(0, BLOCK_PLANES)
-    tile = program // BLOCKS
-    if WIDE:
-        tile = tile.to(tl.int64)
-    pixel = tile * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
-    inside = (pixel < pixels)[:, None] & (planes < PLANES)[None, :]
-    pixel = tl.minimum(pixel, pixels - 1)  # so that no load needs a mask for pixels
-    sums = tl.zeros([BLOCK_PIXELS, BLOCK_PLANES], dtype=tl.float32)
+    """Compute fusion. x0, ...: (batch, height, width, CHANNELS) each. w0, ...: (OUT_CHANNELS, CHANNELS). b0, ...:
+    (OUT_CHANNELS,). out: (pixels, OUT_CHANNELS), the pixels of all images. USE_INT64: sizes or offsets may not fit
+    int32."""
+    BLOCKS: tl.constexpr = (OUT_CHANNELS + BLOCK_N - 1) // BLOCK_N
+    # Blocks of channels vary fastest, so that adjacent programs read the same pixels.
+    pid = tl.program_id(0)
+    offs_n = pid % BLOCKS * BLOCK_N + tl.arange(0, BLOCK_N)
+    pid_m = pid // BLOCKS
+    if USE_INT64:
+        pid_m = pid_m.to(tl.int64)
+    offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask = (offs_m < pixels)[:, None] & (offs_n < OUT_CHANNELS)[None, :]
+    offs_m = tl.minimum(offs_m, pixels - 1)  # so that no load needs a mask for pixels
+    acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
     # fmt: off
-    sums = _add_input(sums, x0, w0, b0, height, width, height, width, pixel, planes, CHANNELS0, PLANES, True,
-                      ALIGN_CORNERS, WIDE, BLOCK_PLANES, BLOCK_DEPTH, PRECISION, PIPELINE, TAP_PIPELINE)
-    sums = _add_input(sums, x1, w1, b1, height1, width1, height, width, pixel, planes, CHANNELS1, PLANES, SAME_SIZE1,
-                      ALIGN_CORNERS, WIDE, BLOCK_PLANES, BLOCK_DEPTH, PRECISION, PIPELINE, TAP_PIPELINE)
-    sums = _add_input(sums, x2, w2, b2, height2, width2, height, width, pixel, planes, CHANNELS2, PLANES, SAME_SIZE2,
-                      ALIGN_CORNERS, WIDE, BLOCK_PLANES, BLOCK_DEPTH, PRECISION, PIPELINE, TAP_PIPELINE)
+    acc = _add_input(acc, x0, w0, b0, height, width, height, width, offs_m, offs_n, CHANNELS0, OUT_CHANNELS, True,
+                     ALIGN_CORNERS, USE_INT64, BLOCK_N, BLOCK_K, PRECISION, NUM_STAGES, INTERP_NUM_STAGES)
+    acc = _add_input(acc, x1, w1, b1, height1, width1, height, width, offs_m, offs_n, CHANNELS1, OUT_CHANNELS,
+                     SAME_SIZE1, ALIGN_CORNERS, USE_INT64, BLOCK_N, BLOCK_K, PRECISION, NUM_STAGES, INTERP_NUM_STAGES)
+    acc = _add_input(acc, x2, w2, b2, height2, width2, height, width, offs_m, offs_n, CHANNELS2, OUT_CHANNELS,
+                     SAME_SIZE2, ALIGN_CORNERS, USE_INT64, BLOCK_N, BLOCK_K, PRECISION, NUM_STAGES, INTERP_NUM_STAGES)
     # fmt: on
     if ACTIVATION != "none":
-        sums = tl.maximum(sums, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if ACTIVATION == "relu6":
-        sums = tl.minimum(sums, 6.0, propagate_nan=tl.PropagateNan.ALL)
-    places = (pixel * PLANES)[:, None] + planes[None, :]
-    tl.store(out + places, rounded(sums, out.dtype.element_ty), mask=inside)
+        acc = tl.minimum(acc, 6.0, propagate_nan=tl.PropagateNan.ALL)
+    offsets = (offs_m * OUT_CHANNELS)[:, None] + offs_n[None, :]
+    tl.store(out + offsets, round_to(acc, out.dtype.element_ty), mask=mask)
 
 
 def prepare(
@@ -172,61 +171,61 @@ def prepare(
     config: configs.Fusion | None = None,
     traced: bool = False,
 ) -> Launch:
-    """The launch that computes `lwrn_fast.fusion`, whose arguments these are."""
+    """Prepare the launch of `lwrn_fast.fusion`, whose arguments these are."""
     count = len(inputs)
     batch, _, height, width = inputs[0].shape
-    planes = weights[0].shape[0]
+    out_channels = weights[0].shape[0]
     maps = [channels_last(x) for x in inputs]
-    out = empty_channels_last(maps[0], (batch, planes, height, width))
+    out = empty_channels_last(maps[0], (batch, out_channels, height, width))
     if out.numel() == 0:
-        return Launch(_fusion, 0, {}, out, traced)
-    how = precision(maps[0])
-    kind = configs.kind_of(out, how)
+        return Launch(fusion_kernel, (0,), {}, out, traced)
+    dot_precision = input_precision(maps[0])
+    precision = configs.precision_of(out, dot_precision)
     shapes = tuple(x.shape[1:] for x in maps)
-    plan = planned(_plan, traced)(batch, shapes, planes, align_corners, kind, out.device, config)
-    slots = range(MOST_INPUTS)
+    plan = memoized(_plan, traced)(batch, shapes, out_channels, align_corners, precision, out.device, config)
+    slots = range(MAX_INPUTS)
     arguments = {
         **{f"x{k}": maps[k] if k < count else None for k in slots},
         **{f"w{k}": weights[k].contiguous() if k < count else None for k in slots},
         **{f"b{k}": biases[k].contiguous() if k < len(biases) else None for k in slots},
         "out": out,
         "ACTIVATION": activation,
-        "PRECISION": how,
+        "PRECISION": dot_precision,
         **plan.arguments,
     }
-    return Launch(_fusion, plan.programs, arguments, out, traced)
+    return Launch(fusion_kernel, plan.grid, arguments, out, traced)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    programs: int
+    grid: tuple[int]
     arguments: dict[str, Any]
 
 
 def _plan(
     batch: int,
     shapes: tuple[tuple[int, int, int], ...],
-    planes: int,
+    out_channels: int,
     align_corners: bool,
-    kind: str,
+    precision: str,
     device: torch.device,
     config: configs.Fusion | None,
 ) -> _Plan:
-    """All that does not depend on where the tensors lie. shapes: (channels, height, width) of each input."""
+    """Compute all that does not depend on the tensors' addresses. shapes: (channels, height, width) of each input."""
     count = len(shapes)
     _, height, width = shapes[0]
     pixels = batch * height * width
     if config is None:
-        config = configs.look_up(configs.Fusion, "fusion", configs.device_key(device), kind, pixels)
+        config = configs.look_up(configs.Fusion, "fusion", configs.device_key(device), precision, pixels)
     channels = [c for c, _, _ in shapes]
-    # no tile larger than the problem, but 16, which is the least that can be multiplied
-    block_pixels = no_larger_than(max(16, pixels), config.block_pixels)
-    block_planes = no_larger_than(max(16, planes), config.block_planes)
-    block_depth = no_larger_than(max(16, *channels), config.block_depth)
-    if any(c % 8 for c in channels):  # loads of single values, which take more registers
-        block_depth = 16
-    most = max((batch * h * w + block_pixels) * c for c, h, w in [*shapes, (planes, height, width)])
-    slots = range(MOST_INPUTS)
+    # A tile is no larger than the problem, but at least 16 in each dimension, the minimum of tl.dot.
+    block_m = block_size(max(16, pixels), config.block_m)
+    block_n = block_size(max(16, out_channels), config.block_n)
+    block_k = block_size(max(16, *channels), config.block_k)
+    if any(c % 8 for c in channels):  # unaligned loads, one value each, take more registers
+        block_k = 16
+    max_offset = max((batch * h * w + block_m) * c for c, h, w in [*shapes, (out_channels, height, width)])
+    slots = range(MAX_INPUTS)
     arguments = {
         **{f"height{k}": shapes[k][1] if k < count else None for k in slots[1:]},
         **{f"width{k}": shapes[k][2] if k < count else None for k in slots[1:]},
@@ -235,15 +234,16 @@ def _plan(
         "width": width,
         **{f"CHANNELS{k}": channels[k] if k < count else 0 for k in slots},
         **{f"SAME_SIZE{k}": k < count and shapes[k][1:] == shapes[0][1:] for k in slots[1:]},
-        "PLANES": planes,
+        "OUT_CHANNELS": out_channels,
         "ALIGN_CORNERS": align_corners,
-        "WIDE": most > MOST_INT32 or any(wide(h, height) or wide(w, width) for _, h, w in shapes),
-        "BLOCK_PIXELS": block_pixels,
-        "BLOCK_PLANES": block_planes,
-        "BLOCK_DEPTH": block_depth,
-        "PIPELINE": config.pipeline,
-        "TAP_PIPELINE": config.tap_pipeline,
-        "num_warps": config.warps,
+        "USE_INT64": max_offset > MAX_INT32
+        or any(needs_int64(h, height) or needs_int64(w, width) for _, h, w in shapes),
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+        "BLOCK_K": block_k,
+        "NUM_STAGES": config.num_stages,
+        "INTERP_NUM_STAGES": config.interp_num_stages,
+        "num_warps": config.num_warps,
         **OPTIONS,
     }
-    return _Plan(cdiv(pixels, block_pixels) * cdiv(planes, block_planes), arguments)
+    return _Plan((cdiv(pixels, block_m) * cdiv(out_channels, block_n),), arguments)

@@ -1,9 +1,9 @@
-"""The backward pass of fusion: g, stopped where the activation is flat, then for each input
+"""The backward pass of fusion: g, with zeros where the activation is flat, then for each input
 
     g_k = up^T g,  dx_k = W_k^T g_k,  dW_k = sum over pixels of g_k x_k^T,  and db = sum of g, the same for all.
 
 The interpolation's adjoint up^T is a gather: each pixel of the smaller map sums over the few pixels that lie between it
-and its neighbours. What it reads is complete, and products come after, by the order of launches.
+and its neighbours. The order of launches orders the work: what a kernel reads is complete, and products come last.
 """
 
 from dataclasses import dataclass
@@ -19,109 +19,120 @@ from .launch import (
     OPTIONS,
     Launch,
     Launches,
+    block_size,
     cdiv,
     channels_last,
     empty_channels_last,
-    gradients_of,
-    no_larger_than,
-    planned,
+    empty_gradients,
+    memoized,
 )
-from .taps import first_beyond, most_between, taps, wide
-from .values import float32, inline, load, rounded, sum_of_rows
+from .numerics import inline, load, round_to, sum_axis0, to_float32
+from .taps import first_beyond, max_between, needs_int64, taps
 
 
 @triton.jit
-def _stop(
+def activation_backward_kernel(
     grad,
     out,
-    stopped,
-    sums,
+    pre_activation_grad,
+    bias_partials,
     pixels,
-    PLANES: tl.constexpr,
+    CHANNELS: tl.constexpr,
     ACTIVATION: tl.constexpr,
-    BLOCK_PIXELS: tl.constexpr,
-    BLOCK_PLANES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
-    """grad, out, stopped: (pixels, PLANES). out: the result of the activation; stopped: grad where that is not flat, as
-    at NaN; both None where there is none. sums: (tiles, PLANES) of stopped in float32, or None."""
-    BLOCKS: tl.constexpr = (PLANES + BLOCK_PLANES - 1) // BLOCK_PLANES
-    tile = tl.program_id(0) // BLOCKS
-    planes = tl.program_id(0) % BLOCKS * BLOCK_PLANES + tl.arange(0, BLOCK_PLANES)
-    pixel = tile.to(tl.int64) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
-    inside = (pixel < pixels)[:, None] & (planes < PLANES)[None, :]
-    places = (pixel * PLANES)[:, None] + planes[None, :]
-    value = float32(tl.load(grad + places, mask=inside, other=0.0))
-    if stopped is not None:
-        result = float32(tl.load(out + places, mask=inside, other=0.0))
-        flat = result <= 0.0
+    """Compute the gradient before the activation. grad, out, pre_activation_grad: (pixels, CHANNELS).
+
+    out: the result of the activation; pre_activation_grad: grad where that is not flat, as at NaN; both None where
+    there is none. bias_partials: (tiles, CHANNELS), sums of the latter over a tile in float32, or None.
+    """
+    BLOCKS: tl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
+    pid_m = tl.program_id(0) // BLOCKS
+    offs_c = tl.program_id(0) % BLOCKS * BLOCK_C + tl.arange(0, BLOCK_C)
+    offs_m = pid_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask = (offs_m < pixels)[:, None] & (offs_c < CHANNELS)[None, :]
+    offsets = (offs_m * CHANNELS)[:, None] + offs_c[None, :]
+    g = to_float32(tl.load(grad + offsets, mask=mask, other=0.0))
+    if pre_activation_grad is not None:
+        activated = to_float32(tl.load(out + offsets, mask=mask, other=0.0))
+        flat = activated <= 0.0
         if ACTIVATION == "relu6":
-            flat = flat | (result >= 6.0)
-        value = tl.where(flat, 0.0, value)
-        tl.store(stopped + places, rounded(value, stopped.dtype.element_ty), mask=inside)
-    if sums is not None:
-        tl.store(sums + tile.to(tl.int64) * PLANES + planes, sum_of_rows(value), mask=planes < PLANES)
+            flat = flat | (activated >= 6.0)
+        g = tl.where(flat, 0.0, g)
+        tl.store(pre_activation_grad + offsets, round_to(g, pre_activation_grad.dtype.element_ty), mask=mask)
+    if bias_partials is not None:
+        tl.store(bias_partials + pid_m.to(tl.int64) * CHANNELS + offs_c, sum_axis0(g), mask=offs_c < CHANNELS)
 
 
 @inline
-def _back(value, at, low, high, high_weight, real):
-    """What a value between `low` and `high` gives to the pixel `at`. A weight of 0 counts, as in `taps.between`."""
-    return tl.where(real & (low == at), value * (1.0 - high_weight), 0.0) + tl.where(
-        real & (high == at), value * high_weight, 0.0
+def _interpolate_adjoint(g, index, low, high, high_weight, mask):
+    """Return what the gradient g of a pixel between `low` and `high` adds to source pixel `index`. A weight of 0
+    counts, as in `taps.interpolate`."""
+    return tl.where(mask & (low == index), g * (1.0 - high_weight), 0.0) + tl.where(
+        mask & (high == index), g * high_weight, 0.0
     )
 
 
 @triton.jit
-def _shrink(
+def upsample_backward_kernel(
     grad,
     out,
     height,
     width,
-    low_height,
-    low_width,
-    rows,
-    columns,
+    source_height,
+    source_width,
+    max_rows,
+    max_columns,
     tiles_y,
     tiles_x,
-    PLANES: tl.constexpr,
+    CHANNELS: tl.constexpr,
     ALIGN_CORNERS: tl.constexpr,
-    WIDE: tl.constexpr,
+    USE_INT64: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
-    BLOCK_PLANES: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
-    """grad: (batch, height, width, PLANES). out: (batch, low_height, low_width, PLANES), the interpolation's adjoint.
-    rows, columns: at most so many of grad reach a pixel of out. WIDE: count pixels of a side in int64."""
-    BLOCKS: tl.constexpr = (PLANES + BLOCK_PLANES - 1) // BLOCK_PLANES
-    MASKED: tl.constexpr = PLANES % BLOCK_PLANES != 0
+    """Compute the interpolation's adjoint. grad: (batch, height, width, CHANNELS). out: (batch, source_height,
+    source_width, CHANNELS). max_rows, max_columns: of grad that a pixel of out sums. USE_INT64: count pixels of a side
+    in int64."""
+    BLOCKS: tl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
+    MASKED: tl.constexpr = CHANNELS % BLOCK_C != 0
     tile = tl.program_id(0) // BLOCKS
-    planes = (tl.program_id(0) % BLOCKS * BLOCK_PLANES + tl.arange(0, BLOCK_PLANES))[None, :]
-    of_planes = planes < PLANES
-    pixels = tl.arange(0, BLOCK_H * BLOCK_W)
-    y = tile // tiles_x % tiles_y * BLOCK_H + pixels // BLOCK_W
-    x = tile % tiles_x * BLOCK_W + pixels % BLOCK_W
+    offs_c = (tl.program_id(0) % BLOCKS * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
+    mask_c = offs_c < CHANNELS
+    offs_m = tl.arange(0, BLOCK_H * BLOCK_W)
+    y = tile // tiles_x % tiles_y * BLOCK_H + offs_m // BLOCK_W
+    x = tile % tiles_x * BLOCK_W + offs_m % BLOCK_W
     image = (tile // (tiles_y * tiles_x)).to(tl.int64)
-    top = first_beyond(y - 1, low_height, height, ALIGN_CORNERS, WIDE)
-    bottom = first_beyond(y + 1, low_height, height, ALIGN_CORNERS, WIDE)
-    left = first_beyond(x - 1, low_width, width, ALIGN_CORNERS, WIDE)
-    right = first_beyond(x + 1, low_width, width, ALIGN_CORNERS, WIDE)
+    top = first_beyond(y - 1, source_height, height, ALIGN_CORNERS, USE_INT64)
+    bottom = first_beyond(y + 1, source_height, height, ALIGN_CORNERS, USE_INT64)
+    left = first_beyond(x - 1, source_width, width, ALIGN_CORNERS, USE_INT64)
+    right = first_beyond(x + 1, source_width, width, ALIGN_CORNERS, USE_INT64)
 
-    total = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_PLANES], dtype=tl.float32)
-    for row in tl.range(0, rows, num_stages=1):
-        real_row = top + row < bottom
-        from_y = tl.minimum(top + row, height - 1)
-        of_row = grad + (((image * height + from_y) * width) * PLANES)[:, None] + planes
-        of_columns = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_PLANES], dtype=tl.float32)
-        for column in tl.range(0, columns, num_stages=1):
-            real = left + column < right
-            from_x = tl.minimum(left + column, width - 1)
-            value = float32(load(of_row + (from_x * PLANES)[:, None], of_planes, MASKED))
-            low, high, high_weight = taps(from_x, low_width, width, ALIGN_CORNERS, WIDE)
-            of_columns += _back(value, x[:, None], low[:, None], high[:, None], high_weight[:, None], real[:, None])
-        low, high, high_weight = taps(from_y, low_height, height, ALIGN_CORNERS, WIDE)
-        total += _back(of_columns, y[:, None], low[:, None], high[:, None], high_weight[:, None], real_row[:, None])
-    places = (((image * low_height + y) * low_width + x) * PLANES)[:, None] + planes
-    inside = ((y < low_height) & (x < low_width))[:, None] & of_planes
-    tl.store(out + places, rounded(total, out.dtype.element_ty), mask=inside)
+    acc = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], dtype=tl.float32)
+    for row in tl.range(0, max_rows, num_stages=1):
+        row_mask = top + row < bottom
+        grad_y = tl.minimum(top + row, height - 1)
+        row_ptrs = grad + (((image * height + grad_y) * width) * CHANNELS)[:, None] + offs_c
+        row_acc = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], dtype=tl.float32)
+        for column in tl.range(0, max_columns, num_stages=1):
+            mask = left + column < right
+            grad_x = tl.minimum(left + column, width - 1)
+            g = to_float32(load(row_ptrs + (grad_x * CHANNELS)[:, None], mask_c, MASKED))
+            low, high, high_weight = taps(grad_x, source_width, width, ALIGN_CORNERS, USE_INT64)
+            # fmt: off
+            row_acc += _interpolate_adjoint(g, x[:, None], low[:, None], high[:, None], high_weight[:, None],
+                                            mask[:, None])
+            # fmt: on
+        low, high, high_weight = taps(grad_y, source_height, height, ALIGN_CORNERS, USE_INT64)
+        # fmt: off
+        acc += _interpolate_adjoint(row_acc, y[:, None], low[:, None], high[:, None], high_weight[:, None],
+                                    row_mask[:, None])
+        # fmt: on
+    offsets = (((image * source_height + y) * source_width + x) * CHANNELS)[:, None] + offs_c
+    mask = ((y < source_height) & (x < source_width))[:, None] & mask_c
+    tl.store(out + offsets, round_to(acc, out.dtype.element_ty), mask=mask)
 
 
 def prepare(
@@ -132,127 +143,139 @@ def prepare(
     biases: list[Tensor],
     activation: str,
     align_corners: bool,
-    needs: list[bool],
+    needs_grad: list[bool],
     config: configs.Tile | None = None,
-    of_products: configs.Products | None = None,
+    products_config: configs.Products | None = None,
     traced: bool = False,
 ) -> Launches:
-    """The launches that compute `torch.ops.lwrn_fast.fusion_backward`, whose arguments these are."""
+    """Prepare the launches of `torch.ops.lwrn_fast.fusion_backward`, whose arguments these are."""
     count = len(inputs)
-    found = gradients_of([*inputs, *weights, *biases], needs)
-    results = [gradient for gradient in found if gradient is not None]
+    gradients = empty_gradients([*inputs, *weights, *biases], needs_grad)
+    results = [gradient for gradient in gradients if gradient is not None]
     if not results or grad.numel() == 0:
         return Launches([], [gradient.zero_() for gradient in results])
-    of_inputs, of_weights = found[:count], found[count : 2 * count]
-    of_biases = [gradient for gradient in found[2 * count :] if gradient is not None]
+    input_grads, weight_grads = gradients[:count], gradients[count : 2 * count]
+    bias_grads = [gradient for gradient in gradients[2 * count :] if gradient is not None]
     grad = channels_last(grad)
     launches: list[Launch] = []
-    if of_biases or activation != "none":
-        launch = _stopping(grad, out, activation, bool(of_biases), config, traced)
+    if bias_grads or activation != "none":
+        launch = _activation_backward(grad, out, activation, bool(bias_grads), config, traced)
         launches.append(launch)
-        launches += [products.add_up(launch.arguments["sums"], gradient, traced) for gradient in of_biases]
+        partials = launch.arguments["bias_partials"]
+        launches += [products.reduce_partials(partials, gradient, traced) for gradient in bias_grads]
         grad = launch.out
-    for x, weight, of_input, of_weight in zip(inputs, weights, of_inputs, of_weights, strict=True):
-        if of_input is None and of_weight is None:
+    for x, weight, input_grad, weight_grad in zip(inputs, weights, input_grads, weight_grads, strict=True):
+        if input_grad is None and weight_grad is None:
             continue
-        low_grad = grad
+        source_grad = grad
         if x.shape[2:] != grad.shape[2:]:
-            low_grad = empty_channels_last(grad, (*grad.shape[:2], *x.shape[2:]))
-            launches.append(_shrinking(grad, low_grad, align_corners, config, traced))
-        if of_input is not None:
-            launches.append(products.input_gradient(low_grad, weight, of_input, of_products, traced))
-        if of_weight is not None:
-            launches += products.weight_gradient(low_grad, channels_last(x), of_weight, of_products, traced)
+            source_grad = empty_channels_last(grad, (*grad.shape[:2], *x.shape[2:]))
+            launches.append(_upsample_backward(grad, source_grad, align_corners, config, traced))
+        if input_grad is not None:
+            launches.append(products.input_gradient(source_grad, weight, input_grad, products_config, traced))
+        if weight_grad is not None:
+            x = channels_last(x)
+            launches += products.weight_gradient(source_grad, x, weight_grad, products_config, traced)
     return Launches(launches, results)
 
 
-def _stopping(
-    grad: Tensor, out: Tensor | None, activation: str, summed: bool, config: configs.Tile | None, traced: bool
+def _activation_backward(
+    grad: Tensor, out: Tensor | None, activation: str, needs_bias: bool, config: configs.Tile | None, traced: bool
 ) -> Launch:
-    """Its result is the gradient before the activation; its sums, over each tile, are those of a bias."""
-    batch, planes, height, width = grad.shape
-    plan = planned(_stop_plan, traced)(
-        batch * height * width, planes, configs.kind_of(grad, "ieee"), grad.device, config
+    """Prepare the launch whose result is the gradient before the activation, and with needs_bias a bias's partial
+    sums."""
+    batch, channels, height, width = grad.shape
+    plan = memoized(_activation_plan, traced)(
+        batch * height * width, channels, configs.precision_of(grad, "ieee"), grad.device, config
     )
-    stopped = None if activation == "none" else torch.empty_like(grad)
+    pre_activation_grad = None if activation == "none" else torch.empty_like(grad)
+    bias_partials = None
+    if needs_bias:
+        bias_partials = torch.empty((plan.tiles, channels), dtype=torch.float32, device=grad.device)
     arguments = {
         "grad": grad,
         "out": None if out is None else channels_last(out),
-        "stopped": stopped,
-        "sums": torch.empty((plan.tiles, planes), dtype=torch.float32, device=grad.device) if summed else None,
+        "pre_activation_grad": pre_activation_grad,
+        "bias_partials": bias_partials,
         "ACTIVATION": activation,
         **plan.arguments,
     }
-    return Launch(_stop, plan.programs, arguments, grad if stopped is None else stopped, traced)
+    result = grad if pre_activation_grad is None else pre_activation_grad
+    return Launch(activation_backward_kernel, plan.grid, arguments, result, traced)
 
 
-def _shrinking(grad: Tensor, out: Tensor, align_corners: bool, config: configs.Tile | None, traced: bool) -> Launch:
-    kind = configs.kind_of(grad, "ieee")
-    plan = planned(_shrink_plan, traced)(*out.shape, *grad.shape[2:], align_corners, kind, grad.device, config)
-    return Launch(_shrink, plan.programs, {"grad": grad, "out": out, **plan.arguments}, out, traced)
+def _upsample_backward(
+    grad: Tensor, out: Tensor, align_corners: bool, config: configs.Tile | None, traced: bool
+) -> Launch:
+    """Prepare the launch of out = up^T grad."""
+    precision = configs.precision_of(grad, "ieee")
+    plan = memoized(_upsample_plan, traced)(*out.shape, *grad.shape[2:], align_corners, precision, grad.device, config)
+    return Launch(upsample_backward_kernel, plan.grid, {"grad": grad, "out": out, **plan.arguments}, out, traced)
 
 
 @dataclass(frozen=True)
 class _Plan:
     tiles: int
-    programs: int
+    grid: tuple[int]
     arguments: dict[str, Any]
 
 
-def _stop_plan(pixels: int, planes: int, kind: str, device: torch.device, config: configs.Tile | None) -> _Plan:
-    """All that does not depend on where the tensors lie."""
+def _activation_plan(
+    pixels: int, channels: int, precision: str, device: torch.device, config: configs.Tile | None
+) -> _Plan:
+    """Compute all that does not depend on the tensors' addresses, for the activation."""
     if config is None:
-        config = configs.look_up(configs.Tile, "fusion_backward", configs.device_key(device), kind, pixels)
-    block_pixels = no_larger_than(pixels, config.block_h * config.block_w)
-    block_planes = no_larger_than(planes, config.block_planes)
+        config = configs.look_up(configs.Tile, "fusion_backward", configs.device_key(device), precision, pixels)
+    block_m = block_size(pixels, config.block_h * config.block_w)
+    block_c = block_size(channels, config.block_c)
     arguments = {
         "pixels": pixels,
-        "PLANES": planes,
-        "BLOCK_PIXELS": block_pixels,
-        "BLOCK_PLANES": block_planes,
-        "num_warps": config.warps,
+        "CHANNELS": channels,
+        "BLOCK_M": block_m,
+        "BLOCK_C": block_c,
+        "num_warps": config.num_warps,
         **OPTIONS,
     }
-    tiles = cdiv(pixels, block_pixels)
-    return _Plan(tiles, tiles * cdiv(planes, block_planes), arguments)
+    tiles = cdiv(pixels, block_m)
+    return _Plan(tiles, (tiles * cdiv(channels, block_c),), arguments)
 
 
-def _shrink_plan(
+def _upsample_plan(
     batch: int,
-    planes: int,
-    low_height: int,
-    low_width: int,
+    channels: int,
+    source_height: int,
+    source_width: int,
     height: int,
     width: int,
     align_corners: bool,
-    kind: str,
+    precision: str,
     device: torch.device,
     config: configs.Tile | None,
 ) -> _Plan:
-    """The same."""
+    """Compute all that does not depend on the tensors' addresses, for the interpolation."""
     if config is None:
-        pixels = batch * low_height * low_width
-        config = configs.look_up(configs.Tile, "fusion_backward", configs.device_key(device), kind, pixels)
-    block_h, block_w = no_larger_than(low_height, config.block_h), no_larger_than(low_width, config.block_w)
-    block_planes = no_larger_than(planes, config.block_planes)
-    tiles_y, tiles_x = cdiv(low_height, block_h), cdiv(low_width, block_w)
+        pixels = batch * source_height * source_width
+        config = configs.look_up(configs.Tile, "fusion_backward", configs.device_key(device), precision, pixels)
+    block_h, block_w = block_size(source_height, config.block_h), block_size(source_width, config.block_w)
+    block_c = block_size(channels, config.block_c)
+    tiles_y, tiles_x = cdiv(source_height, block_h), cdiv(source_width, block_w)
     arguments = {
         "height": height,
         "width": width,
-        "low_height": low_height,
-        "low_width": low_width,
-        "rows": most_between(low_height, height, align_corners),
-        "columns": most_between(low_width, width, align_corners),
+        "source_height": source_height,
+        "source_width": source_width,
+        "max_rows": max_between(source_height, height, align_corners),
+        "max_columns": max_between(source_width, width, align_corners),
         "tiles_y": tiles_y,
         "tiles_x": tiles_x,
-        "PLANES": planes,
+        "CHANNELS": channels,
         "ALIGN_CORNERS": align_corners,
-        "WIDE": wide(low_height + 1, height) or wide(low_width + 1, width),
+        "USE_INT64": needs_int64(source_height + 1, height) or needs_int64(source_width + 1, width),
         "BLOCK_H": block_h,
         "BLOCK_W": block_w,
-        "BLOCK_PLANES": block_planes,
-        "num_warps": config.warps,
+        "BLOCK_C": block_c,
+        "num_warps": config.num_warps,
         **OPTIONS,
     }
     tiles = batch * tiles_y * tiles_x
-    return _Plan(tiles, tiles * cdiv(planes, block_planes), arguments)
+    return _Plan(tiles, (tiles * cdiv(channels, block_c),), arguments)

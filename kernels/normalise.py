@@ -1,7 +1,7 @@
-"""The input of a network from pictures, resized and normalised, in one launch.
+"""Resize and normalise images to a model's input, in one launch.
 
-A program computes a block of pixels, each colour from the pixels that it covers: a triangle along each side, whose
-weights are fractions of whole numbers.
+A program computes a block of pixels, each colour from the source pixels that it covers: a triangle filter along each
+side, whose weights are fractions of whole numbers.
 """
 
 from collections.abc import Sequence
@@ -12,36 +12,38 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import OPTIONS, Launch, cdiv
-from .taps import MOST_INT32
-from .values import inline, rounded
+from .numerics import inline, round_to
+from .taps import MAX_INT32
 
+# Pixels of a program.
 BLOCK = 256
 
 
 @inline
-def _part(j, index, source_size, size):
-    """How much of pixel j of the source pixel `index` of `size` covers, at most 0 for nothing."""
+def _coverage(j, index, source_size, size):
+    """Return how much of source pixel j pixel `index` of `size` covers, at most 0 for nothing."""
     distance = tl.abs((2 * j + 1) * size - (2 * index + 1) * source_size)
     return tl.where(j < source_size, 2 * tl.maximum(source_size, size) - distance, 0)
 
 
 @inline
-def _first(index, source_size, size):
-    """The first pixel of the source that pixel `index` of `size` covers."""
+def _first_covered(index, source_size, size):
+    """Return the first source pixel that pixel `index` of `size` covers."""
     before = (2 * index + 1) * source_size - 2 * tl.maximum(source_size, size) - size
     return tl.where(before < 0, 0, tl.maximum(before, 0) // (2 * size) + 1)
 
 
 @inline
-def _sum(first, count, index, source_size, size):
+def _total_coverage(first, count, index, source_size, size):
+    """Sum the coverage of `count` source pixels from the first on."""
     total = tl.zeros_like(index)
     for k in range(count):
-        total += tl.maximum(_part(first + k, index, source_size, size), 0)
+        total += tl.maximum(_coverage(first + k, index, source_size, size), 0)
     return total
 
 
 @triton.jit
-def _normalise(
+def normalise_kernel(
     images,
     out,
     pixels,
@@ -51,53 +53,54 @@ def _normalise(
     stride_h,
     height,
     width,
-    rows,
-    columns,
+    max_rows,
+    max_columns,
     mean_0,
     mean_1,
     mean_2,
     std_0,
     std_1,
     std_2,
-    WIDE: tl.constexpr,
+    USE_INT64: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """images: bytes (batch, source_height, source_width, 3). out: (batch, height, width, 3), of so many pixels. rows,
-    columns: how many of the source's a pixel covers, at most. WIDE: products of sizes may not fit int32."""
-    item = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = item < pixels
-    item = tl.minimum(item, pixels - 1)  # those outside repeat the last one
-    row = item // width
+    """Compute normalise. images: uint8 (batch, source_height, source_width, 3). out: (batch, height, width, 3), of so
+    many pixels. max_rows, max_columns: of the source that a pixel covers. USE_INT64: products of sizes may not fit
+    int32."""
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < pixels
+    offs = tl.minimum(offs, pixels - 1)  # those outside repeat the last pixel
+    row = offs // width
     image = row // height
-    kind: tl.constexpr = tl.int64 if WIDE else tl.int32
-    y = (row - image * height).to(kind)
-    x = (item - row * width).to(kind)
-    first_y = _first(y, source_height, height)
-    first_x = _first(x, source_width, width)
-    sum_y = _sum(first_y, rows, y, source_height, height).to(tl.float32)
-    sum_x = _sum(first_x, columns, x, source_width, width).to(tl.float32)
+    int_dtype: tl.constexpr = tl.int64 if USE_INT64 else tl.int32
+    y = (row - image * height).to(int_dtype)
+    x = (offs - row * width).to(int_dtype)
+    first_y = _first_covered(y, source_height, height)
+    first_x = _first_covered(x, source_width, width)
+    total_y = _total_coverage(first_y, max_rows, y, source_height, height).to(tl.float32)
+    total_x = _total_coverage(first_x, max_columns, x, source_width, width).to(tl.float32)
     red = tl.zeros([BLOCK], tl.float32)
     green = tl.zeros([BLOCK], tl.float32)
     blue = tl.zeros([BLOCK], tl.float32)
-    for j in range(rows):
+    for j in range(max_rows):
         source_y = first_y + j
-        part_y = _part(source_y, y, source_height, height)
-        weight_y = tl.div_rn(tl.maximum(part_y, 0).to(tl.float32), sum_y)
-        from_row = images + image * stride_n + source_y.to(tl.int64) * stride_h
-        for k in range(columns):
+        coverage_y = _coverage(source_y, y, source_height, height)
+        weight_y = tl.div_rn(tl.maximum(coverage_y, 0).to(tl.float32), total_y)
+        row_ptrs = images + image * stride_n + source_y.to(tl.int64) * stride_h
+        for k in range(max_columns):
             source_x = first_x + k
-            part_x = _part(source_x, x, source_width, width)
-            weight = weight_y * tl.div_rn(tl.maximum(part_x, 0).to(tl.float32), sum_x)
-            covered = (part_y > 0) & (part_x > 0)
-            place = from_row + 3 * source_x
-            red += weight * tl.load(place, mask=covered, other=0).to(tl.float32)
-            green += weight * tl.load(place + 1, mask=covered, other=0).to(tl.float32)
-            blue += weight * tl.load(place + 2, mask=covered, other=0).to(tl.float32)
-    to = out + 3 * item
+            coverage_x = _coverage(source_x, x, source_width, width)
+            weight = weight_y * tl.div_rn(tl.maximum(coverage_x, 0).to(tl.float32), total_x)
+            covered = (coverage_y > 0) & (coverage_x > 0)
+            ptrs = row_ptrs + 3 * source_x
+            red += weight * tl.load(ptrs, mask=covered, other=0).to(tl.float32)
+            green += weight * tl.load(ptrs + 1, mask=covered, other=0).to(tl.float32)
+            blue += weight * tl.load(ptrs + 2, mask=covered, other=0).to(tl.float32)
+    out_ptrs = out + 3 * offs
     dtype: tl.constexpr = out.dtype.element_ty
-    tl.store(to, rounded(tl.div_rn(red - mean_0, tl.full([BLOCK], std_0, tl.float32)), dtype), mask=inside)
-    tl.store(to + 1, rounded(tl.div_rn(green - mean_1, tl.full([BLOCK], std_1, tl.float32)), dtype), mask=inside)
-    tl.store(to + 2, rounded(tl.div_rn(blue - mean_2, tl.full([BLOCK], std_2, tl.float32)), dtype), mask=inside)
+    tl.store(out_ptrs, round_to(tl.div_rn(red - mean_0, tl.full([BLOCK], std_0, tl.float32)), dtype), mask=mask)
+    tl.store(out_ptrs + 1, round_to(tl.div_rn(green - mean_1, tl.full([BLOCK], std_1, tl.float32)), dtype), mask=mask)
+    tl.store(out_ptrs + 2, round_to(tl.div_rn(blue - mean_2, tl.full([BLOCK], std_2, tl.float32)), dtype), mask=mask)
 
 
 def prepare(
@@ -109,14 +112,14 @@ def prepare(
     dtype: torch.dtype,
     traced: bool = False,
 ) -> Launch:
-    """The launch that computes `lwrn_fast.normalise`, whose arguments these are; images: (N, H, W, 3)."""
+    """Prepare the launch of `lwrn_fast.normalise`, whose arguments these are; images: (N, H, W, 3)."""
     if images.stride(3) != 1 or images.stride(2) != 3:
         images = images.contiguous()
     batch, source_height, source_width, _ = images.shape
     shape = (batch, 3, height, width)
     out = torch.empty(shape, dtype=dtype, device=images.device, memory_format=torch.channels_last)
     if out.numel() == 0:
-        return Launch(_normalise, 0, {}, out, traced)
+        return Launch(normalise_kernel, (0,), {}, out, traced)
     arguments = {
         "images": images,
         "out": out,
@@ -127,17 +130,18 @@ def prepare(
         "stride_h": images.stride(1),
         "height": height,
         "width": width,
-        "rows": _most_covered(source_height, height),
-        "columns": _most_covered(source_width, width),
+        "max_rows": _max_covered(source_height, height),
+        "max_columns": _max_covered(source_width, width),
         **{f"mean_{i}": 255 * value for i, value in enumerate(mean)},
         **{f"std_{i}": 255 * value for i, value in enumerate(std)},
-        "WIDE": 8 * max(source_height * height, source_width * width) > MOST_INT32,
+        "USE_INT64": 8 * max(source_height * height, source_width * width) > MAX_INT32,
         "BLOCK": BLOCK,
         "num_warps": 4,
         **OPTIONS,
     }
-    return Launch(_normalise, cdiv(batch * height * width, BLOCK), arguments, out, traced)
+    return Launch(normalise_kernel, (cdiv(batch * height * width, BLOCK),), arguments, out, traced)
 
 
-def _most_covered(source_size: int, size: int) -> int:
+def _max_covered(source_size: int, size: int) -> int:
+    """Return an upper bound of the source pixels that a pixel covers along a side."""
     return min(2 * cdiv(source_size, size) + 1, source_size)

@@ -1,7 +1,8 @@
-"""The matrix products of backward passes: gradients of the input and of the weight of a 1x1 convolution.
+"""Matrix products of backward passes: gradients of the input and of the weight of a 1x1 convolution.
 
-A weight's gradient is a sum over all pixels: each program sums some of them in float32, in a place of its own, and a
-second launch adds up the places in order. So results are the same bit for bit, and no program waits for another.
+A weight's gradient is a sum over all pixels, which are split (split-K): each program sums the pixels of one split in
+float32 into a tensor of its own, and a second launch adds these partial sums in order. So results are the same bit for
+bit, and no program waits for another.
 """
 
 from dataclasses import dataclass
@@ -13,230 +14,244 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
-from .launch import OPTIONS, Launch, cdiv, no_larger_than, planned, precision
-from .taps import MOST_INT32
-from .values import comparable, load, rounded, sum_of_rows
+from .launch import OPTIONS, Launch, block_size, cdiv, input_precision, memoized
+from .numerics import as_operand, load, round_to, sum_axis0
+from .taps import MAX_INT32
 
-MOST_PLACES = 64  # of partial sums, which are as large as the weight
-_AT_ONCE = 2048  # partial sums added up by a program
+# Splits of a weight's gradient, each of which takes memory as large as the weight.
+MAX_SPLITS = 64
+# Partial sums that a program of reduce_partials_kernel loads in a step.
+_REDUCE_BLOCK = 2048
 
 
 @triton.jit
-def _input_gradient(
+def input_gradient_kernel(
     grad,
     weight,
     out,
     pixels,
-    PLANES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    WIDE: tl.constexpr,
+    OUT_CHANNELS: tl.constexpr,
+    IN_CHANNELS: tl.constexpr,
+    USE_INT64: tl.constexpr,
     PRECISION: tl.constexpr,
-    BLOCK_PIXELS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-    BLOCK_DEPTH: tl.constexpr,
-    PIPELINE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
 ):
-    """grad: (pixels, PLANES). weight: (PLANES, CHANNELS). out: (pixels, CHANNELS). WIDE: offsets may not fit int32."""
-    BLOCKS: tl.constexpr = (CHANNELS + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
-    MASKED: tl.constexpr = PLANES % BLOCK_DEPTH != 0
-    # Blocks of channels first, so that programs side by side read the same pixels.
-    program = tl.program_id(0)
-    channels = program % BLOCKS * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    tile = program // BLOCKS
-    if WIDE:
-        tile = tile.to(tl.int64)
-    pixel = tile * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
-    inside = (pixel < pixels)[:, None] & (channels < CHANNELS)[None, :]
-    pixel = tl.minimum(pixel, pixels - 1)  # so that no load needs a mask for pixels
-    sums = tl.zeros([BLOCK_PIXELS, BLOCK_CHANNELS], dtype=tl.float32)
-    for first in tl.range(0, PLANES, BLOCK_DEPTH, num_stages=PIPELINE):
-        planes = first + tl.arange(0, BLOCK_DEPTH)
-        grads = load(grad + (pixel * PLANES)[:, None] + planes[None, :], (planes < PLANES)[None, :], MASKED)
-        of_weight = (planes < PLANES)[:, None] & (channels < CHANNELS)[None, :]
-        places = weight + (planes * CHANNELS)[:, None] + channels[None, :]
-        factors = load(places, of_weight, MASKED or CHANNELS % BLOCK_CHANNELS != 0)
-        sums = tl.dot(comparable(grads), comparable(factors), sums, input_precision=PRECISION)
-    places = (pixel * CHANNELS)[:, None] + channels[None, :]
-    tl.store(out + places, rounded(sums, out.dtype.element_ty), mask=inside)
+    """Compute out = grad weight. grad: (pixels, OUT_CHANNELS). weight: (OUT_CHANNELS, IN_CHANNELS). out: (pixels,
+    IN_CHANNELS). USE_INT64: offsets may not fit int32."""
+    BLOCKS: tl.constexpr = (IN_CHANNELS + BLOCK_N - 1) // BLOCK_N
+    MASKED: tl.constexpr = OUT_CHANNELS % BLOCK_K != 0
+    # Blocks of channels vary fastest, so that adjacent programs read the same pixels.
+    pid = tl.program_id(0)
+    offs_n = pid % BLOCKS * BLOCK_N + tl.arange(0, BLOCK_N)
+    pid_m = pid // BLOCKS
+    if USE_INT64:
+        pid_m = pid_m.to(tl.int64)
+    offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask = (offs_m < pixels)[:, None] & (offs_n < IN_CHANNELS)[None, :]
+    offs_m = tl.minimum(offs_m, pixels - 1)  # so that no load needs a mask for pixels
+    acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+    for k in tl.range(0, OUT_CHANNELS, BLOCK_K, num_stages=NUM_STAGES):
+        offs_k = k + tl.arange(0, BLOCK_K)
+        a_ptrs = grad + (offs_m * OUT_CHANNELS)[:, None] + offs_k[None, :]
+        a = load(a_ptrs, (offs_k < OUT_CHANNELS)[None, :], MASKED)
+        b_mask = (offs_k < OUT_CHANNELS)[:, None] & (offs_n < IN_CHANNELS)[None, :]
+        b_ptrs = weight + (offs_k * IN_CHANNELS)[:, None] + offs_n[None, :]
+        b = load(b_ptrs, b_mask, MASKED or IN_CHANNELS % BLOCK_N != 0)
+        acc = tl.dot(as_operand(a), as_operand(b), acc, input_precision=PRECISION)
+    offsets = (offs_m * IN_CHANNELS)[:, None] + offs_n[None, :]
+    tl.store(out + offsets, round_to(acc, out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _weight_gradient(
+def weight_gradient_kernel(
     grad,
     x,
-    sums,
+    partials,
     pixels,
-    share,
-    PLANES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    WIDE: tl.constexpr,
+    split_pixels,
+    OUT_CHANNELS: tl.constexpr,
+    IN_CHANNELS: tl.constexpr,
+    USE_INT64: tl.constexpr,
     PRECISION: tl.constexpr,
-    BLOCK_PLANES: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-    BLOCK_DEPTH: tl.constexpr,
-    PIPELINE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
 ):
-    """grad: (pixels, PLANES). x: (pixels, CHANNELS). sums: (places, PLANES, CHANNELS), each over `share` pixels. WIDE:
-    offsets may not fit int32."""
-    ACROSS: tl.constexpr = (CHANNELS + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
-    BLOCKS: tl.constexpr = ACROSS * ((PLANES + BLOCK_PLANES - 1) // BLOCK_PLANES)
-    program = tl.program_id(0)
-    planes = program % BLOCKS // ACROSS * BLOCK_PLANES + tl.arange(0, BLOCK_PLANES)
-    channels = program % ACROSS * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    place = program // BLOCKS
-    if WIDE:
-        place = place.to(tl.int64)
-    begin = place * share
-    total = tl.zeros([BLOCK_PLANES, BLOCK_CHANNELS], dtype=tl.float32)
-    for first in tl.range(0, share, BLOCK_DEPTH, num_stages=PIPELINE):
-        pixel = begin + first + tl.arange(0, BLOCK_DEPTH)
-        of_grad, of_x = (pixel < pixels)[None, :], (pixel < pixels)[:, None]
-        if PLANES % BLOCK_PLANES != 0:
-            of_grad = of_grad & (planes < PLANES)[:, None]
-        if CHANNELS % BLOCK_CHANNELS != 0:
-            of_x = of_x & (channels < CHANNELS)[None, :]
-        grads = tl.load(grad + (pixel * PLANES)[None, :] + planes[:, None], mask=of_grad, other=0.0)
-        values = tl.load(x + (pixel * CHANNELS)[:, None] + channels[None, :], mask=of_x, other=0.0)
-        total = tl.dot(comparable(grads), comparable(values), total, input_precision=PRECISION)
-    places = place * (PLANES * CHANNELS) + (planes * CHANNELS)[:, None] + channels[None, :]
-    inside = (planes < PLANES)[:, None] & (channels < CHANNELS)[None, :]
-    tl.store(sums + places, rounded(total, sums.dtype.element_ty), mask=inside)
+    """Compute partials = grad^T x of each split. grad: (pixels, OUT_CHANNELS). x: (pixels, IN_CHANNELS). partials:
+    (splits, OUT_CHANNELS, IN_CHANNELS), each over split_pixels pixels. USE_INT64: offsets may not fit int32."""
+    BLOCKS_N: tl.constexpr = (IN_CHANNELS + BLOCK_N - 1) // BLOCK_N
+    BLOCKS: tl.constexpr = BLOCKS_N * ((OUT_CHANNELS + BLOCK_M - 1) // BLOCK_M)
+    pid = tl.program_id(0)
+    offs_m = pid % BLOCKS // BLOCKS_N * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = pid % BLOCKS_N * BLOCK_N + tl.arange(0, BLOCK_N)
+    split = pid // BLOCKS
+    if USE_INT64:
+        split = split.to(tl.int64)
+    first_pixel = split * split_pixels
+    acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+    for k in tl.range(0, split_pixels, BLOCK_K, num_stages=NUM_STAGES):
+        offs_k = first_pixel + k + tl.arange(0, BLOCK_K)
+        a_mask, b_mask = (offs_k < pixels)[None, :], (offs_k < pixels)[:, None]
+        if OUT_CHANNELS % BLOCK_M != 0:
+            a_mask = a_mask & (offs_m < OUT_CHANNELS)[:, None]
+        if IN_CHANNELS % BLOCK_N != 0:
+            b_mask = b_mask & (offs_n < IN_CHANNELS)[None, :]
+        a = tl.load(grad + (offs_k * OUT_CHANNELS)[None, :] + offs_m[:, None], mask=a_mask, other=0.0)
+        b = tl.load(x + (offs_k * IN_CHANNELS)[:, None] + offs_n[None, :], mask=b_mask, other=0.0)
+        acc = tl.dot(as_operand(a), as_operand(b), acc, input_precision=PRECISION)
+    offsets = split * (OUT_CHANNELS * IN_CHANNELS) + (offs_m * IN_CHANNELS)[:, None] + offs_n[None, :]
+    mask = (offs_m < OUT_CHANNELS)[:, None] & (offs_n < IN_CHANNELS)[None, :]
+    tl.store(partials + offsets, round_to(acc, partials.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _add_up(sums, out, places, VALUES: tl.constexpr, BLOCK_PLACES: tl.constexpr, BLOCK_VALUES: tl.constexpr):
-    """sums: (places, VALUES), float32. out: (VALUES,)."""
-    values = tl.program_id(0) * BLOCK_VALUES + tl.arange(0, BLOCK_VALUES)
-    total = tl.zeros([BLOCK_VALUES], dtype=tl.float32)
-    for first in tl.range(0, places, BLOCK_PLACES, num_stages=1):
-        place = first + tl.arange(0, BLOCK_PLACES)
-        inside = (place < places)[:, None] & (values < VALUES)[None, :]
-        at = sums + place.to(tl.int64)[:, None] * VALUES + values[None, :]
-        total += sum_of_rows(tl.load(at, mask=inside, other=0.0))
-    tl.store(out + values, rounded(total, out.dtype.element_ty), mask=values < VALUES)
+def reduce_partials_kernel(partials, out, rows, COLUMNS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Sum the rows of partials, float32 (rows, COLUMNS), into out, (COLUMNS,)."""
+    offs_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    acc = tl.zeros([BLOCK_C], dtype=tl.float32)
+    for first in tl.range(0, rows, BLOCK_R, num_stages=1):
+        offs_r = first + tl.arange(0, BLOCK_R)
+        mask = (offs_r < rows)[:, None] & (offs_c < COLUMNS)[None, :]
+        ptrs = partials + offs_r.to(tl.int64)[:, None] * COLUMNS + offs_c[None, :]
+        acc += sum_axis0(tl.load(ptrs, mask=mask, other=0.0))
+    tl.store(out + offs_c, round_to(acc, out.dtype.element_ty), mask=offs_c < COLUMNS)
 
 
 def input_gradient(
     grad: Tensor, weight: Tensor, out: Tensor, config: configs.Products | None = None, traced: bool = False
 ) -> Launch:
-    """out = weight^T grad. grad, out: channels-last maps of as many pixels. weight: (planes, channels, 1, 1)."""
-    how = precision(grad)
-    plan = _planned(grad, out.shape[1], how, config, traced)
-    blocks = cdiv(plan.pixels, plan.block_pixels) * cdiv(plan.channels, plan.block_channels)
+    """Prepare the launch of out = weight^T grad.
+
+    grad, out: channels-last maps of as many pixels. weight: (output channels, input channels, 1, 1).
+    """
+    dot_precision = input_precision(grad)
+    plan = _plan_of(grad, out.shape[1], dot_precision, config, traced)
+    num_programs = cdiv(plan.pixels, plan.block_pixels) * cdiv(plan.in_channels, plan.block_in)
     arguments = {
         "grad": grad,
         "weight": weight.contiguous(),
         "out": out,
         "pixels": plan.pixels,
-        "PRECISION": how,
-        "BLOCK_PIXELS": plan.block_pixels,
-        "BLOCK_DEPTH": plan.block_depth,
+        "PRECISION": dot_precision,
+        "BLOCK_M": plan.block_pixels,
+        "BLOCK_K": plan.block_k_channels,
         **plan.arguments,
     }
-    return Launch(_input_gradient, blocks, arguments, out, traced)
+    return Launch(input_gradient_kernel, (num_programs,), arguments, out, traced)
 
 
 def weight_gradient(
     grad: Tensor, x: Tensor, out: Tensor, config: configs.Products | None = None, traced: bool = False
 ) -> list[Launch]:
-    """out = the sum over all pixels of grad x^T. grad, x: channels-last maps of as many pixels. out: as the weight."""
-    how = precision(grad)
-    plan = _planned(grad, x.shape[1], how, config, traced)
-    sums = out
-    if plan.places > 1:
-        sums = torch.empty((plan.places, out.numel()), dtype=torch.float32, device=out.device)
-    blocks = cdiv(plan.planes, plan.block_planes) * cdiv(plan.channels, plan.block_channels)
+    """Prepare the launches of out = the sum over all pixels of grad x^T.
+
+    grad, x: channels-last maps of as many pixels. out: of the weight's shape.
+    """
+    dot_precision = input_precision(grad)
+    plan = _plan_of(grad, x.shape[1], dot_precision, config, traced)
+    partials = out
+    if plan.splits > 1:
+        partials = torch.empty((plan.splits, out.numel()), dtype=torch.float32, device=out.device)
+    blocks = cdiv(plan.out_channels, plan.block_out) * cdiv(plan.in_channels, plan.block_in)
     arguments = {
         "grad": grad,
         "x": x,
-        "sums": sums,
+        "partials": partials,
         "pixels": plan.pixels,
-        "share": plan.share,
-        "PRECISION": how,
-        "BLOCK_PLANES": plan.block_planes,
-        "BLOCK_DEPTH": plan.block_pixels_deep,
+        "split_pixels": plan.split_pixels,
+        "PRECISION": dot_precision,
+        "BLOCK_M": plan.block_out,
+        "BLOCK_K": plan.block_k_pixels,
         **plan.arguments,
     }
-    launch = Launch(_weight_gradient, plan.places * blocks, arguments, sums, traced)
-    return [launch] if plan.places == 1 else [launch, add_up(sums, out, traced)]
+    launch = Launch(weight_gradient_kernel, (plan.splits * blocks,), arguments, partials, traced)
+    return [launch] if plan.splits == 1 else [launch, reduce_partials(partials, out, traced)]
 
 
-def add_up(sums: Tensor, out: Tensor, traced: bool = False) -> Launch:
-    """out = the sum of the rows of sums (places, values), in float32."""
-    places, values = sums.shape
-    block_places = no_larger_than(places, 128)
-    block_values = no_larger_than(values, _AT_ONCE // block_places)
+def reduce_partials(partials: Tensor, out: Tensor, traced: bool = False) -> Launch:
+    """Prepare the launch of out = the sum of the rows of partials, (rows, columns), in float32."""
+    rows, columns = partials.shape
+    block_r = block_size(rows, 128)
+    block_c = block_size(columns, _REDUCE_BLOCK // block_r)
     arguments = {
-        "sums": sums,
+        "partials": partials,
         "out": out,
-        "places": places,
-        "VALUES": values,
-        "BLOCK_PLACES": block_places,
-        "BLOCK_VALUES": block_values,
+        "rows": rows,
+        "COLUMNS": columns,
+        "BLOCK_R": block_r,
+        "BLOCK_C": block_c,
         "num_warps": 4,
         **OPTIONS,
     }
-    return Launch(_add_up, cdiv(values, block_values), arguments, out, traced)
+    return Launch(reduce_partials_kernel, (cdiv(columns, block_c),), arguments, out, traced)
 
 
 @dataclass(frozen=True)
 class _Plan:
+    """Sizes of both products. The sum is over output channels for an input's gradient, over pixels for a weight's."""
+
     pixels: int
-    planes: int
-    channels: int
+    out_channels: int
+    in_channels: int
     block_pixels: int
-    block_planes: int
-    block_channels: int
-    block_depth: int
-    block_pixels_deep: int  # of a weight's gradient, whose products are over the pixels
-    share: int  # pixels summed in one place
-    places: int
+    block_out: int
+    block_in: int
+    block_k_channels: int
+    block_k_pixels: int
+    split_pixels: int
+    splits: int
     arguments: dict[str, Any]
 
 
-def _planned(grad: Tensor, channels: int, how: str, config: configs.Products | None, traced: bool) -> _Plan:
-    kind = configs.kind_of(grad, how)
-    return planned(_plan, traced)(*grad.shape, channels, kind, grad.device, config)
+def _plan_of(
+    grad: Tensor, in_channels: int, dot_precision: str, config: configs.Products | None, traced: bool
+) -> _Plan:
+    precision = configs.precision_of(grad, dot_precision)
+    return memoized(_plan, traced)(*grad.shape, in_channels, precision, grad.device, config)
 
 
 def _plan(
     batch: int,
-    planes: int,
+    out_channels: int,
     height: int,
     width: int,
-    channels: int,
-    kind: str,
+    in_channels: int,
+    precision: str,
     device: torch.device,
     config: configs.Products | None,
 ) -> _Plan:
-    """All that does not depend on where the tensors lie."""
+    """Compute all that does not depend on the tensors' addresses."""
     pixels = batch * height * width
     if config is None:
-        config = configs.look_up(configs.Products, "products", configs.device_key(device), kind, pixels)
-    # no tile larger than the problem, but 16, which is the least that can be multiplied
-    block_pixels_deep = no_larger_than(max(16, pixels), config.block_depth)
-    share = cdiv(max(config.share, cdiv(pixels, MOST_PLACES)), block_pixels_deep) * block_pixels_deep
-    block_pixels = no_larger_than(max(16, pixels), config.block_pixels)
-    block_channels = no_larger_than(max(16, channels), config.block_planes)
+        config = configs.look_up(configs.Products, "products", configs.device_key(device), precision, pixels)
+    # A tile is no larger than the problem, but at least 16 in each dimension, the minimum of tl.dot.
+    block_k_pixels = block_size(max(16, pixels), config.block_k)
+    split_pixels = cdiv(max(config.split_pixels, cdiv(pixels, MAX_SPLITS)), block_k_pixels) * block_k_pixels
+    block_pixels = block_size(max(16, pixels), config.block_m)
+    block_in = block_size(max(16, in_channels), config.block_n)
     arguments = {
-        "PLANES": planes,
-        "CHANNELS": channels,
-        "WIDE": (pixels + max(block_pixels, share)) * max(planes, channels) > MOST_INT32,
-        "BLOCK_CHANNELS": block_channels,
-        "PIPELINE": config.pipeline,
-        "num_warps": config.warps,
+        "OUT_CHANNELS": out_channels,
+        "IN_CHANNELS": in_channels,
+        "USE_INT64": (pixels + max(block_pixels, split_pixels)) * max(out_channels, in_channels) > MAX_INT32,
+        "BLOCK_N": block_in,
+        "NUM_STAGES": config.num_stages,
+        "num_warps": config.num_warps,
         **OPTIONS,
     }
     return _Plan(
         pixels,
-        planes,
-        channels,
+        out_channels,
+        in_channels,
         block_pixels,
-        no_larger_than(max(16, planes), config.block_planes),
-        block_channels,
-        no_larger_than(max(16, planes), config.block_depth),
-        block_pixels_deep,
-        share,
-        cdiv(pixels, share),
+        block_size(max(16, out_channels), config.block_n),
+        block_in,
+        block_size(max(16, out_channels), config.block_k),
+        block_k_pixels,
+        split_pixels,
+        cdiv(pixels, split_pixels),
         arguments,
     )

@@ -1,21 +1,23 @@
-"""Where an upsampled pixel lies between the pixels of the source, as torch.nn.functional.interpolate places it."""
+"""Bilinear sample positions, as torch.nn.functional.interpolate computes them: for each pixel of an upsampled map, the
+two source pixels around it along a side, and their weights."""
 
 import triton.language as tl
 
 from .launch import cdiv
-from .values import inline
+from .numerics import inline
 
-MOST_INT32 = 2**31 - 1
+# The largest int32.
+MAX_INT32 = 2**31 - 1
 
 
 @inline
-def taps(index, source_size, size, ALIGN_CORNERS: tl.constexpr, WIDE: tl.constexpr):
-    """The source's pixels before and after pixel `index` of `size` pixels, and the weight of the latter in float32.
+def taps(index, source_size, size, ALIGN_CORNERS: tl.constexpr, USE_INT64: tl.constexpr):
+    """Return the source pixels before and after pixel `index` of `size` pixels, and the float32 weight of the latter.
 
-    The place is a fraction of whole numbers, so only its division is rounded, and the weight is right to the last bit
-    where the denominator is below 2**24. WIDE: count in int64, see `wide`.
+    The position is a fraction of whole numbers, so only its division is rounded, and the weight is right to the last
+    bit where the denominator is below 2**24. USE_INT64: see `needs_int64`.
     """
-    index = tl.cast(index, tl.int64 if WIDE else tl.int32)
+    index = tl.cast(index, tl.int64 if USE_INT64 else tl.int32)
     if ALIGN_CORNERS:
         numerator = index * (source_size - 1)
         denominator = tl.maximum(size - 1, 1)
@@ -29,9 +31,9 @@ def taps(index, source_size, size, ALIGN_CORNERS: tl.constexpr, WIDE: tl.constex
 
 
 @inline
-def first_beyond(index, source_size, size, ALIGN_CORNERS: tl.constexpr, WIDE: tl.constexpr):
-    """The first of `size` pixels that `taps` places at or after the source's pixel `index`; `size` where none is."""
-    index = tl.cast(index, tl.int64 if WIDE else tl.int32)
+def first_beyond(index, source_size, size, ALIGN_CORNERS: tl.constexpr, USE_INT64: tl.constexpr):
+    """Return the first of `size` pixels that `taps` puts at or after source pixel `index`, else `size`."""
+    index = tl.cast(index, tl.int64 if USE_INT64 else tl.int32)
     if ALIGN_CORNERS:
         numerator = index * tl.maximum(size - 1, 1)
         denominator = tl.maximum(source_size - 1, 1)
@@ -43,18 +45,18 @@ def first_beyond(index, source_size, size, ALIGN_CORNERS: tl.constexpr, WIDE: tl
 
 
 @inline
-def between(a, b, high_weight):
-    """a and b weighted. A weight of 0 counts, so that it makes an infinity NaN, as in PyTorch."""
-    return a * (1.0 - high_weight) + b * high_weight
+def interpolate(a, b, b_weight):
+    """Return a * (1 - b_weight) + b * b_weight. A weight of 0 counts: it makes an infinity NaN, as in PyTorch."""
+    return a * (1.0 - b_weight) + b * b_weight
 
 
-def most_between(source_size: int, size: int, align_corners: bool) -> int:
-    """At most so many of `size` pixels lie between the neighbours of a pixel of the source."""
+def max_between(source_size: int, size: int, align_corners: bool) -> int:
+    """Return an upper bound of how many of `size` pixels lie between the two neighbours of a source pixel."""
     if align_corners:
         return size if source_size == 1 else max(1, cdiv(2 * (size - 1), source_size - 1))
     return min(size, cdiv(5 * size, 2 * source_size))  # around the second pixel, with those before the first
 
 
-def wide(source_size: int, size: int) -> bool:
-    """Whether `taps` needs int64."""
-    return 2 * source_size * size > MOST_INT32
+def needs_int64(source_size: int, size: int) -> bool:
+    """Return whether the numerators of `taps` exceed int32."""
+    return 2 * source_size * size > MAX_INT32

@@ -46,9 +46,9 @@ SIGNATURE = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*f
 SIGNATURE |= {torch.int32: "*i32", torch.uint8: "*u8"}
 # The kernels that a row of backward passes is for, and the op whose problems they are compiled for.
 BACKWARD = {
-    "crp_backward": ("crp", ("_stage",)),
-    "fusion_backward": ("fusion", ("_stop", "_shrink")),
-    "products": ("crp", ("_input_gradient", "_weight_gradient", "_add_up")),
+    "crp_backward": ("crp", ("crp_backward_kernel",)),
+    "fusion_backward": ("fusion", ("activation_backward_kernel", "upsample_backward_kernel")),
+    "products": ("crp", ("input_gradient_kernel", "weight_gradient_kernel", "reduce_partials_kernel")),
 }
 COMPILER_OPTIONS = ("num_warps", "num_stages")
 
@@ -71,12 +71,13 @@ class Job:
     def __str__(self) -> str:
         arch = AMD if self.amd else f"sm_{self.key}"
         row = f"{self.kind} row {self.row['pixels']} {dtype_name(self.dtype)}"
-        return f"{self.op}{self.kernel}{' depthwise' * self.depthwise} {arch} {row}"
+        op = self.op + (self.kernel and " " + self.kernel)
+        return f"{op}{' depthwise' * self.depthwise} {arch} {row}"
 
     @property
     def multiplies(self) -> bool:
         if self.kernel:
-            return self.kernel in ("_input_gradient", "_weight_gradient")
+            return self.kernel in ("input_gradient_kernel", "weight_gradient_kernel")
         return self.op != "upsample_argmax" and not self.depthwise
 
 
@@ -124,7 +125,7 @@ def problem(op: str, min_pixels: int, below: int | None) -> tuple[problems.Case,
 def prepare(job: Job) -> Launch:
     """Return the launch of the job's problem, as the op prepares it, on tensors without data."""
     tensors = problems.random(job.case, job.dtype, "meta", job.batch, job.depthwise)
-    config = configs.KINDS[job.op](**job.row)
+    config = configs.CONFIG_CLASSES[job.op](**job.row)
     if job.kernel:
         return prepare_backward(job, config, *tensors)
     return gpu.Job(job.op, job.kind, job.case, config, job.batch, job.depthwise).launch(given=tensors)
@@ -132,7 +133,7 @@ def prepare(job: Job) -> Launch:
 
 def prepare_backward(job: Job, config: Any, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> Launch:
     """Return the launch of the job's kernel with the largest number of arguments in use."""
-    given = {"of_products" if job.op == "products" else "config": config}
+    given = {"products_config" if job.op == "products" else "config": config}
     biases = [w.new_empty(w.shape[0]) for w in weights]
     needs = [True] * (len(inputs) + 2 * len(weights))
     if isinstance(job.case, CrpCase):
@@ -277,7 +278,7 @@ def cells(job: Job, result: Result) -> tuple[str, ...]:
         return " ".join(f"{name} {n}" for name, n in numbers.items()) or "-"
 
     return (
-        job.op + job.kernel + " depthwise" * job.depthwise,
+        job.op + (job.kernel and " " + job.kernel) + " depthwise" * job.depthwise,
         AMD if job.amd else job.key,
         job.kind,
         str(job.row["pixels"]),
@@ -295,7 +296,7 @@ def cells(job: Job, result: Result) -> tuple[str, ...]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", nargs="+", choices=SHARED_KB, default=list(SHARED_KB), help="compute capability x 10")
-    parser.add_argument("--op", nargs="+", choices=configs.KINDS, default=list(configs.KINDS))
+    parser.add_argument("--op", nargs="+", choices=configs.CONFIG_CLASSES, default=list(configs.CONFIG_CLASSES))
     parser.add_argument("--table", type=Path, default=configs.TABLE, help="another table than the package's")
     parser.add_argument("--brief", action="store_true", help="float16 only for the first row of the first")
     parser.add_argument("--amd", action="store_true", help=f"instead, compile the rows of {AMD_ROWS} for {AMD}")

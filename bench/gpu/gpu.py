@@ -314,7 +314,7 @@ def compile_for(target: Any, multiprocessors: int, shared_memory: int) -> None:
     global _shared_memory
     _shared_memory = shared_memory
     driver.set_active(_Driver(target))
-    crp.multiprocessors = lambda device: multiprocessors
+    crp.num_sms = lambda device: multiprocessors
 
 
 def why_not_compiled(job: Job) -> str | None:
@@ -322,7 +322,7 @@ def why_not_compiled(job: Job) -> str | None:
     try:
         launch = job.launch("meta")
         # Compiled in the same way as for a launch, so that a launch finds it in the cache.
-        compiled = launch.kernel.warmup(grid=(launch.programs,), **launch.arguments, enable_fp_fusion=True)
+        compiled = launch.kernel.warmup(grid=launch.grid, **launch.arguments, enable_fp_fusion=True)
     except Exception as error:  # whatever the compiler raises
         return one_line(error)
     if compiled.metadata.shared > _shared_memory:

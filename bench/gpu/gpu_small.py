@@ -47,7 +47,7 @@ def triton_jobs() -> Iterator[Job]:
     device = configs.device_key(torch.device("cuda"))
     for op, cases in SMALL.items():
         for kind in configs.table()[device][op]:
-            for config in dict.fromkeys(configs.rows(configs.KINDS[op], op, device, kind)):
+            for config in dict.fromkeys(configs.rows(configs.CONFIG_CLASSES[op], op, device, kind)):
                 for case in cases:
                     yield Job(op, kind, case, config, batch=2)
                     if op == "crp":

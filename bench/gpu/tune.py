@@ -121,7 +121,7 @@ def seconds(job: Job) -> float:
     inputs, weights = tensors(job.case, job.kind)
     launch = job.launch(given=(inputs, weights))
     problems.poison(launch.out)
-    compiled = launch.kernel[(launch.programs,)](**launch.arguments, enable_fp_fusion=True)
+    compiled = launch.kernel[launch.grid](**launch.arguments, enable_fp_fusion=True)
     if getattr(compiled, "n_spills", 0):
         raise ArithmeticError("registers are spilled")
     error = problem_of(job.case, job.kind).error(launch.out, inputs)
@@ -149,7 +149,7 @@ def problem_of(case: Case, kind: str) -> Problem:
 
 
 def rows_of(table: dict[str, Any], key: str, op: str, kind: str) -> list[Config]:
-    return [configs.KINDS[op](**row) for row in table[key][op][kind]]
+    return [configs.CONFIG_CLASSES[op](**row) for row in table[key][op][kind]]
 
 
 def cases_by_row(rows: Sequence[Config], cases: Iterable[Case]) -> dict[Config, list[Case]]:

@@ -47,7 +47,7 @@ def why_not_on(device: torch.device) -> str | None:
 def limits() -> tuple[int, int]:
     """The most stages of a crp and the most inputs of a fusion that the kernels take."""
     kernels = importlib.import_module("lwrn_fast.kernels")
-    return kernels.MOST_STAGES, kernels.MOST_INPUTS
+    return kernels.MAX_STAGES, kernels.MAX_INPUTS
 
 
 class Triton(Backend):
@@ -118,7 +118,7 @@ def _missing() -> str | None:
 
 def _interpreted() -> bool:
     """Whether the kernels run in Triton's interpreter, on the CPU: TRITON_INTERPRET when they are first used."""
-    return bool(importlib.import_module("lwrn_fast.kernels.values").INTERPRETED.value)
+    return bool(importlib.import_module("lwrn_fast.kernels.numerics").INTERPRETED.value)
 
 
 def _dotted(version: tuple[int, ...]) -> str:

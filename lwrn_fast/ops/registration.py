@@ -84,7 +84,7 @@ def _cast(name: str) -> Callable[..., Any]:
 
 def define_triton() -> None:
     """Register Triton's kernels; torch.compile sees the launches in them."""
-    interpreted = importlib.import_module("lwrn_fast.kernels.values").INTERPRETED.value
+    interpreted = importlib.import_module("lwrn_fast.kernels.numerics").INTERPRETED.value
     make = torch.library.custom_op if interpreted else torch.library.triton_op  # what is interpreted cannot be traced
     for definition in DEFINITIONS:
         if definition.kernel is None:

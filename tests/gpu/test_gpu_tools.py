@@ -125,11 +125,11 @@ class TestCandidates:
         small = candidates.grid("crp", "half", [case], candidates.Gpu(132, 50_000))
         assert 0 < len(small) < len(candidates.grid("crp", "half", [case], H200))
         for c in small:
-            assert c.pipeline * 2 * c.block_depth * (c.block_h * c.block_w + c.block_planes) <= 50_000
+            assert c.num_stages * 2 * c.block_k * (c.block_h * c.block_w + c.block_n) <= 50_000
 
     def test_are_no_larger_than_the_problem(self):
         case = CrpCase(64, 100, 100)
-        assert all(c.block_planes * c.passes <= 64 for c in candidates.grid("crp", "half", [case], H200))
+        assert all(c.block_n * c.passes <= 64 for c in candidates.grid("crp", "half", [case], H200))
 
     @pytest.mark.parametrize(("op", "kind"), LEVELS)
     def test_neighbours_differ_in_one_field(self, op, kind):
@@ -142,12 +142,12 @@ class TestCandidates:
 
     @pytest.mark.parametrize("op", problems.CASES)
     def test_know_every_field(self, op):
-        names = {field.name for field in dataclasses.fields(configs.KINDS[op])}
+        names = {field.name for field in dataclasses.fields(configs.CONFIG_CLASSES[op])}
         assert set(candidates.CHOICES[op]) | {"pixels"} == names
 
 
 def row(pixels: int, warps: int) -> dict[str, int]:
-    return {"pixels": pixels, "block_h": 8, "block_w": 16, "block_classes": 1, "warps": warps}
+    return {"pixels": pixels, "block_h": 8, "block_w": 16, "block_classes": 1, "num_warps": warps}
 
 
 class TestTable:
@@ -162,7 +162,7 @@ class TestTable:
         half = table["90"]["upsample_argmax"]["half"]
         assert half == [row(9000, 4), row(0, 8)]
         assert list(half[1]) == list(row(0, 8)), "in the order of the table"
-        half[1]["warps"] = 4
+        half[1]["num_warps"] = 4
         assert table == self.TABLE
 
     def test_a_new_gpu_begins_as_a_copy(self):
@@ -205,9 +205,9 @@ from triton.backends.compiler import GPUTarget
 
 gpu.compile_for(GPUTarget("cuda", 90, 32), 132, 232448)
 for op in problems.CASES:
-    config = configs.rows(configs.KINDS[op], op, "90", "half")[-1]
+    config = configs.rows(configs.CONFIG_CLASSES[op], op, "90", "half")[-1]
     print(gpu.why_not_compiled(gpu.Job(op, "half", gpu_small.SMALL[op][0], config)))
-deep = dataclasses.replace(configs.rows(configs.Crp, "crp", "90", "half")[0], pipeline=20)
+deep = dataclasses.replace(configs.rows(configs.Crp, "crp", "90", "half")[0], num_stages=20)
 print(gpu.why_not_compiled(gpu.Job("crp", "half", problems.TARGETS["crp"], deep)))
 """
 
