@@ -63,31 +63,31 @@ inline void require_map(const char* op, const std::string& name, const Tensor& t
           " must have planes, height and width of at least 1, got ", shape_of(tensor));
 }
 
-inline bool planes_adjacent(const Tensor& map) { return map.stride(1) == 1 || map.size(1) == 1; }
+inline bool channels_adjacent(const Tensor& map) { return map.stride(1) == 1 || map.size(1) == 1; }
 
 inline MapView view_of(const Tensor& map) {
   return {map.const_data_ptr(), map.size(0),   map.size(1),   map.size(2),
           map.size(3),          map.stride(0), map.stride(2), map.stride(3)};
 }
 
-inline Tensor channels_last_empty(const Tensor& like, int64_t batch, int64_t planes, int64_t height, int64_t width) {
-  const int64_t sizes[] = {batch, planes, height, width};
+inline Tensor channels_last_empty(const Tensor& like, int64_t batch, int64_t channels, int64_t height, int64_t width) {
+  const int64_t sizes[] = {batch, channels, height, width};
   Tensor map = torch::stable::empty({sizes, 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
                                     MemoryFormat::ChannelsLast);
   if (map.is_cpu()) ask_for_large_pages(map.const_data_ptr(), map.numel() * map.element_size());
   return map;
 }
 
-// Each weight with the memory of a contiguous (out_planes, in_planes[i]) matrix.
-inline std::vector<Tensor> matrices(const char* op, const std::vector<Tensor>& weights, int64_t out_planes,
-                                    const std::vector<int64_t>& in_planes, const Tensor& first,
+// Each weight with the memory of a contiguous (out_channels, in_channels[i]) matrix.
+inline std::vector<Tensor> matrices(const char* op, const std::vector<Tensor>& weights, int64_t out_channels,
+                                    const std::vector<int64_t>& in_channels, const Tensor& first,
                                     const char* first_name) {
   std::vector<Tensor> result;
   for (size_t i = 0; i < weights.size(); ++i) {
     const Tensor& weight = weights[i];
-    require(weight.dim() == 4 && weight.size(0) == out_planes && weight.size(1) == in_planes[i] &&
+    require(weight.dim() == 4 && weight.size(0) == out_channels && weight.size(1) == in_channels[i] &&
                 weight.size(2) == 1 && weight.size(3) == 1,
-            op, ": ", item("weights", i), " must be (", out_planes, ", ", in_planes[i], ", 1, 1), got ",
+            op, ": ", item("weights", i), " must be (", out_channels, ", ", in_channels[i], ", 1, 1), got ",
             shape_of(weight));
     require_like(op, item("weights", i), weight, first, first_name);
     const bool dense =
@@ -97,13 +97,13 @@ inline std::vector<Tensor> matrices(const char* op, const std::vector<Tensor>& w
   return result;
 }
 
-inline std::vector<Tensor> vectors(const char* op, const std::vector<Tensor>& biases, size_t count, int64_t planes,
+inline std::vector<Tensor> vectors(const char* op, const std::vector<Tensor>& biases, size_t count, int64_t channels,
                                    const Tensor& first, const char* first_name) {
   require(biases.empty() || biases.size() == count, op, ": biases must be empty or ", count, " tensors, got ",
           biases.size());
   std::vector<Tensor> result;
   for (size_t i = 0; i < biases.size(); ++i) {
-    require(biases[i].dim() == 1 && biases[i].size(0) == planes, op, ": ", item("biases", i), " must be (", planes,
+    require(biases[i].dim() == 1 && biases[i].size(0) == channels, op, ": ", item("biases", i), " must be (", channels,
             "), got ", shape_of(biases[i]));
     require_like(op, item("biases", i), biases[i], first, first_name);
     result.push_back(torch::stable::contiguous(biases[i]));
@@ -141,7 +141,7 @@ class Pointers {
   std::vector<const void*> data_;
 };
 
-// A call whose arguments fit together, with memory for its result. Its maps have adjacent planes, its weights are
+// A call whose arguments fit together, with memory for its result. Its maps have adjacent channels, its weights are
 // contiguous matrices.
 struct CrpCall {
   Dtype dtype;
@@ -169,19 +169,19 @@ CrpCall crp_call(const Tensor& input, const std::vector<Tensor>& weights, const 
                  int64_t groups, const Copy& channels_last) {
   const Dtype dtype = dtype_of("crp", "x", input);
   require_map("crp", "x", input);
-  const int64_t planes = input.size(1);
-  require(groups == 1 || groups == planes, "crp: groups must be 1 or the number of planes (", planes, "), got ",
+  const int64_t channels = input.size(1);
+  require(groups == 1 || groups == channels, "crp: groups must be 1 or the number of planes (", channels, "), got ",
           groups);
-  require(static_cast<int64_t>(weights.size()) <= kMostStages, "crp: weights must be at most ", kMostStages,
+  require(static_cast<int64_t>(weights.size()) <= kMaxStages, "crp: weights must be at most ", kMaxStages,
           " tensors, got ", weights.size());
   const bool depthwise = groups > 1;
-  const std::vector<int64_t> in_planes(weights.size(), depthwise ? 1 : planes);
+  const std::vector<int64_t> in_channels(weights.size(), depthwise ? 1 : channels);
   return {dtype,
-          planes_adjacent(input) ? input : channels_last(input, dtype),
+          channels_adjacent(input) ? input : channels_last(input, dtype),
           depthwise,
-          matrices("crp", weights, planes, in_planes, input, "x"),
-          vectors("crp", biases, weights.size(), planes, input, "x"),
-          channels_last_empty(input, input.size(0), planes, input.size(2), input.size(3))};
+          matrices("crp", weights, channels, in_channels, input, "x"),
+          vectors("crp", biases, weights.size(), channels, input, "x"),
+          channels_last_empty(input, input.size(0), channels, input.size(2), input.size(3))};
 }
 
 // Of a string argument of an op, which it frees. As std::string, every call would leak one (pytorch issue 191340).
@@ -198,7 +198,7 @@ inline Activation take_activation(StringHandle handle) {
   return Activation::relu6;
 }
 
-// What fusion and its backward pass read: maps with adjacent planes, weights that are contiguous matrices.
+// What fusion and its backward pass read: maps with adjacent channels, weights that are contiguous matrices.
 struct FusionOperands {
   Dtype dtype;
   std::vector<Tensor> maps;
@@ -231,22 +231,22 @@ FusionOperands fusion_operands(const std::vector<Tensor>& inputs, const std::vec
   const Dtype dtype = dtype_of("fusion", "inputs[0]", first);
   std::vector<Tensor> maps;
   std::vector<MapView> views;
-  std::vector<int64_t> in_planes;
+  std::vector<int64_t> in_channels;
   for (size_t i = 0; i < inputs.size(); ++i) {
     require_like("fusion", item("inputs", i), inputs[i], first, "inputs[0]");
     require_map("fusion", item("inputs", i), inputs[i]);
     require(inputs[i].size(0) == first.size(0), "fusion: ", item("inputs", i), " must have batch ", first.size(0),
             ", got ", inputs[i].size(0));
-    maps.push_back(planes_adjacent(inputs[i]) ? inputs[i] : channels_last(inputs[i], dtype));
+    maps.push_back(channels_adjacent(inputs[i]) ? inputs[i] : channels_last(inputs[i], dtype));
     views.push_back(view_of(maps.back()));
-    in_planes.push_back(inputs[i].size(1));
+    in_channels.push_back(inputs[i].size(1));
   }
-  const int64_t out_planes = weights[0].size(0);
+  const int64_t out_channels = weights[0].size(0);
   return {dtype,
           maps,
           views,
-          matrices("fusion", weights, out_planes, in_planes, first, "inputs[0]"),
-          vectors("fusion", biases, weights.size(), out_planes, first, "inputs[0]"),
+          matrices("fusion", weights, out_channels, in_channels, first, "inputs[0]"),
+          vectors("fusion", biases, weights.size(), out_channels, first, "inputs[0]"),
           activation,
           align_corners};
 }

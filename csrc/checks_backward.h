@@ -47,12 +47,12 @@ struct CrpBackwardCall {
   }
 };
 
-// A map of the size and kind of x, with its planes adjacent.
+// A map of the size and kind of x, with its channels adjacent.
 template <class Copy>
 Tensor map_like_x(const std::string& name, const Tensor& map, const Tensor& x, const Copy& channels_last) {
   require_like("crp", name, map, x, "x");
   require(shape_of(map) == shape_of(x), "crp: ", name, " must be ", shape_of(x), ", got ", shape_of(map));
-  return planes_adjacent(map) ? map : channels_last(map, dtype_of("crp", "x", x));
+  return channels_adjacent(map) ? map : channels_last(map, dtype_of("crp", "x", x));
 }
 
 template <class Copy>
@@ -78,8 +78,8 @@ CrpBackwardCall crp_backward_call(const Tensor& grad, const Tensor& x, const std
   }
   for (size_t i = 0; i < biases.size(); ++i) {
     if (!needs[1 + count + i]) continue;
-    const int64_t planes = x.size(1);
-    call.parameter_grads.push_back(torch::stable::empty({&planes, 1}, x.scalar_type(), std::nullopt, x.device()));
+    const int64_t channels = x.size(1);
+    call.parameter_grads.push_back(torch::stable::empty({&channels, 1}, x.scalar_type(), std::nullopt, x.device()));
     call.bias_data[i] = call.parameter_grads.back().mutable_data_ptr();
   }
   return call;
@@ -115,7 +115,7 @@ struct FusionBackwardCall : FusionOperands {
   }
 };
 
-// A map of the size and kind of the result, with its planes adjacent.
+// A map of the size and kind of the result, with its channels adjacent.
 template <class Copy>
 Tensor map_like_result(const char* name, const Tensor& map, const FusionOperands& operands, const Copy& channels_last) {
   const MapView& first = operands.views[0];
@@ -124,7 +124,7 @@ Tensor map_like_result(const char* name, const Tensor& map, const FusionOperands
               map.size(2) == first.height && map.size(3) == first.width,
           "fusion: ", name, " must be (", first.batch, ", ", operands.weights[0].size(0), ", ", first.height, ", ",
           first.width, "), got ", shape_of(map));
-  return planes_adjacent(map) ? map : channels_last(map, operands.dtype);
+  return channels_adjacent(map) ? map : channels_last(map, operands.dtype);
 }
 
 template <class Copy>
@@ -151,8 +151,8 @@ FusionBackwardCall fusion_backward_call(const Tensor& grad, const std::optional<
     }));
   for (size_t i = 0; i < count; ++i)
     call.bias_data.push_back(call.add(!biases.empty() && needs[2 * count + i], [&] {
-      const int64_t planes = biases[i].size(0);
-      return torch::stable::empty({&planes, 1}, grad.scalar_type(), std::nullopt, grad.device());
+      const int64_t channels = biases[i].size(0);
+      return torch::stable::empty({&channels, 1}, grad.scalar_type(), std::nullopt, grad.device());
     }));
   return call;
 }

@@ -4,16 +4,16 @@
 
 namespace lwrn_fast {
 
-constexpr int64_t kMostStages = 64;
+constexpr int64_t kMaxStages = 64;
 
 struct CrpArgs {
   Dtype dtype;
   MapView x;
-  int64_t stages;              // 1 to kMostStages
+  int64_t stages;              // 1 to kMaxStages
   bool depthwise;              // one scale per channel instead of a dense matrix
-  const void* const* weights;  // stages entries: packed (planes, planes), or plain (planes) where depthwise
-  const void* const* biases;   // stages entries of (planes), or null
-  void* out;                   // (batch, height, width, planes), contiguous; every element is written
+  const void* const* weights;  // stages entries: packed (channels, channels), or plain (channels) where depthwise
+  const void* const* biases;   // stages entries of (channels), or null
+  void* out;                   // (batch, height, width, channels), contiguous; every element is written
   void* const* kept;  // null, or maps as `out` for t_1, ..., t_(stages - 1); where out is null, t_stages is the last
 };
 
@@ -24,10 +24,10 @@ struct CrpBackwardArgs {
   int64_t stages;
   bool depthwise;
   const MapView* pooled;       // stages entries: the maps that the stages pool, x, t_1, ...
-  const void* const* weights;  // stages entries: plain (planes, planes), or (planes) where depthwise
-  void* grad_x;                // (batch, height, width, planes), contiguous
+  const void* const* weights;  // stages entries: plain (channels, channels), or (channels) where depthwise
+  void* grad_x;                // (batch, height, width, channels), contiguous
   void* const* grad_weights;   // stages entries as `weights`
-  void* const* grad_biases;    // stages entries of (planes)
+  void* const* grad_biases;    // stages entries of (channels)
 };
 
 }  // namespace lwrn_fast

@@ -10,12 +10,12 @@ struct FusionArgs {
   Dtype dtype;
   int64_t inputs;
   const MapView* maps;         // inputs entries, one batch size
-  const void* const* weights;  // inputs entries: packed (out_planes, maps[k].planes)
-  const void* const* biases;   // inputs entries of (out_planes), or null
-  int64_t out_planes;
+  const void* const* weights;  // inputs entries: packed (out_channels, maps[k].channels)
+  const void* const* biases;   // inputs entries of (out_channels), or null
+  int64_t out_channels;
   Activation activation;
   bool align_corners;
-  void* out;  // (batch, maps[0].height, maps[0].width, out_planes), contiguous; every element is written
+  void* out;  // (batch, maps[0].height, maps[0].width, out_channels), contiguous; every element is written
 };
 
 // The gradients of sum(grad * out). Those that are not needed are null.
@@ -25,12 +25,12 @@ struct FusionBackwardArgs {
   MapView out;  // fusion's result, of the size of grad; not read where there is no activation
   int64_t inputs;
   const MapView* maps;         // inputs entries, one batch size
-  const void* const* weights;  // inputs entries: plain (grad.planes, maps[k].planes)
+  const void* const* weights;  // inputs entries: plain (grad.channels, maps[k].channels)
   Activation activation;
   bool align_corners;
-  void* const* grad_inputs;   // inputs entries as `maps`, contiguous (batch, height, width, planes)
+  void* const* grad_inputs;   // inputs entries as `maps`, contiguous (batch, height, width, channels)
   void* const* grad_weights;  // inputs entries as `weights`
-  void* const* grad_biases;   // inputs entries of (grad.planes)
+  void* const* grad_biases;   // inputs entries of (grad.channels)
 };
 
 }  // namespace lwrn_fast

@@ -1,4 +1,4 @@
-// The input of a network from pictures: resized, normalised, planes adjacent.
+// The input of a network from pictures: resized, normalised, channels adjacent.
 #pragma once
 #include "types.h"
 

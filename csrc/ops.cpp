@@ -157,7 +157,7 @@ Tensor package_input(const Tensor& x, const std::vector<int64_t>& size, ScalarTy
   }
   require(fits, "the package's input must be ", expected, "), got ", shape_of(x));
   require(x.scalar_type() == dtype, "the package's input must be of the dtype it was exported with");
-  if (!planes_adjacent(x) && x.stride(3) == 1) return channels_last(x, dtype_of("package_input", "x", x));
+  if (!channels_adjacent(x) && x.stride(3) == 1) return channels_last(x, dtype_of("package_input", "x", x));
   Tensor copy = channels_last_empty(x, x.size(0), x.size(1), x.size(2), x.size(3));
   return torch::stable::copy_(copy, x);
 }

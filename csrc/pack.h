@@ -9,11 +9,12 @@ namespace lwrn_fast::LWRN_ISA {
 // each instruction set has its own.
 uint64_t fingerprint(const void* data, int64_t bytes);
 
-// Bytes of a packed (out_planes, in_planes) weight.
-int64_t packed_bytes(Dtype dtype, int64_t out_planes, int64_t in_planes);
+// Bytes of a packed (out_channels, in_channels) weight.
+int64_t packed_bytes(Dtype dtype, int64_t out_channels, int64_t in_channels);
 
-// weight: (out_planes, in_planes), contiguous. packed: packed_bytes() bytes, 64-byte aligned.
-void pack(Dtype dtype, const void* weight, int64_t out_planes, int64_t in_planes, void* packed, const Threads& threads);
+// weight: (out_channels, in_channels), contiguous. packed: packed_bytes() bytes, 64-byte aligned.
+void pack(Dtype dtype, const void* weight, int64_t out_channels, int64_t in_channels, void* packed,
+          const Threads& threads);
 
 }  // namespace lwrn_fast::LWRN_ISA
 #endif

@@ -12,7 +12,7 @@ namespace {
 
 using torch::stable::Tensor;
 
-constexpr int64_t kMostBytes = int64_t{256} << 20;
+constexpr int64_t kMaxBytes = int64_t{256} << 20;
 constexpr int64_t kPieceBytes = int64_t{128} << 10;
 
 using Key = std::tuple<const void*, int64_t, int64_t, Dtype, Isa>;
@@ -58,7 +58,7 @@ std::vector<uint64_t> fingerprints_of(const std::vector<Tensor>& weights, Dtype 
 }
 
 void drop_oldest_beyond_limit() {
-  while (entries_bytes > kMostBytes && entries.size() > 1) {
+  while (entries_bytes > kMaxBytes && entries.size() > 1) {
     auto oldest = entries.begin();
     for (auto it = entries.begin(); it != entries.end(); ++it)
       if (it->second.last_use < oldest->second.last_use) oldest = it;
@@ -74,8 +74,8 @@ std::vector<Tensor> packed_weights(const std::vector<Tensor>& weights, Dtype dty
   const std::vector<uint64_t> fingerprints = fingerprints_of(weights, dtype, isa, threads);
   std::vector<Tensor> packed(weights.size());
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t out_planes = weights[i].size(0), in_planes = weights[i].size(1);
-    const Key key{weights[i].const_data_ptr(), out_planes, in_planes, dtype, isa};
+    const int64_t out_channels = weights[i].size(0), in_channels = weights[i].size(1);
+    const Key key{weights[i].const_data_ptr(), out_channels, in_channels, dtype, isa};
     {
       const std::lock_guard<std::mutex> lock(mutex);
       const auto found = entries.find(key);
@@ -85,9 +85,10 @@ std::vector<Tensor> packed_weights(const std::vector<Tensor>& weights, Dtype dty
         continue;
       }
     }
-    const int64_t bytes = engine(isa).packed_bytes(dtype, out_planes, in_planes);
+    const int64_t bytes = engine(isa).packed_bytes(dtype, out_channels, in_channels);
     packed[i] = torch::stable::empty({&bytes, 1}, torch::headeronly::ScalarType::Byte);
-    engine(isa).pack(dtype, weights[i].const_data_ptr(), out_planes, in_planes, packed[i].mutable_data_ptr(), threads);
+    engine(isa).pack(dtype, weights[i].const_data_ptr(), out_channels, in_channels, packed[i].mutable_data_ptr(),
+                     threads);
     const std::lock_guard<std::mutex> lock(mutex);
     const auto found = entries.find(key);
     if (found != entries.end()) entries_bytes -= found->second.packed.numel();

@@ -9,7 +9,8 @@
 
 namespace lwrn_fast {
 
-// weights[i]: (out_planes, in_planes_i, 1, 1), memory as of a contiguous matrix. Returns one packed buffer for each.
+// weights[i]: (out_channels, in_channels_i, 1, 1), memory as of a contiguous matrix. Returns one packed buffer for
+// each.
 std::vector<torch::stable::Tensor> packed_weights(const std::vector<torch::stable::Tensor>& weights, Dtype dtype,
                                                   Isa isa, const Threads& threads);
 

@@ -25,10 +25,10 @@ struct Threads {
   }
 };
 
-// A map read by a kernel: logical (batch, planes, height, width), planes adjacent in memory, other strides free.
+// A map read by a kernel: logical (batch, channels, height, width), channels adjacent in memory, other strides free.
 struct MapView {
   const void* data;
-  int64_t batch, planes, height, width;
+  int64_t batch, channels, height, width;
   int64_t stride_n, stride_h, stride_w;  // in elements
 };
 

@@ -6,7 +6,7 @@ namespace lwrn_fast {
 
 struct UpsampleArgmaxArgs {
   Dtype dtype;
-  MapView logits;  // planes = classes, at most 256; stride_c below replaces "planes adjacent"
+  MapView logits;  // channels = classes, at most 256; stride_c below replaces "channels adjacent"
   int64_t stride_c;
   int64_t height, width;  // of the labels
   bool align_corners;

@@ -20,7 +20,7 @@ constexpr int64_t kEnoughTiles = 16;                                            
 // number of threads, for the order of sums would.
 Wavefront backward_wavefront(const CrpBackwardArgs& args) {
   const int64_t height = args.grad.height, width = args.grad.width;
-  const bool small = height * width * args.grad.planes * static_cast<int64_t>(sizeof(float)) <= kSmallMap;
+  const bool small = height * width * args.grad.channels * static_cast<int64_t>(sizeof(float)) <= kSmallMap;
   const int64_t band = small ? height : smaller(height, kBand);
   const int64_t tile_rows = smaller(kPoolRows, band);
   const int64_t across = ceil_div(width, smaller(kPoolColumns, kTile / tile_rows));
@@ -78,9 +78,9 @@ class CrpBackward {
         wave_(backward_wavefront(args)),
         height_(args.grad.height),
         width_(args.grad.width),
-        planes_(args.grad.planes) {
+        channels_(args.grad.channels) {
     ring_rows_ = smaller(height_, 3 * wave_.band + 2 * kReach);
-    sums_stride_ = panels(planes_) * kPanel;
+    sums_stride_ = panels(channels_) * kPanel;
     sums_floats_ = (weight_rows() + 1) * sums_stride_;
     const int64_t places = wave_.images * wave_.across() * ceil_div(wave_.band, wave_.tile_rows);
     sums_count_ = places * (wave_.band < height_ ? 2 : 1);
@@ -105,8 +105,8 @@ class CrpBackward {
       std::memset(sums_ + index * sums_floats_, 0, static_cast<size_t>(sums_floats_) * sizeof(float));
     });
     if (!args_.depthwise)
-      each(threads, args_.stages * panels(planes_),
-           [&](int64_t index) { transpose(index / panels(planes_), index % panels(planes_)); });
+      each(threads, args_.stages * panels(channels_),
+           [&](int64_t index) { transpose(index / panels(channels_), index % panels(channels_)); });
     for (int64_t first = 0; first < args_.grad.batch; first += wave_.images) {
       Wavefront wave = wave_;
       wave.images = smaller(wave_.images, args_.grad.batch - first);
@@ -143,10 +143,10 @@ class CrpBackward {
   }
 
   // Elements from pixel to pixel of the rings and panels.
-  int64_t stride() const { return padded_planes<float>(planes_); }
-  int64_t winner_stride() const { return 2 * padded_planes<uint8_t>(planes_); }
-  int64_t transposed_floats() const { return panels(planes_) * packed_panel<float>(planes_); }
-  int64_t weight_rows() const { return args_.depthwise ? 1 : planes_; }
+  int64_t stride() const { return padded_channels<float>(channels_); }
+  int64_t winner_stride() const { return 2 * padded_channels<uint8_t>(channels_); }
+  int64_t transposed_floats() const { return panels(channels_) * packed_panel<float>(channels_); }
+  int64_t weight_rows() const { return args_.depthwise ? 1 : channels_; }
 
   // Each worker has the tile's gradient, its pooled pixels, and room to pool in.
   int64_t panel_floats() const { return kTile * stride(); }
@@ -167,7 +167,7 @@ class CrpBackward {
     return winners_ + ring_pixel(stage, image, row) * winner_stride();
   }
   uint8_t* winner_columns(int64_t stage, int64_t image, int64_t row) const {
-    return winner_rows(stage, image, row) + padded_planes<uint8_t>(planes_);
+    return winner_rows(stage, image, row) + padded_channels<uint8_t>(channels_);
   }
 
   static const T* row_of(const MapView& map, int64_t image, int64_t row) {
@@ -179,10 +179,10 @@ class CrpBackward {
   // A panel of the transposed weights, as pack() lays them out.
   void transpose(int64_t stage, int64_t panel) const {
     const T* weight = static_cast<const T*>(args_.weights[stage]) + panel * kPanel;
-    float* packed = transposed_ + stage * transposed_floats() + panel * packed_panel<float>(planes_);
-    const int64_t many = smaller(kPanel, planes_ - panel * kPanel);
-    for (int64_t k = 0; k < planes_; ++k)
-      for (int64_t i = 0; i < kPanel; ++i) *packed++ = i < many ? to_float(weight[k * planes_ + i]) : 0.0f;
+    float* packed = transposed_ + stage * transposed_floats() + panel * packed_panel<float>(channels_);
+    const int64_t many = smaller(kPanel, channels_ - panel * kPanel);
+    for (int64_t k = 0; k < channels_; ++k)
+      for (int64_t i = 0; i < kPanel; ++i) *packed++ = i < many ? to_float(weight[k * channels_ + i]) : 0.0f;
   }
 
   void differentiate_tile(int64_t stage, int64_t first, const Tile& tile, float* sums, int64_t worker) const {
@@ -205,7 +205,7 @@ class CrpBackward {
     const int64_t row_step = tile.columns * stride();
     for (int64_t row = 0; row < tile.rows; ++row) copy_grad(first, tile, row, grad_panel(worker) + row * row_step);
     if (stage + 1 == args_.stages) return;
-    for (int64_t c = 0; c < planes_; c += kLine) {
+    for (int64_t c = 0; c < channels_; c += kLine) {
       gather_rows(stage + 1, tile, c, scratch(worker));
       for (int64_t row = 0; row < tile.rows; ++row)
         add_columns(stage + 1, tile, row, c, scratch(worker), grad_panel(worker) + row * row_step + c);
@@ -215,7 +215,7 @@ class CrpBackward {
   void copy_grad(int64_t first, const Tile& tile, int64_t row, float* to) const {
     const T* pixel = row_of(args_.grad, first + tile.image, tile.top + row) + tile.left * args_.grad.stride_w;
     for (int64_t column = 0; column < tile.columns; ++column, pixel += args_.grad.stride_w, to += stride())
-      for (int64_t c = 0; c < planes_; c += kWidth) store(to + c, load_upto(pixel + c, planes_ - c));
+      for (int64_t c = 0; c < channels_; c += kWidth) store(to + c, load_upto(pixel + c, channels_ - c));
   }
 
   // Of `stage`, a cache line of channels from c on, for the columns of the tile and kReach beside it: the sum of what
@@ -270,12 +270,12 @@ class CrpBackward {
     uint8_t* rows[kPoolRows];
     for (int64_t row = 0; row < tile.rows; ++row)
       rows[row] = winner_rows(stage, tile.image, tile.top + row) + tile.left * winner_step;
-    for (int64_t c = 0; c < planes_; c += kLine) {
-      if (planes_ - c >= kLine)
+    for (int64_t c = 0; c < channels_; c += kLine) {
+      if (channels_ - c >= kLine)
         pool_rows(stage, first, tile, xs, c, scratch(worker), [](const T* p, int64_t) { return load(p); });
       else
         pool_rows(stage, first, tile, xs, c, scratch(worker),
-                  [&](const T* p, int64_t v) { return load_upto(p, planes_ - c - v); });
+                  [&](const T* p, int64_t v) { return load_upto(p, channels_ - c - v); });
       float* to = pooled_panel(worker) + c;
       for (int64_t column = 0; column < tile.columns; ++column) {
         for (int64_t v = 0; v < kLine; v += kWidth) {
@@ -324,15 +324,15 @@ class CrpBackward {
   }
 
   void add_weight_grad(const Tile& tile, int64_t worker, float* sums) const {
-    for (int64_t panel = 0; panel < panels(planes_); ++panel)
-      for (int64_t row = 0; row < planes_; row += kTilePixels)
-        add_outer(smaller(kTilePixels, planes_ - row), grad_panel(worker) + row, stride(),
+    for (int64_t panel = 0; panel < panels(channels_); ++panel)
+      for (int64_t row = 0; row < channels_; row += kTilePixels)
+        add_outer(smaller(kTilePixels, channels_ - row), grad_panel(worker) + row, stride(),
                   pooled_panel(worker) + panel * kPanel, stride(), tile.rows * tile.columns,
                   sums + row * sums_stride_ + panel * kPanel, sums_stride_);
   }
 
   void add_scale_grad(const Tile& tile, int64_t worker, float* sums) const {
-    for (int64_t c = 0; c < planes_; c += kWidth) {
+    for (int64_t c = 0; c < channels_; c += kWidth) {
       vf sum = splat(0.0f);
       for (int64_t i = 0; i < tile.rows * tile.columns; ++i)
         sum = fma(load(grad_panel(worker) + i * stride() + c), load(pooled_panel(worker) + i * stride() + c), sum);
@@ -341,7 +341,7 @@ class CrpBackward {
   }
 
   void add_bias_grad(const Tile& tile, int64_t worker, float* sums) const {
-    for (int64_t c = 0; c < planes_; c += kWidth)
+    for (int64_t c = 0; c < channels_; c += kWidth)
       store(sums + c, add(load(sums + c), sum_in_pairs(grad_panel(worker) + c, stride(), tile.rows * tile.columns)));
   }
 
@@ -352,14 +352,14 @@ class CrpBackward {
     };
     if (!args_.depthwise) {
       const Factor<float> factor{grad_panel(worker), stride(), transposed_ + stage * transposed_floats(),
-                                 packed_panel<float>(planes_), planes_};
-      multiply_placed(tile.rows * tile.columns, &factor, 1, planes_, place, [](int64_t, float*) {});
+                                 packed_panel<float>(channels_), channels_};
+      multiply_placed(tile.rows * tile.columns, &factor, 1, channels_, place, [](int64_t, float*) {});
       return;
     }
     const T* scale = static_cast<const T*>(args_.weights[stage]);
     for (int64_t i = 0; i < tile.rows * tile.columns; ++i) {
-      for (int64_t c = 0; c < planes_; c += kWidth)
-        store(place(i, 0) + c, mul(load(grad_panel(worker) + i * stride() + c), load_upto(scale + c, planes_ - c)));
+      for (int64_t c = 0; c < channels_; c += kWidth)
+        store(place(i, 0) + c, mul(load(grad_panel(worker) + i * stride() + c), load_upto(scale + c, channels_ - c)));
     }
   }
 
@@ -368,9 +368,9 @@ class CrpBackward {
     gather_grad(-1, first, tile, worker);
     for (int64_t i = 0; i < tile.rows * tile.columns; ++i) {
       const int64_t y = tile.top + i / tile.columns, x = tile.left + i % tile.columns;
-      T* to = static_cast<T*>(args_.grad_x) + (((first + tile.image) * height_ + y) * width_ + x) * planes_;
-      for (int64_t c = 0; c < planes_; c += kWidth)
-        store_upto(to + c, load(grad_panel(worker) + i * stride() + c), planes_ - c);
+      T* to = static_cast<T*>(args_.grad_x) + (((first + tile.image) * height_ + y) * width_ + x) * channels_;
+      for (int64_t c = 0; c < channels_; c += kWidth)
+        store_upto(to + c, load(grad_panel(worker) + i * stride() + c), channels_ - c);
     }
   }
 
@@ -379,17 +379,17 @@ class CrpBackward {
     const bool of_bias = row == weight_rows();
     void* grad = of_bias ? args_.grad_biases[stage] : args_.grad_weights[stage];
     if (!grad) return;
-    T* to = static_cast<T*>(grad) + (of_bias ? 0 : row * planes_);
-    for (int64_t c = 0; c < planes_; c += kWidth) {
+    T* to = static_cast<T*>(grad) + (of_bias ? 0 : row * channels_);
+    for (int64_t c = 0; c < channels_; c += kWidth) {
       vf sum = splat(0.0f);
       for (int64_t i = 0; i < sums_count_; ++i) sum = add(sum, load(sums_of(stage, i) + row * sums_stride_ + c));
-      store_upto(to + c, sum, planes_ - c);
+      store_upto(to + c, sum, channels_ - c);
     }
   }
 
   const CrpBackwardArgs& args_;
   Wavefront wave_;
-  int64_t height_, width_, planes_;
+  int64_t height_, width_, channels_;
   int64_t ring_rows_;
   int64_t sums_count_, sums_floats_, sums_stride_;
   int64_t first_stage_;  // whose gradient is needed

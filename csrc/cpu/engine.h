@@ -13,8 +13,8 @@ namespace lwrn_fast {
 struct Engine {
   void (*channels_last)(const ChannelsLastArgs&, const Threads&);
   uint64_t (*fingerprint)(const void* data, int64_t bytes);
-  int64_t (*packed_bytes)(Dtype, int64_t out_planes, int64_t in_planes);
-  void (*pack)(Dtype, const void* weight, int64_t out_planes, int64_t in_planes, void* packed, const Threads&);
+  int64_t (*packed_bytes)(Dtype, int64_t out_channels, int64_t in_channels);
+  void (*pack)(Dtype, const void* weight, int64_t out_channels, int64_t in_channels, void* packed, const Threads&);
   int64_t (*crp_workspace_bytes)(const CrpArgs&, int64_t threads);
   void (*crp)(const CrpArgs&, void* workspace, const Threads&);
   int64_t (*crp_backward_workspace_bytes)(const CrpBackwardArgs&, int64_t threads);

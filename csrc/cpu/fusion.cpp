@@ -50,14 +50,14 @@ class Fusion {
   bool is_gathered(int64_t k) const {
     const MapView& m = map(k);
     const bool in_order = m.height == 1 || m.stride_h == m.width * m.stride_w;
-    return sizeof(T) != sizeof(P) || !in_order || m.planes % kGroup<P> != 0;
+    return sizeof(T) != sizeof(P) || !in_order || m.channels % kGroup<P> != 0;
   }
 
   // The convolved map of input k: a row of floats for each pixel.
   int64_t low_offset(int64_t k) const {
     int64_t floats = 0;
     for (int64_t i = 0; i < k; ++i)
-      if (!is_full(i)) floats += pixels_of(i) * sums_stride(args_.out_planes);
+      if (!is_full(i)) floats += pixels_of(i) * sums_stride(args_.out_channels);
     return floats * static_cast<int64_t>(sizeof(float));
   }
   int64_t image_bytes() const { return low_offset(args_.inputs); }
@@ -76,18 +76,18 @@ class Fusion {
     const PixelTaps* taps;
   };
   int64_t panel_bytes() const {
-    int64_t planes = 0;
+    int64_t channels = 0;
     for (int64_t k = 0; k < args_.inputs; ++k)
-      if (is_gathered(k)) planes = larger(planes, map(k).planes);
-    return planes == 0 ? 0 : tile_ * padded_planes<P>(planes) * static_cast<int64_t>(sizeof(P));
+      if (is_gathered(k)) channels = larger(channels, map(k).channels);
+    return channels == 0 ? 0 : tile_ * padded_channels<P>(channels) * static_cast<int64_t>(sizeof(P));
   }
   int64_t taps_bytes() const { return tile_ * static_cast<int64_t>(sizeof(PixelTaps)); }
   int64_t worker_bytes() const {
     const int64_t each = panel_bytes() + taps_bytes() + static_cast<int64_t>(sizeof(Factor<P>) + sizeof(Low));
-    return sums_bytes(args_.out_planes) + round_up(args_.inputs * each, 64);
+    return sums_bytes(args_.out_channels) + round_up(args_.inputs * each, 64);
   }
   float* sums(int64_t worker) const { return reinterpret_cast<float*>(own(worker)); }
-  char* per_input(int64_t worker) const { return own(worker) + sums_bytes(args_.out_planes); }
+  char* per_input(int64_t worker) const { return own(worker) + sums_bytes(args_.out_channels); }
   P* panel(int64_t worker, int64_t k) const { return reinterpret_cast<P*>(per_input(worker) + k * panel_bytes()); }
   PixelTaps* taps(int64_t worker, int64_t k) const {
     return reinterpret_cast<PixelTaps*>(per_input(worker) + args_.inputs * panel_bytes() + k * taps_bytes());
@@ -121,8 +121,8 @@ class Fusion {
   Factor<P> factor(int64_t k, const Run& run, P* panel) const {
     const MapView& m = map(k);
     const T* pixels = static_cast<const T*>(m.data) + run.image * m.stride_n;
-    Factor<P> result{panel, padded_planes<P>(m.planes), static_cast<const P*>(args_.weights[k]),
-                     packed_panel<T>(m.planes), m.planes};
+    Factor<P> result{panel, padded_channels<P>(m.channels), static_cast<const P*>(args_.weights[k]),
+                     packed_panel<T>(m.channels), m.channels};
     if (!is_gathered(k)) {
       result.pixels = reinterpret_cast<const P*>(pixels + run.first * m.stride_w);
       result.stride = m.stride_w;
@@ -132,23 +132,23 @@ class Fusion {
       const int64_t pixel = run.first + i;
       const T* from = pixels + pixel / m.width * m.stride_h + pixel % m.width * m.stride_w;
       P* to = panel + i * result.stride;
-      for (int64_t c = 0; c < m.planes; c += kWidth) store(to + c, load_upto(from + c, m.planes - c));
+      for (int64_t c = 0; c < m.channels; c += kWidth) store(to + c, load_upto(from + c, m.channels - c));
     }
     return result;
   }
 
   void convolve_low(int64_t k, int64_t worker, const Run& run) const {
     const Factor<P> only = factor(k, run, panel(worker, k));
-    const int64_t stride = sums_stride(args_.out_planes);
+    const int64_t stride = sums_stride(args_.out_channels);
     float* to = low_map(k, run.image) + run.first * stride;
     multiply_placed(
-        run.count, &only, 1, args_.out_planes, [&](int64_t i, int64_t) { return to + i * stride; },
+        run.count, &only, 1, args_.out_channels, [&](int64_t i, int64_t) { return to + i * stride; },
         [](int64_t, float*) {});
   }
 
   void place_taps(int64_t k, const Run& run, PixelTaps* taps) const {
     const MapView &m = map(k), &full = map(0);
-    const int64_t stride = sums_stride(args_.out_planes);
+    const int64_t stride = sums_stride(args_.out_channels);
     for (int64_t i = 0; i < run.count; ++i) {
       const Tap y = tap_at((run.first + i) / full.width, m.height, full.height, args_.align_corners);
       const Tap x = tap_at((run.first + i) % full.width, m.width, full.width, args_.align_corners);
@@ -175,9 +175,9 @@ class Fusion {
         lows(worker)[low++] = {low_map(k, run.image), taps(worker, k)};
       }
     }
-    T* out = static_cast<T*>(args_.out) + (run.image * pixels_of(0) + run.first) * args_.out_planes;
-    multiply_blocks(run.count, factors(worker), full, args_.out_planes, sums(worker), [&](int64_t i, float* sums) {
-      finish_pixel(i, sums, lows(worker), low, out + i * args_.out_planes);
+    T* out = static_cast<T*>(args_.out) + (run.image * pixels_of(0) + run.first) * args_.out_channels;
+    multiply_blocks(run.count, factors(worker), full, args_.out_channels, sums(worker), [&](int64_t i, float* sums) {
+      finish_pixel(i, sums, lows(worker), low, out + i * args_.out_channels);
     });
   }
 
@@ -186,7 +186,7 @@ class Fusion {
     if (low_count == 0) return write_pixel(sum, out);
     for (int64_t k = 0; k + 1 < low_count; ++k) {
       const Interpolation low(lows[k].map, lows[k].taps[pixel]);
-      for (int64_t c = 0; c < args_.out_planes; c += kWidth) store(sums + c, add(sum(c), low.at(c)));
+      for (int64_t c = 0; c < args_.out_channels; c += kWidth) store(sums + c, add(sum(c), low.at(c)));
     }
     const Interpolation last(lows[low_count - 1].map, lows[low_count - 1].taps[pixel]);
     write_pixel([&](int64_t c) { return add(sum(c), last.at(c)); }, out);
@@ -215,8 +215,8 @@ class Fusion {
 
   template <class Value>
   void write_pixel(const Value& value, T* out) const {
-    for (int64_t c = 0; c < args_.out_planes; c += kWidth) {
-      const int64_t left_over = args_.out_planes - c;
+    for (int64_t c = 0; c < args_.out_channels; c += kWidth) {
+      const int64_t left_over = args_.out_channels - c;
       vf sum = value(c);
       if (args_.biases)
         for (int64_t k = 0; k < args_.inputs; ++k)

@@ -21,7 +21,7 @@ class FusionBackward {
  public:
   FusionBackward(const FusionBackwardArgs& args, int64_t threads, char* workspace) : args_(args) {
     for (int64_t k = 0; k < args.inputs; ++k) {
-      most_planes_ = larger(most_planes_, map(k).planes);
+      most_channels_ = larger(most_channels_, map(k).channels);
       needs_bias_ = needs_bias_ || args.grad_biases[k];
     }
     for (int64_t k = 0; k < args.inputs; ++k) transposed_floats_ += transposed_floats(k);
@@ -37,8 +37,8 @@ class FusionBackward {
   int64_t workspace_bytes() const { return taken_; }
 
   void run(const Threads& threads) const {
-    const int64_t panels_each = panels(most_planes_);
-    each(threads, args_.inputs * planes(), [&](int64_t, int64_t i) { transpose(i / planes(), i % planes()); });
+    const int64_t panels_each = panels(most_channels_);
+    each(threads, args_.inputs * channels(), [&](int64_t, int64_t i) { transpose(i / channels(), i % channels()); });
     // Maps of all sizes advance together, so that a part of grad that one of them has read is still near.
     each(threads, shares_ * args_.inputs,
          [&](int64_t worker, int64_t i) { work_share(i % args_.inputs, i / args_.inputs, worker); });
@@ -74,7 +74,7 @@ class FusionBackward {
 
   const MapView& map(int64_t k) const { return args_.maps[k]; }
   const MapView& full() const { return args_.grad; }
-  int64_t planes() const { return args_.grad.planes; }
+  int64_t channels() const { return args_.grad.channels; }
   int64_t pixels(int64_t k) const { return map(k).batch * map(k).height * map(k).width; }
   bool is_full(int64_t k) const { return map(k).height == full().height && map(k).width == full().width; }
   // The inputs of the full size share a panel; the first input, which is one of them, stands for them.
@@ -87,33 +87,34 @@ class FusionBackward {
   }
 
   int64_t transposed_floats(int64_t k) const {
-    return args_.grad_inputs[k] ? panels(map(k).planes) * packed_panel<float>(planes()) : 0;
+    return args_.grad_inputs[k] ? panels(map(k).channels) * packed_panel<float>(channels()) : 0;
   }
   int64_t sums_floats(int64_t k) const {
-    return args_.grad_weights[k] ? panels(map(k).planes) * panel_sums_floats() : 0;
+    return args_.grad_weights[k] ? panels(map(k).channels) * panel_sums_floats() : 0;
   }
-  int64_t panel_sums_floats() const { return strips(planes()) * kTilePixels * kPanel; }
+  int64_t panel_sums_floats() const { return strips(channels()) * kTilePixels * kPanel; }
 
   float* transposed(int64_t k) const {
     float* start = transposed_;
     for (int64_t i = 0; i < k; ++i) start += transposed_floats(i);
     return start;
   }
-  // The sums of a share, for each weight: [panel][out_planes, whole strips][kPanel].
+  // The sums of a share, for each weight: [panel][out_channels, whole strips][kPanel].
   float* sums(int64_t k, int64_t share) const {
     float* start = sums_ + share * share_floats_;
     for (int64_t i = 0; i < k; ++i) start += sums_floats(i);
     return start;
   }
-  int64_t bias_stride() const { return round_up(planes(), kWidth); }
+  int64_t bias_stride() const { return round_up(channels(), kWidth); }
 
   // Each worker has the gradients of a tile, a pixel that nobody reads, the packed pixels of an input, and the sums of
-  // a block. Beyond the planes, what the last strip reads of a gradient goes to sums that nobody reads.
-  int64_t stride() const { return padded_planes<float>(planes()); }
+  // a block. Beyond the last channel, what the last strip reads of a gradient goes to sums that nobody reads.
+  int64_t stride() const { return padded_channels<float>(channels()); }
   int64_t panel_floats() const { return kTile * stride(); }
-  int64_t input_floats() const { return kTile * panels(most_planes_) * kPanel; }
+  int64_t input_floats() const { return kTile * panels(most_channels_) * kPanel; }
   int64_t own_floats() const {
-    return panel_floats() + stride() + input_floats() + sums_bytes(most_planes_) / static_cast<int64_t>(sizeof(float));
+    return panel_floats() + stride() + input_floats() +
+           sums_bytes(most_channels_) / static_cast<int64_t>(sizeof(float));
   }
   float* panel(int64_t worker) const { return own_ + worker * own_floats(); }
   float* nowhere(int64_t worker) const { return panel(worker) + panel_floats(); }
@@ -141,8 +142,8 @@ class FusionBackward {
   // A row of a weight, to the panels that multiply_blocks() takes as the transposed weight.
   void transpose(int64_t k, int64_t row) const {
     if (!args_.grad_inputs[k]) return;
-    pack_panels(static_cast<const T*>(args_.weights[k]) + row * map(k).planes, map(k).planes,
-                transposed(k) + row * kPanel, packed_panel<float>(planes()));
+    pack_panels(static_cast<const T*>(args_.weights[k]) + row * map(k).channels, map(k).channels,
+                transposed(k) + row * kPanel, packed_panel<float>(channels()));
   }
 
   void work_share(int64_t first_input, int64_t share, int64_t worker) const {
@@ -177,9 +178,9 @@ class FusionBackward {
   // grad where the activation lets it pass; where its result is NaN, it does.
   template <Activation kActivation>
   vf masked(const T* grad, const T* out, int64_t c) const {
-    const vf g = load_upto(grad + c, planes() - c);
+    const vf g = load_upto(grad + c, channels() - c);
     if constexpr (kActivation == Activation::none) return g;
-    const vf y = load_upto(out + c, planes() - c), zero = splat(0.0f);
+    const vf y = load_upto(out + c, channels() - c), zero = splat(0.0f);
     const vf positive = keep(greater_or_nan(y, zero), g);
     if constexpr (kActivation == Activation::relu) return positive;
     return keep(greater_or_nan(sub(zero, y), splat(-6.0f)), positive);
@@ -206,7 +207,7 @@ class FusionBackward {
     with_activation([&](auto activation) {
       for (int64_t i = 0; i < run.count; ++i) {
         const T *grad = pixel_of(args_.grad, run.first + i), *out = out_pixel(run.first + i);
-        for (int64_t c = 0; c < planes(); c += kWidth)
+        for (int64_t c = 0; c < channels(); c += kWidth)
           store(to + i * stride() + c, this->template masked<activation()>(grad, out, c));
       }
     });
@@ -272,7 +273,7 @@ class FusionBackward {
         const Tap& tap = taps(worker)[x];
         float *low = target(tap.low), *high = target(tap.high);
         const vf low_weight = splat(weight * tap.low_weight), high_weight = splat(weight * tap.high_weight);
-        for (int64_t c = 0; c < planes(); c += kWidth) {
+        for (int64_t c = 0; c < channels(); c += kWidth) {
           const vf value = this->template masked<activation()>(grad, out, c);
           store(low + c, fma(value, low_weight, load(low + c)));
           store(high + c, fma(value, high_weight, load(high + c)));
@@ -284,7 +285,7 @@ class FusionBackward {
   void sum_blocks(const Run& run, const float* panel) const {
     for (int64_t i = 0; i < run.count; i += kBlock) {
       float* sums = bias_sums_ + (run.first + i) / kBlock * bias_stride();
-      for (int64_t c = 0; c < planes(); c += kWidth)
+      for (int64_t c = 0; c < channels(); c += kWidth)
         store(sums + c, sum_in_pairs(panel + i * stride() + c, stride(), smaller(kBlock, run.count - i)));
     }
   }
@@ -292,40 +293,41 @@ class FusionBackward {
   void add_weight_grad(int64_t k, const Run& run, bool accumulate, int64_t worker, float* sums) const {
     const int64_t panel_stride = run.count * kPanel;
     for (int64_t i = 0; i < run.count; ++i)
-      pack_panels(pixel_of(map(k), run.first + i), map(k).planes, packed_input(worker) + i * kPanel, panel_stride);
+      pack_panels(pixel_of(map(k), run.first + i), map(k).channels, packed_input(worker) + i * kPanel, panel_stride);
     const float* packed = packed_input(worker);
-    for (int64_t i = 0; i < panels(map(k).planes); ++i, packed += panel_stride)
-      for (int64_t strip = 0; strip < strips(planes()); ++strip, sums += kTilePixels * kPanel)
+    for (int64_t i = 0; i < panels(map(k).channels); ++i, packed += panel_stride)
+      for (int64_t strip = 0; strip < strips(channels()); ++strip, sums += kTilePixels * kPanel)
         add_outer(panel(worker) + strip * kTilePixels, stride(), packed, run.count, accumulate, sums);
   }
 
   void multiply_transposed(int64_t k, const Run& run, int64_t worker) const {
-    const int64_t in_planes = map(k).planes;
-    T* to = static_cast<T*>(args_.grad_inputs[k]) + run.first * in_planes;
-    const Factor<float> factor{panel(worker), stride(), transposed(k), packed_panel<float>(planes()), planes()};
-    multiply_blocks(run.count, &factor, 1, in_planes, block_sums(worker), [&](int64_t i, const float* sums) {
-      for (int64_t c = 0; c < in_planes; c += kWidth) store_upto(to + i * in_planes + c, load(sums + c), in_planes - c);
+    const int64_t in_channels = map(k).channels;
+    T* to = static_cast<T*>(args_.grad_inputs[k]) + run.first * in_channels;
+    const Factor<float> factor{panel(worker), stride(), transposed(k), packed_panel<float>(channels()), channels()};
+    multiply_blocks(run.count, &factor, 1, in_channels, block_sums(worker), [&](int64_t i, const float* sums) {
+      for (int64_t c = 0; c < in_channels; c += kWidth)
+        store_upto(to + i * in_channels + c, load(sums + c), in_channels - c);
     });
   }
 
   // A panel of columns of a weight's gradient.
   void write_weight(int64_t k, int64_t panel) const {
-    const int64_t in_planes = map(k).planes, many = smaller(kPanel, in_planes - panel * kPanel);
-    if (!args_.grad_weights[k] || panel >= panels(in_planes)) return;
+    const int64_t in_channels = map(k).channels, many = smaller(kPanel, in_channels - panel * kPanel);
+    if (!args_.grad_weights[k] || panel >= panels(in_channels)) return;
     T* to = static_cast<T*>(args_.grad_weights[k]) + panel * kPanel;
     float* sum = sums(k, 0) + panel * panel_sums_floats();
-    add_shares(k, sum, planes() * kPanel);
-    for (int64_t row = 0; row < planes(); ++row)
+    add_shares(k, sum, channels() * kPanel);
+    for (int64_t row = 0; row < channels(); ++row)
       for (int64_t v = 0; v < many; v += kWidth)
-        store_upto(to + row * in_planes + v, load(sum + row * kPanel + v), many - v);
+        store_upto(to + row * in_channels + v, load(sum + row * kPanel + v), many - v);
   }
 
   void write_biases() const {
     if (!needs_bias_) return;
-    for (int64_t c = 0; c < planes(); c += kWidth) {
+    for (int64_t c = 0; c < channels(); c += kWidth) {
       const vf sum = sum_in_pairs(bias_sums_ + c, bias_stride(), ceil_div(pixels(0), kBlock));
       for (int64_t k = 0; k < args_.inputs; ++k)
-        if (args_.grad_biases[k]) store_upto(static_cast<T*>(args_.grad_biases[k]) + c, sum, planes() - c);
+        if (args_.grad_biases[k]) store_upto(static_cast<T*>(args_.grad_biases[k]) + c, sum, channels() - c);
     }
   }
 
@@ -340,7 +342,7 @@ class FusionBackward {
   }
 
   const FusionBackwardArgs& args_;
-  int64_t most_planes_ = 0;
+  int64_t most_channels_ = 0;
   bool needs_bias_ = false;
   int64_t transposed_floats_ = 0, share_floats_ = 0, shares_;
   int64_t taken_ = 0;  // bytes of the workspace

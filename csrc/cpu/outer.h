@@ -6,16 +6,16 @@ namespace lwrn_fast::LWRN_ISA {
 namespace {
 
 // Strips of kTilePixels channels of the left factor, each a register tile's rows.
-inline int64_t strips(int64_t planes) { return ceil_div(planes, kTilePixels); }
+inline int64_t strips(int64_t channels) { return ceil_div(channels, kTilePixels); }
 
 // packed[panel][kPanel] of the channels of a pixel, or of a row of a weight, panels `panel_stride` apart; channels
-// beyond the planes are zero.
+// beyond the last are zero.
 template <class T>
-inline void pack_panels(const T* channels, int64_t planes, float* packed, int64_t panel_stride) {
-  for (int64_t panel = 0; panel < panels(planes); ++panel)
+inline void pack_panels(const T* from, int64_t channels, float* packed, int64_t panel_stride) {
+  for (int64_t panel = 0; panel < panels(channels); ++panel)
     for (int64_t v = 0; v < kPanel; v += kWidth) {
       const int64_t c = panel * kPanel + v;
-      store(packed + panel * panel_stride + v, c < planes ? load_upto(channels + c, planes - c) : splat(0.0f));
+      store(packed + panel * panel_stride + v, c < channels ? load_upto(from + c, channels - c) : splat(0.0f));
     }
 }
 

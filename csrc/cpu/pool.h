@@ -90,7 +90,7 @@ struct PoolTile {
   static constexpr int64_t kSlot = kPoolSlot * static_cast<int64_t>(sizeof(float) / sizeof(Cell));
 
   const T* const* source;
-  int64_t stride, width, planes, rows, left, columns;
+  int64_t stride, width, channels, rows, left, columns;
   Cell* scratch;  // some columns pooled along themselves: [column % kPoolSlots][row][channel]
   P* panel;       // the result: [row][column][channel]
 
@@ -114,7 +114,7 @@ struct PoolTile {
   // One or two columns of the result, from the five or six that they see.
   template <int kColumns>
   void pool_across(int64_t column, int64_t channel, int64_t span) const {
-    const int64_t panel_step = padded_planes<P>(planes);
+    const int64_t panel_step = padded_channels<P>(channels);
     const Cell* slot[kColumns + 4];
     for (int i = 0; i < kColumns + 4; ++i) slot[i] = scratch + (column + i) % kPoolSlots * kSlot;
     for (int64_t row = 0; row < rows; ++row) {
@@ -128,7 +128,7 @@ struct PoolTile {
     }
   }
 
-  void pool_planes(int64_t channel, int64_t count) const {
+  void pool_channels(int64_t channel, int64_t count) const {
     const int64_t span = round_up(count, kLanes);
     int64_t next = 0;
     for (int64_t column = 0; column < columns; column += 2) {
@@ -140,7 +140,8 @@ struct PoolTile {
 
   void run() const {
     const int64_t most = kSlot / rows / kLanes * kLanes;
-    for (int64_t channel = 0; channel < planes; channel += most) pool_planes(channel, smaller(most, planes - channel));
+    for (int64_t channel = 0; channel < channels; channel += most)
+      pool_channels(channel, smaller(most, channels - channel));
   }
 };
 

@@ -100,7 +100,7 @@ class UpsampleArgmax {
     int64_t row[2];
   };
 
-  int64_t classes() const { return args_.logits.planes; }
+  int64_t classes() const { return args_.logits.channels; }
   // Nothing is interpolated then: a weight of 0 would make an infinity NaN.
   bool same_size() const { return args_.logits.height == args_.height && args_.logits.width == args_.width; }
   int64_t spans() const { return ceil_div(args_.width, kWidth); }
