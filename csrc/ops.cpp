@@ -45,8 +45,8 @@ std::vector<Tensor> run_crp(const CrpCall& call, size_t count, const Tensor* out
   args.stages = static_cast<int64_t>(out ? call.weights.size() : count);
   args.out = out ? out->mutable_data_ptr() : nullptr;
   args.kept = kept.empty() ? nullptr : kept_data.data();
-  const Workspace workspace = workspace_of(engine(isa).crp_workspace_bytes(args, threads.count), call.x);
-  engine(isa).crp(args, workspace.get(), threads);
+  const Workspace workspace = workspace_of(engine(isa).crp.workspace_bytes(args, threads.count), call.x);
+  engine(isa).crp.run(args, workspace.get(), threads);
   return kept;
 }
 
@@ -79,8 +79,8 @@ std::vector<Tensor> crp_backward(const Tensor& grad, const Tensor& x, const std:
   const Threads threads = torch_threads();
   const Pointers weight_data(call.forward.weights);
   const CrpBackwardArgs args = call.args(weight_data);
-  const Workspace workspace = workspace_of(engine(isa).crp_backward_workspace_bytes(args, threads.count), x);
-  engine(isa).crp_backward(args, workspace.get(), threads);
+  const Workspace workspace = workspace_of(engine(isa).crp_backward.workspace_bytes(args, threads.count), x);
+  engine(isa).crp_backward.run(args, workspace.get(), threads);
   return call.grads();
 }
 
@@ -95,8 +95,8 @@ Tensor fusion(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weig
   const auto packed = packed_weights(call.weights, call.dtype, isa, threads);
   const Pointers weight_data(packed), bias_data(call.biases);
   const FusionArgs args = call.args(weight_data, bias_data);
-  const Workspace workspace = workspace_of(engine(isa).fusion_workspace_bytes(args, threads.count), call.out);
-  engine(isa).fusion(args, workspace.get(), threads);
+  const Workspace workspace = workspace_of(engine(isa).fusion.workspace_bytes(args, threads.count), call.out);
+  engine(isa).fusion.run(args, workspace.get(), threads);
   return call.out;
 }
 
@@ -116,8 +116,8 @@ std::vector<Tensor> fusion_backward(const Tensor& grad, const std::optional<Tens
   const Threads threads = torch_threads();
   const Pointers weight_data(call.weights);
   const FusionBackwardArgs args = call.args(weight_data);
-  const Workspace workspace = workspace_of(engine(isa).fusion_backward_workspace_bytes(args, threads.count), grad);
-  engine(isa).fusion_backward(args, workspace.get(), threads);
+  const Workspace workspace = workspace_of(engine(isa).fusion_backward.workspace_bytes(args, threads.count), grad);
+  engine(isa).fusion_backward.run(args, workspace.get(), threads);
   return call.grads;
 }
 
@@ -128,8 +128,8 @@ Tensor upsample_argmax(const Tensor& logits, int64_t height, int64_t width, bool
   const Isa isa = current_isa();
   const Threads threads = torch_threads();
   const UpsampleArgmaxArgs args = call.args();
-  const Workspace workspace = workspace_of(engine(isa).upsample_argmax_workspace_bytes(args, threads.count), logits);
-  engine(isa).upsample_argmax(args, workspace.get(), threads);
+  const Workspace workspace = workspace_of(engine(isa).upsample_argmax.workspace_bytes(args, threads.count), logits);
+  engine(isa).upsample_argmax.run(args, workspace.get(), threads);
   return call.labels;
 }
 
@@ -141,8 +141,8 @@ Tensor normalise(const Tensor& images, int64_t height, int64_t width, const std:
   const Isa isa = current_isa();
   const Threads threads = torch_threads();
   const NormaliseArgs args = call.args();
-  const Workspace workspace = workspace_of(engine(isa).normalise_workspace_bytes(args, threads.count), images);
-  engine(isa).normalise(args, workspace.get(), threads);
+  const Workspace workspace = workspace_of(engine(isa).normalise.workspace_bytes(args, threads.count), images);
+  engine(isa).normalise.run(args, workspace.get(), threads);
   return call.out;
 }
 
