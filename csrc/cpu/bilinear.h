@@ -19,9 +19,9 @@ inline Tap tap_at(int64_t index, int64_t source_size, int64_t size, bool align_c
   else
     place = (static_cast<double>(index) + 0.5) * static_cast<double>(source_size) / static_cast<double>(size) - 0.5;
   if (place < 0) place = 0;
-  const int64_t low = smaller(static_cast<int64_t>(place), source_size - 1);
+  const int64_t low = min(static_cast<int64_t>(place), source_size - 1);
   const float high_weight = static_cast<float>(place - static_cast<double>(low));
-  return {low, smaller(low + 1, source_size - 1), 1.0f - high_weight, high_weight};
+  return {low, min(low + 1, source_size - 1), 1.0f - high_weight, high_weight};
 }
 
 }  // namespace

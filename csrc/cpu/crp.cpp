@@ -12,19 +12,19 @@ constexpr int64_t kSmallMap = 1 << 20;  // bytes of one stage's map that may as 
 Wavefront wavefront(const CrpArgs& args, int64_t threads) {
   const int64_t height = args.x.height, width = args.x.width;
   const bool small = height * width * args.x.channels * bytes_of(args.dtype) <= kSmallMap;
-  const int64_t band = small ? height : smaller(height, 4 * ceil_div(threads * kTile, 4 * width));
-  const int64_t tile_rows = smaller(kPoolRows, band);
-  const int64_t across = ceil_div(width, smaller(kPoolColumns, kTile / tile_rows));
+  const int64_t band = small ? height : min(height, 4 * ceil_div(threads * kTile, 4 * width));
+  const int64_t tile_rows = min(kPoolRows, band);
+  const int64_t across = ceil_div(width, min(kPoolColumns, kTile / tile_rows));
   const int64_t tile_columns = ceil_div(width, across);
   // Images of few tiles advance together, for else most threads would wait.
   const int64_t tiles = across * ceil_div(band, tile_rows);
-  const int64_t images = clamp(ceil_div(4 * threads, tiles), 1, larger(args.x.batch, 1));
+  const int64_t images = clamp(ceil_div(4 * threads, tiles), 1, max(args.x.batch, 1));
   return {args.stages, height, width, band, images, clamp(kTile / tile_columns, 1, tile_rows), tile_columns};
 }
 
 template <class T>
 class Crp {
-  using P = typename Operand<T>::type;
+  using P = Operand<T>;
 
  public:
   Crp(const CrpArgs& args, int64_t threads, char* workspace)
@@ -44,7 +44,7 @@ class Crp {
   void run(const Threads& threads) {
     for (int64_t first = 0; first < args_.x.batch; first += wave_.images) {
       Wavefront wave = wave_;
-      wave.images = smaller(wave_.images, args_.x.batch - first);
+      wave.images = min(wave_.images, args_.x.batch - first);
       Progress progress(wave, workspace_);
       threads.each_worker([&](int64_t worker) {
         progress.work([&](int64_t stage, int64_t, int64_t, Tile tile) {
@@ -115,25 +115,25 @@ class Crp {
     return std::is_same_v<T, float> && stage + 1 < args_.stages && !args_.kept && !args_.biases;
   }
 
-  Factor<P> factor(int64_t stage, int64_t worker) const {
+  Operands<P> operands(int64_t stage, int64_t worker) const {
     return {panel(worker), padded_channels<P>(channels()), static_cast<const P*>(args_.weights[stage]),
             packed_panel<T>(channels()), channels()};
   }
 
   template <class Finish>
   void convolve(int64_t stage, int64_t pixels, int64_t worker, const Finish& finish) const {
-    const Factor<P> only = factor(stage, worker);
+    const Operands<P> only = operands(stage, worker);
     multiply_blocks(pixels, &only, 1, channels(), sums(worker), finish);
   }
 
   // A ring's pixels have room for whole panels.
   void convolve_into_ring(int64_t stage, const Tile& tile, int64_t worker) const {
-    const Factor<P> only = factor(stage, worker);
+    const Operands<P> only = operands(stage, worker);
     const auto place = [&](int64_t pixel, int64_t) {
       T* row = row_of(stage, tile.image, tile.top + pixel / tile.columns);
       return reinterpret_cast<float*>(row) + (tile.left + pixel % tile.columns) * pixel_stride(stage);
     };
-    multiply_placed(tile.rows * tile.columns, &only, 1, channels(), place, [](int64_t, float*) {});
+    multiply_into(tile.rows * tile.columns, &only, 1, channels(), place, [](int64_t, float*) {});
   }
 
   template <class Finish>

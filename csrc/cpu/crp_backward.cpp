@@ -1,6 +1,7 @@
 #include <atomic>
 
 #include "../crp.h"
+#include "outer.h"
 #include "pool.h"
 #include "wavefront.h"
 #include "winner.h"
@@ -21,50 +22,12 @@ constexpr int64_t kEnoughTiles = 16;                                            
 Wavefront backward_wavefront(const CrpBackwardArgs& args) {
   const int64_t height = args.grad.height, width = args.grad.width;
   const bool small = height * width * args.grad.channels * static_cast<int64_t>(sizeof(float)) <= kSmallMap;
-  const int64_t band = small ? height : smaller(height, kBand);
-  const int64_t tile_rows = smaller(kPoolRows, band);
-  const int64_t across = ceil_div(width, smaller(kPoolColumns, kTile / tile_rows));
+  const int64_t band = small ? height : min(height, kBand);
+  const int64_t tile_rows = min(kPoolRows, band);
+  const int64_t across = ceil_div(width, min(kPoolColumns, kTile / tile_rows));
   const int64_t tile_columns = ceil_div(width, across);
   const int64_t images = clamp(ceil_div(kEnoughTiles, across * ceil_div(band, tile_rows)), 1, args.grad.batch);
   return {args.stages + 1, height, width, band, images, clamp(kTile / tile_columns, 1, tile_rows), tile_columns};
-}
-
-// sums[row][kPanel] += sum over pixels of left[pixel][row] * right[pixel][kPanel], for kRows rows.
-template <int kRows>
-inline void add_outer_tile(const float* left, int64_t left_stride, const float* right, int64_t right_stride,
-                           int64_t pixels, float* sums, int64_t sums_stride) {
-  vf sum[kRows][kPanelVectors];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kPanelVectors; ++v) sum[r][v] = splat(0.0f);
-#pragma GCC unroll 2
-  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-    vf value[kPanelVectors];
-    for (int v = 0; v < kPanelVectors; ++v) value[v] = load(right + pixel * right_stride + v * kWidth);
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const vf factor = splat(left[pixel * left_stride + r]);
-      for (int v = 0; v < kPanelVectors; ++v) sum[r][v] = fma(factor, value[v], sum[r][v]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kPanelVectors; ++v) {
-      float* to = sums + r * sums_stride + v * kWidth;
-      store(to, add(load(to), sum[r][v]));
-    }
-}
-
-// The same for any count of rows up to kTilePixels.
-template <int kRows = kTilePixels>
-inline void add_outer(int64_t rows, const float* left, int64_t left_stride, const float* right, int64_t right_stride,
-                      int64_t pixels, float* sums, int64_t sums_stride) {
-  if constexpr (kRows > 0) {
-    if (rows == kRows)
-      add_outer_tile<kRows>(left, left_stride, right, right_stride, pixels, sums, sums_stride);
-    else
-      add_outer<kRows - 1>(rows, left, left_stride, right, right_stride, pixels, sums, sums_stride);
-  }
 }
 
 // Each tile's gradient is gathered from the stage after, adds to the gradients of weights and bias, and is multiplied
@@ -79,8 +42,8 @@ class CrpBackward {
         height_(args.grad.height),
         width_(args.grad.width),
         channels_(args.grad.channels) {
-    ring_rows_ = smaller(height_, 3 * wave_.band + 2 * kReach);
-    sums_stride_ = panels(channels_) * kPanel;
+    ring_rows_ = min(height_, 3 * wave_.band + 2 * kReach);
+    sums_stride_ = panels(channels_) * NR;
     sums_floats_ = (weight_rows() + 1) * sums_stride_;
     const int64_t places = wave_.images * wave_.across() * ceil_div(wave_.band, wave_.tile_rows);
     sums_count_ = places * (wave_.band < height_ ? 2 : 1);
@@ -109,7 +72,7 @@ class CrpBackward {
            [&](int64_t index) { transpose(index / panels(channels_), index % panels(channels_)); });
     for (int64_t first = 0; first < args_.grad.batch; first += wave_.images) {
       Wavefront wave = wave_;
-      wave.images = smaller(wave_.images, args_.grad.batch - first);
+      wave.images = min(wave_.images, args_.grad.batch - first);
       Progress progress(wave, progress_);
       threads.each_worker([&](int64_t worker) {
         progress.work([&](int64_t turn, int64_t step, int64_t place, const Tile& tile) {
@@ -178,11 +141,11 @@ class CrpBackward {
 
   // A panel of the transposed weights, as pack() lays them out.
   void transpose(int64_t stage, int64_t panel) const {
-    const T* weight = static_cast<const T*>(args_.weights[stage]) + panel * kPanel;
+    const T* weight = static_cast<const T*>(args_.weights[stage]) + panel * NR;
     float* packed = transposed_ + stage * transposed_floats() + panel * packed_panel<float>(channels_);
-    const int64_t many = smaller(kPanel, channels_ - panel * kPanel);
+    const int64_t many = min(NR, channels_ - panel * NR);
     for (int64_t k = 0; k < channels_; ++k)
-      for (int64_t i = 0; i < kPanel; ++i) *packed++ = i < many ? to_float(weight[k * channels_ + i]) : 0.0f;
+      for (int64_t i = 0; i < NR; ++i) *packed++ = i < many ? to_float(weight[k * channels_ + i]) : 0.0f;
   }
 
   void differentiate_tile(int64_t stage, int64_t first, const Tile& tile, float* sums, int64_t worker) const {
@@ -221,7 +184,7 @@ class CrpBackward {
   // Of `stage`, a cache line of channels from c on, for the columns of the tile and kReach beside it: the sum of what
   // the windows above and below a pixel give to its row.
   void gather_rows(int64_t stage, const Tile& tile, int64_t c, float* sums) const {
-    const int64_t from = larger(tile.left - kReach, 0), until = smaller(tile.left + tile.columns + kReach, width_);
+    const int64_t from = max(tile.left - kReach, 0), until = min(tile.left + tile.columns + kReach, width_);
     const int64_t grad_step = stride(), winner_step = winner_stride();
     for (int64_t row = 0; row < tile.rows; ++row) {
       const int64_t y = tile.top + row, low = low_place(y), high = high_place(y, height_);
@@ -302,7 +265,7 @@ class CrpBackward {
                  const Read& read) const {
     const MapView& map = args_.pooled[stage];
     const int64_t pixel_step = map.stride_w, winner_step = winner_stride();
-    const int64_t from = larger(tile.top - kReach, 0), until = smaller(tile.top + tile.rows + kReach, height_);
+    const int64_t from = max(tile.top - kReach, 0), until = min(tile.top + tile.rows + kReach, height_);
     for (int64_t y = from; y < until; ++y) {
       const T* source = row_of(map, first + tile.image, y) + c;
       const bool inside = y >= tile.top && y < tile.top + tile.rows;
@@ -325,10 +288,11 @@ class CrpBackward {
 
   void add_weight_grad(const Tile& tile, int64_t worker, float* sums) const {
     for (int64_t panel = 0; panel < panels(channels_); ++panel)
-      for (int64_t row = 0; row < channels_; row += kTilePixels)
-        add_outer(smaller(kTilePixels, channels_ - row), grad_panel(worker) + row, stride(),
-                  pooled_panel(worker) + panel * kPanel, stride(), tile.rows * tile.columns,
-                  sums + row * sums_stride_ + panel * kPanel, sums_stride_);
+      for (int64_t row = 0; row < channels_; row += MR)
+        with_rows(min(MR, channels_ - row), [&](auto rows) {
+          add_outer<rows()>(grad_panel(worker) + row, stride(), pooled_panel(worker) + panel * NR, stride(),
+                            tile.rows * tile.columns, true, sums + row * sums_stride_ + panel * NR, sums_stride_);
+        });
   }
 
   void add_scale_grad(const Tile& tile, int64_t worker, float* sums) const {
@@ -351,9 +315,9 @@ class CrpBackward {
       return pooled_grad(stage, tile.image, tile.top + i / tile.columns) + (tile.left + i % tile.columns) * stride();
     };
     if (!args_.depthwise) {
-      const Factor<float> factor{grad_panel(worker), stride(), transposed_ + stage * transposed_floats(),
-                                 packed_panel<float>(channels_), channels_};
-      multiply_placed(tile.rows * tile.columns, &factor, 1, channels_, place, [](int64_t, float*) {});
+      const Operands<float> operands{grad_panel(worker), stride(), transposed_ + stage * transposed_floats(),
+                                     packed_panel<float>(channels_), channels_};
+      multiply_into(tile.rows * tile.columns, &operands, 1, channels_, place, [](int64_t, float*) {});
       return;
     }
     const T* scale = static_cast<const T*>(args_.weights[stage]);

@@ -16,7 +16,7 @@ constexpr int64_t kTile = 384, kGatheredTile = 128;
 
 template <class T>
 class Fusion {
-  using P = typename Operand<T>::type;
+  using P = Operand<T>;
 
  public:
   Fusion(const FusionArgs& args, int64_t threads, char* workspace)
@@ -24,14 +24,14 @@ class Fusion {
     for (int64_t k = 0; k < args.inputs; ++k)
       if (is_gathered(k)) tile_ = kGatheredTile;
     // Images of few tiles are worked on together, for else most threads would wait.
-    images_ = clamp(ceil_div(4 * threads * kGatheredTile, pixels_of(0)), 1, larger(map(0).batch, 1));
+    images_ = clamp(ceil_div(4 * threads * kGatheredTile, pixels_of(0)), 1, max(map(0).batch, 1));
   }
 
   int64_t workspace_bytes() const { return images_ * image_bytes() + threads_ * worker_bytes(); }
 
   void run(const Threads& threads) {
     for (int64_t image = 0; image < map(0).batch; image += images_) {
-      const int64_t images = smaller(images_, map(0).batch - image);
+      const int64_t images = min(images_, map(0).batch - image);
       for (int64_t k = 0; k < args_.inputs; ++k) {
         if (is_full(k)) continue;
         each_tile(threads, image, images, pixels_of(k),
@@ -50,7 +50,7 @@ class Fusion {
   bool is_gathered(int64_t k) const {
     const MapView& m = map(k);
     const bool in_order = m.height == 1 || m.stride_h == m.width * m.stride_w;
-    return sizeof(T) != sizeof(P) || !in_order || m.channels % kGroup<P> != 0;
+    return sizeof(T) != sizeof(P) || !in_order || m.channels % KR<P> != 0;
   }
 
   // The convolved map of input k: a row of floats for each pixel.
@@ -78,12 +78,12 @@ class Fusion {
   int64_t panel_bytes() const {
     int64_t channels = 0;
     for (int64_t k = 0; k < args_.inputs; ++k)
-      if (is_gathered(k)) channels = larger(channels, map(k).channels);
+      if (is_gathered(k)) channels = max(channels, map(k).channels);
     return channels == 0 ? 0 : tile_ * padded_channels<P>(channels) * static_cast<int64_t>(sizeof(P));
   }
   int64_t taps_bytes() const { return tile_ * static_cast<int64_t>(sizeof(PixelTaps)); }
   int64_t worker_bytes() const {
-    const int64_t each = panel_bytes() + taps_bytes() + static_cast<int64_t>(sizeof(Factor<P>) + sizeof(Low));
+    const int64_t each = panel_bytes() + taps_bytes() + static_cast<int64_t>(sizeof(Operands<P>) + sizeof(Low));
     return sums_bytes(args_.out_channels) + round_up(args_.inputs * each, 64);
   }
   float* sums(int64_t worker) const { return reinterpret_cast<float*>(own(worker)); }
@@ -92,10 +92,10 @@ class Fusion {
   PixelTaps* taps(int64_t worker, int64_t k) const {
     return reinterpret_cast<PixelTaps*>(per_input(worker) + args_.inputs * panel_bytes() + k * taps_bytes());
   }
-  Factor<P>* factors(int64_t worker) const {
-    return reinterpret_cast<Factor<P>*>(per_input(worker) + args_.inputs * (panel_bytes() + taps_bytes()));
+  Operands<P>* operands(int64_t worker) const {
+    return reinterpret_cast<Operands<P>*>(per_input(worker) + args_.inputs * (panel_bytes() + taps_bytes()));
   }
-  Low* lows(int64_t worker) const { return reinterpret_cast<Low*>(factors(worker) + args_.inputs); }
+  Low* lows(int64_t worker) const { return reinterpret_cast<Low*>(operands(worker) + args_.inputs); }
   char* own(int64_t worker) const { return workspace_ + images_ * image_bytes() + worker * worker_bytes(); }
 
   // Neighbouring pixels of an image, row after row.
@@ -107,7 +107,7 @@ class Fusion {
   void each_tile(const Threads& threads, int64_t first_image, int64_t images, int64_t pixels, const Body& body) const {
     int64_t tiles = ceil_div(pixels, tile_);
     if (images * tiles < 16 * threads.count)
-      tiles = smaller(round_up(tiles, threads.count), pixels);  // an equal share each
+      tiles = min(round_up(tiles, threads.count), pixels);  // an equal share each
     std::atomic<int64_t> next{0};
     threads.each_worker([&](int64_t worker) {
       for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < images * tiles;) {
@@ -118,30 +118,30 @@ class Fusion {
   }
 
   // The pixels of a tile and their weights.
-  Factor<P> factor(int64_t k, const Run& run, P* panel) const {
+  Operands<P> operands_of(int64_t k, const Run& run, P* panel) const {
     const MapView& m = map(k);
     const T* pixels = static_cast<const T*>(m.data) + run.image * m.stride_n;
-    Factor<P> result{panel, padded_channels<P>(m.channels), static_cast<const P*>(args_.weights[k]),
-                     packed_panel<T>(m.channels), m.channels};
+    Operands<P> result{panel, padded_channels<P>(m.channels), static_cast<const P*>(args_.weights[k]),
+                       packed_panel<T>(m.channels), m.channels};
     if (!is_gathered(k)) {
       result.pixels = reinterpret_cast<const P*>(pixels + run.first * m.stride_w);
-      result.stride = m.stride_w;
+      result.pixel_stride = m.stride_w;
       return result;
     }
     for (int64_t i = 0; i < run.count; ++i) {
       const int64_t pixel = run.first + i;
       const T* from = pixels + pixel / m.width * m.stride_h + pixel % m.width * m.stride_w;
-      P* to = panel + i * result.stride;
+      P* to = panel + i * result.pixel_stride;
       for (int64_t c = 0; c < m.channels; c += kWidth) store(to + c, load_upto(from + c, m.channels - c));
     }
     return result;
   }
 
   void convolve_low(int64_t k, int64_t worker, const Run& run) const {
-    const Factor<P> only = factor(k, run, panel(worker, k));
+    const Operands<P> only = operands_of(k, run, panel(worker, k));
     const int64_t stride = sums_stride(args_.out_channels);
     float* to = low_map(k, run.image) + run.first * stride;
-    multiply_placed(
+    multiply_into(
         run.count, &only, 1, args_.out_channels, [&](int64_t i, int64_t) { return to + i * stride; },
         [](int64_t, float*) {});
   }
@@ -169,14 +169,14 @@ class Fusion {
     int64_t full = 0, low = 0;
     for (int64_t k = 0; k < args_.inputs; ++k) {
       if (is_full(k)) {
-        factors(worker)[full++] = factor(k, run, panel(worker, k));
+        operands(worker)[full++] = operands_of(k, run, panel(worker, k));
       } else {
         place_taps(k, run, taps(worker, k));
         lows(worker)[low++] = {low_map(k, run.image), taps(worker, k)};
       }
     }
     T* out = static_cast<T*>(args_.out) + (run.image * pixels_of(0) + run.first) * args_.out_channels;
-    multiply_blocks(run.count, factors(worker), full, args_.out_channels, sums(worker), [&](int64_t i, float* sums) {
+    multiply_blocks(run.count, operands(worker), full, args_.out_channels, sums(worker), [&](int64_t i, float* sums) {
       finish_pixel(i, sums, lows(worker), low, out + i * args_.out_channels);
     });
   }

@@ -8,10 +8,10 @@
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
-constexpr int64_t kTileBlocks = 3, kTile = kTileBlocks * kBlock;  // whose products are summed before they join others
+constexpr int64_t kTileBlocks = 3, kTile = kTileBlocks * MC;  // whose products are summed before they join others
 // The blocks of every map are dealt to shares, whose number depends on the problem alone, for the order of sums does.
-constexpr int64_t kTilesOfShare = 4, kMostShares = 32;
-constexpr int64_t kMostSums = int64_t{1} << 23;  // floats of all shares together
+constexpr int64_t kTilesOfShare = 4, kMaxShares = 32;
+constexpr int64_t kMaxSums = int64_t{1} << 23;  // floats of all shares together
 
 // A tile's gradient, masked by the activation and gathered from the pixels that the interpolation touched, lies in a
 // panel; it is multiplied by the transposed weights, and its outer product with the input's pixels joins the sums of
@@ -21,7 +21,7 @@ class FusionBackward {
  public:
   FusionBackward(const FusionBackwardArgs& args, int64_t threads, char* workspace) : args_(args) {
     for (int64_t k = 0; k < args.inputs; ++k) {
-      most_channels_ = larger(most_channels_, map(k).channels);
+      max_channels_ = max(max_channels_, map(k).channels);
       needs_bias_ = needs_bias_ || args.grad_biases[k];
     }
     for (int64_t k = 0; k < args.inputs; ++k) transposed_floats_ += transposed_floats(k);
@@ -29,7 +29,7 @@ class FusionBackward {
     shares_ = count_shares();
     take(&transposed_, transposed_floats_, workspace);
     take(&sums_, shares_ * share_floats_, workspace);
-    take(&bias_sums_, needs_bias_ ? ceil_div(pixels(0), kBlock) * bias_stride() : 0, workspace);
+    take(&bias_sums_, needs_bias_ ? ceil_div(pixels(0), MC) * bias_stride() : 0, workspace);
     take(&own_, threads * own_floats(), workspace);
     take(&taps_, threads * full().width, workspace);
   }
@@ -37,7 +37,7 @@ class FusionBackward {
   int64_t workspace_bytes() const { return taken_; }
 
   void run(const Threads& threads) const {
-    const int64_t panels_each = panels(most_channels_);
+    const int64_t panels_each = panels(max_channels_);
     each(threads, args_.inputs * channels(), [&](int64_t, int64_t i) { transpose(i / channels(), i % channels()); });
     // Maps of all sizes advance together, so that a part of grad that one of them has read is still near.
     each(threads, shares_ * args_.inputs,
@@ -92,14 +92,14 @@ class FusionBackward {
   int64_t sums_floats(int64_t k) const {
     return args_.grad_weights[k] ? panels(map(k).channels) * panel_sums_floats() : 0;
   }
-  int64_t panel_sums_floats() const { return strips(channels()) * kTilePixels * kPanel; }
+  int64_t panel_sums_floats() const { return strips(channels()) * MR * NR; }
 
   float* transposed(int64_t k) const {
     float* start = transposed_;
     for (int64_t i = 0; i < k; ++i) start += transposed_floats(i);
     return start;
   }
-  // The sums of a share, for each weight: [panel][out_channels, whole strips][kPanel].
+  // The sums of a share, for each weight: [panel][out_channels, whole strips][NR].
   float* sums(int64_t k, int64_t share) const {
     float* start = sums_ + share * share_floats_;
     for (int64_t i = 0; i < k; ++i) start += sums_floats(i);
@@ -111,10 +111,9 @@ class FusionBackward {
   // a block. Beyond the last channel, what the last strip reads of a gradient goes to sums that nobody reads.
   int64_t stride() const { return padded_channels<float>(channels()); }
   int64_t panel_floats() const { return kTile * stride(); }
-  int64_t input_floats() const { return kTile * panels(most_channels_) * kPanel; }
+  int64_t input_floats() const { return kTile * panels(max_channels_) * NR; }
   int64_t own_floats() const {
-    return panel_floats() + stride() + input_floats() +
-           sums_bytes(most_channels_) / static_cast<int64_t>(sizeof(float));
+    return panel_floats() + stride() + input_floats() + sums_bytes(max_channels_) / static_cast<int64_t>(sizeof(float));
   }
   float* panel(int64_t worker) const { return own_ + worker * own_floats(); }
   float* nowhere(int64_t worker) const { return panel(worker) + panel_floats(); }
@@ -123,27 +122,27 @@ class FusionBackward {
   Tap* taps(int64_t worker) const { return taps_ + worker * full().width; }
 
   int64_t count_shares() const {
-    int64_t most = 0;
-    for (int64_t k = 0; k < args_.inputs; ++k) most = larger(most, pixels(k));
-    const int64_t tiles = larger(ceil_div(most, kTile), 1);
+    int64_t max_pixels = 0;
+    for (int64_t k = 0; k < args_.inputs; ++k) max_pixels = max(max_pixels, pixels(k));
+    const int64_t tiles = max(ceil_div(max_pixels, kTile), 1);
     if (share_floats_ == 0) return tiles;
-    const int64_t shares = clamp(tiles / kTilesOfShare, smaller(tiles, kTilesOfShare), kMostShares);
-    return clamp(kMostSums / share_floats_, 1, shares);
+    const int64_t shares = clamp(tiles / kTilesOfShare, min(tiles, kTilesOfShare), kMaxShares);
+    return clamp(kMaxSums / share_floats_, 1, shares);
   }
   Run share_of(int64_t k, int64_t share) const {
-    const int64_t blocks = ceil_div(pixels(k), kBlock);
+    const int64_t blocks = ceil_div(pixels(k), MC);
     return run_of_blocks(k, share * blocks / shares_, (share + 1) * blocks / shares_);
   }
   Run run_of_blocks(int64_t k, int64_t from, int64_t until) const {
-    const int64_t first = smaller(from * kBlock, pixels(k));
-    return {first, smaller(until * kBlock, pixels(k)) - first};
+    const int64_t first = min(from * MC, pixels(k));
+    return {first, min(until * MC, pixels(k)) - first};
   }
 
   // A row of a weight, to the panels that multiply_blocks() takes as the transposed weight.
   void transpose(int64_t k, int64_t row) const {
     if (!args_.grad_inputs[k]) return;
     pack_panels(static_cast<const T*>(args_.weights[k]) + row * map(k).channels, map(k).channels,
-                transposed(k) + row * kPanel, packed_panel<float>(channels()));
+                transposed(k) + row * NR, packed_panel<float>(channels()));
   }
 
   void work_share(int64_t first_input, int64_t share, int64_t worker) const {
@@ -152,7 +151,7 @@ class FusionBackward {
     if (!sums_bias && !needs(first_input, args_.grad_weights) && !needs(first_input, args_.grad_inputs)) return;
 
     const Run all = share_of(first_input, share);
-    const int64_t start = all.first / kBlock, blocks = ceil_div(all.count, kBlock);
+    const int64_t start = all.first / MC, blocks = ceil_div(all.count, MC);
     const int64_t tiles = ceil_div(blocks, kTileBlocks);
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const Run run = run_of_blocks(first_input, start + tile * blocks / tiles, start + (tile + 1) * blocks / tiles);
@@ -219,7 +218,7 @@ class FusionBackward {
     float* to = panel(worker);
     std::memset(to, 0, static_cast<size_t>(run.count * stride()) * sizeof(float));
     for (int64_t pixel = run.first; pixel < run.first + run.count;) {
-      const int64_t left = pixel % m.width, columns = smaller(m.width - left, run.first + run.count - pixel);
+      const int64_t left = pixel % m.width, columns = min(m.width - left, run.first + run.count - pixel);
       gather_row(k, pixel / m.width, left, columns, to, worker);
       pixel += columns;
       to += columns * stride();
@@ -283,28 +282,28 @@ class FusionBackward {
   }
 
   void sum_blocks(const Run& run, const float* panel) const {
-    for (int64_t i = 0; i < run.count; i += kBlock) {
-      float* sums = bias_sums_ + (run.first + i) / kBlock * bias_stride();
+    for (int64_t i = 0; i < run.count; i += MC) {
+      float* sums = bias_sums_ + (run.first + i) / MC * bias_stride();
       for (int64_t c = 0; c < channels(); c += kWidth)
-        store(sums + c, sum_in_pairs(panel + i * stride() + c, stride(), smaller(kBlock, run.count - i)));
+        store(sums + c, sum_in_pairs(panel + i * stride() + c, stride(), min(MC, run.count - i)));
     }
   }
 
   void add_weight_grad(int64_t k, const Run& run, bool accumulate, int64_t worker, float* sums) const {
-    const int64_t panel_stride = run.count * kPanel;
+    const int64_t panel_stride = run.count * NR;
     for (int64_t i = 0; i < run.count; ++i)
-      pack_panels(pixel_of(map(k), run.first + i), map(k).channels, packed_input(worker) + i * kPanel, panel_stride);
+      pack_panels(pixel_of(map(k), run.first + i), map(k).channels, packed_input(worker) + i * NR, panel_stride);
     const float* packed = packed_input(worker);
     for (int64_t i = 0; i < panels(map(k).channels); ++i, packed += panel_stride)
-      for (int64_t strip = 0; strip < strips(channels()); ++strip, sums += kTilePixels * kPanel)
-        add_outer(panel(worker) + strip * kTilePixels, stride(), packed, run.count, accumulate, sums);
+      for (int64_t strip = 0; strip < strips(channels()); ++strip, sums += MR * NR)
+        add_outer<MR>(panel(worker) + strip * MR, stride(), packed, NR, run.count, accumulate, sums, NR);
   }
 
   void multiply_transposed(int64_t k, const Run& run, int64_t worker) const {
     const int64_t in_channels = map(k).channels;
     T* to = static_cast<T*>(args_.grad_inputs[k]) + run.first * in_channels;
-    const Factor<float> factor{panel(worker), stride(), transposed(k), packed_panel<float>(channels()), channels()};
-    multiply_blocks(run.count, &factor, 1, in_channels, block_sums(worker), [&](int64_t i, const float* sums) {
+    const Operands<float> operands{panel(worker), stride(), transposed(k), packed_panel<float>(channels()), channels()};
+    multiply_blocks(run.count, &operands, 1, in_channels, block_sums(worker), [&](int64_t i, const float* sums) {
       for (int64_t c = 0; c < in_channels; c += kWidth)
         store_upto(to + i * in_channels + c, load(sums + c), in_channels - c);
     });
@@ -312,20 +311,20 @@ class FusionBackward {
 
   // A panel of columns of a weight's gradient.
   void write_weight(int64_t k, int64_t panel) const {
-    const int64_t in_channels = map(k).channels, many = smaller(kPanel, in_channels - panel * kPanel);
+    const int64_t in_channels = map(k).channels, many = min(NR, in_channels - panel * NR);
     if (!args_.grad_weights[k] || panel >= panels(in_channels)) return;
-    T* to = static_cast<T*>(args_.grad_weights[k]) + panel * kPanel;
+    T* to = static_cast<T*>(args_.grad_weights[k]) + panel * NR;
     float* sum = sums(k, 0) + panel * panel_sums_floats();
-    add_shares(k, sum, channels() * kPanel);
+    add_shares(k, sum, channels() * NR);
     for (int64_t row = 0; row < channels(); ++row)
       for (int64_t v = 0; v < many; v += kWidth)
-        store_upto(to + row * in_channels + v, load(sum + row * kPanel + v), many - v);
+        store_upto(to + row * in_channels + v, load(sum + row * NR + v), many - v);
   }
 
   void write_biases() const {
     if (!needs_bias_) return;
     for (int64_t c = 0; c < channels(); c += kWidth) {
-      const vf sum = sum_in_pairs(bias_sums_ + c, bias_stride(), ceil_div(pixels(0), kBlock));
+      const vf sum = sum_in_pairs(bias_sums_ + c, bias_stride(), ceil_div(pixels(0), MC));
       for (int64_t k = 0; k < args_.inputs; ++k)
         if (args_.grad_biases[k]) store_upto(static_cast<T*>(args_.grad_biases[k]) + c, sum, channels() - c);
     }
@@ -342,7 +341,7 @@ class FusionBackward {
   }
 
   const FusionBackwardArgs& args_;
-  int64_t most_channels_ = 0;
+  int64_t max_channels_ = 0;
   bool needs_bias_ = false;
   int64_t transposed_floats_ = 0, share_floats_ = 0, shares_;
   int64_t taken_ = 0;  // bytes of the workspace

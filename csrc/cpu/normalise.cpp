@@ -24,7 +24,7 @@ class Cover {
   Cover(int64_t source_size, int64_t size) : source_size_(source_size), size_(size) {}
 
   bool same() const { return source_size_ == size_; }
-  int64_t bytes() const { return round_up(size_ * (kHead + most()) * 4, 64); }
+  int64_t bytes() const { return round_up(size_ * (kHead + max_count()) * 4, 64); }
 
   void place(char* memory) {
     memory_ = memory;
@@ -45,8 +45,8 @@ class Cover {
  private:
   static constexpr int64_t kHead = 2;
 
-  int64_t most() const { return smaller(2 * ceil_div(source_size_, size_) + 1, source_size_); }
-  int32_t* head(int64_t i) const { return reinterpret_cast<int32_t*>(memory_) + i * (kHead + most()); }
+  int64_t max_count() const { return min(2 * ceil_div(source_size_, size_) + 1, source_size_); }
+  int32_t* head(int64_t i) const { return reinterpret_cast<int32_t*>(memory_) + i * (kHead + max_count()); }
 
   int64_t source_size_, size_;
   char* memory_ = nullptr;
@@ -79,7 +79,7 @@ class Normalise {
         deviation[i] = args_.deviation[i % kColours];
       }
       for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < runs;)
-        for (int64_t row = i * run; row < smaller(rows, (i + 1) * run); ++row) {
+        for (int64_t row = i * run; row < min(rows, (i + 1) * run); ++row) {
           const uint8_t* image = args_.images + row / args_.height * args_.stride_n;
           const float* resized = resize(image, row % args_.height, source, result);
           T* out = static_cast<T*>(args_.out) + row * kColours * args_.width;

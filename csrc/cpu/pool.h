@@ -132,16 +132,16 @@ struct PoolTile {
     const int64_t span = round_up(count, kLanes);
     int64_t next = 0;
     for (int64_t column = 0; column < columns; column += 2) {
-      const int64_t many = smaller(2, columns - column);
+      const int64_t many = min(2, columns - column);
       for (; next < column + many + 4; ++next) pool_column(next, channel, count, span);
       many > 1 ? pool_across<2>(column, channel, span) : pool_across<1>(column, channel, span);
     }
   }
 
   void run() const {
-    const int64_t most = kSlot / rows / kLanes * kLanes;
-    for (int64_t channel = 0; channel < channels; channel += most)
-      pool_channels(channel, smaller(most, channels - channel));
+    const int64_t step = kSlot / rows / kLanes * kLanes;
+    for (int64_t channel = 0; channel < channels; channel += step)
+      pool_channels(channel, min(step, channels - channel));
   }
 };
 

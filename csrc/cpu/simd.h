@@ -299,9 +299,9 @@ inline void pause() {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return smaller(larger(x, low), high); }
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return min(max(x, low), high); }
 
 }  // namespace
 }  // namespace lwrn_fast::LWRN_ISA

@@ -88,7 +88,7 @@ class UpsampleArgmax {
     threads.each_worker([&](int64_t worker) {
       Rows cached{-1, {-1, -1}};
       for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < runs;)
-        for (int64_t row = i * run; row < smaller(rows, (i + 1) * run); ++row)
+        for (int64_t row = i * run; row < min(rows, (i + 1) * run); ++row)
           label_row(row / args_.height, row % args_.height, worker, &cached);
     });
   }
@@ -117,7 +117,7 @@ class UpsampleArgmax {
   void place_span(int64_t i) const {
     Span& s = *span(i);
     for (int lane = 0; lane < kWidth; ++lane) {
-      const int64_t x = smaller(i * kWidth + lane, args_.width - 1);
+      const int64_t x = min(i * kWidth + lane, args_.width - 1);
       const Tap tap = tap_at(x, args_.logits.width, args_.width, args_.align_corners);
       if (lane == 0) s.start = tap.low;
       s.low[lane] = static_cast<int32_t>(tap.low - s.start);
@@ -167,7 +167,7 @@ class UpsampleArgmax {
       int32_t found[kWidth];
       label_span(*span(i), row, found);
       const int64_t x = i * kWidth;
-      for (int64_t lane = 0; lane < smaller(kWidth, args_.width - x); ++lane)
+      for (int64_t lane = 0; lane < min(kWidth, args_.width - x); ++lane)
         labels[x + lane] = static_cast<uint8_t>(found[lane]);
     }
   }

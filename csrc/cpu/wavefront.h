@@ -37,7 +37,7 @@ struct Wavefront {
   // and what the last stage sums.
   int64_t ring_rows(int64_t stage) const {
     const int64_t pooled = 3 * band + 4, summed = (stages - stage + 1) * band + skew() * (stages - 1 - stage);
-    return smaller(height, larger(pooled, summed));
+    return min(height, max(pooled, summed));
   }
 
   int64_t down(int64_t stage, int64_t step) const { return ceil_div(rows(stage, step), tile_rows); }

@@ -56,8 +56,8 @@ inline vf sum_where_won(int64_t low, int64_t high, vc place, const Value& value,
 }
 
 // The windows around `at` whose pixel lies within 0 .. length, counted from `at` - kReach: low_place() to high_place().
-inline int64_t low_place(int64_t at) { return larger(0, kReach - at); }
-inline int64_t high_place(int64_t at, int64_t length) { return smaller(kWindow - 1, length - 1 + kReach - at); }
+inline int64_t low_place(int64_t at) { return max(0, kReach - at); }
+inline int64_t high_place(int64_t at, int64_t length) { return min(kWindow - 1, length - 1 + kReach - at); }
 
 }  // namespace
 }  // namespace lwrn_fast::LWRN_ISA
