@@ -4,7 +4,7 @@
 #include "outer.h"
 #include "pool.h"
 #include "wavefront.h"
-#include "winner.h"
+#include "argmax_pool.h"
 
 namespace lwrn_fast::LWRN_ISA {
 namespace {
