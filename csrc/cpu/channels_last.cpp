@@ -1,8 +1,6 @@
 #include "../channels_last.h"
 
-#include <atomic>
-
-#include "simd.h"
+#include "kernel.h"
 
 namespace lwrn_fast::LWRN_ISA {
 namespace {
@@ -55,12 +53,9 @@ void channels_last(const ChannelsLastArgs& args, const Threads& threads) {
   with_type(args.dtype, [&](auto type) {
     using T = decltype(type);
     const MapView& m = args.map;
-    std::atomic<int64_t> next{0};
-    threads.each_worker([&](int64_t) {
-      for (int64_t row; (row = next.fetch_add(1, std::memory_order_relaxed)) < m.batch * m.height;) {
-        const T* from = static_cast<const T*>(m.data) + row / m.height * m.stride_n + row % m.height * m.stride_h;
-        transpose_row(from, args.stride_c, m.channels, m.width, static_cast<T*>(args.out) + row * m.width * m.channels);
-      }
+    each_index(threads, m.batch * m.height, [&](int64_t, int64_t row) {
+      const T* from = static_cast<const T*>(m.data) + row / m.height * m.stride_n + row % m.height * m.stride_h;
+      transpose_row(from, args.stride_c, m.channels, m.width, static_cast<T*>(args.out) + row * m.width * m.channels);
     });
   });
 }

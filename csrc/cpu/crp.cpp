@@ -1,5 +1,6 @@
 #include "../crp.h"
 
+#include "kernel.h"
 #include "pool.h"
 #include "wavefront.h"
 
@@ -182,15 +183,8 @@ class Crp {
 
 }  // namespace
 
-int64_t crp_workspace_bytes(const CrpArgs& args, int64_t threads) {
-  int64_t bytes = 0;
-  with_type(args.dtype, [&](auto type) { bytes = Crp<decltype(type)>(args, threads, nullptr).workspace_bytes(); });
-  return bytes;
-}
+int64_t crp_workspace_bytes(const CrpArgs& args, int64_t threads) { return workspace_bytes_of<Crp>(args, threads); }
 
-void crp(const CrpArgs& args, void* workspace, const Threads& threads) {
-  with_type(args.dtype,
-            [&](auto type) { Crp<decltype(type)>(args, threads.count, static_cast<char*>(workspace)).run(threads); });
-}
+void crp(const CrpArgs& args, void* workspace, const Threads& threads) { run_op<Crp>(args, workspace, threads); }
 
 }  // namespace lwrn_fast::LWRN_ISA

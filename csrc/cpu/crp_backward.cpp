@@ -1,10 +1,10 @@
-#include <atomic>
-
 #include "../crp.h"
+
+#include "argmax_pool.h"
+#include "kernel.h"
 #include "outer.h"
 #include "pool.h"
 #include "wavefront.h"
-#include "argmax_pool.h"
 
 namespace lwrn_fast::LWRN_ISA {
 namespace {
@@ -53,23 +53,25 @@ class CrpBackward {
     if (args.grad_x) first_stage_ = 0;
 
     const int64_t pixels = args.stages * wave_.images * ring_rows_ * width_;
-    take(&progress_, wave_.progress_bytes(), workspace);
-    take(&pooled_grads_, pixels * stride(), workspace);
-    take(&winners_, pixels * winner_stride(), workspace);
-    take(&sums_, args.stages * sums_count_ * sums_floats_, workspace);
-    take(&transposed_, args.depthwise ? 0 : args.stages * transposed_floats(), workspace);
-    take(&own_, threads * own_floats(), workspace);
+    Layout layout(workspace);
+    progress_ = layout.take<char>(wave_.progress_bytes());
+    pooled_grads_ = layout.take<float>(pixels * stride());
+    winners_ = layout.take<uint8_t>(pixels * winner_stride());
+    sums_ = layout.take<float>(args.stages * sums_count_ * sums_floats_);
+    transposed_ = layout.take<float>(args.depthwise ? 0 : args.stages * transposed_floats());
+    own_ = layout.take<float>(threads * own_floats());
+    workspace_bytes_ = layout.bytes();
   }
 
-  int64_t workspace_bytes() const { return taken_; }
+  int64_t workspace_bytes() const { return workspace_bytes_; }
 
   void run(const Threads& threads) const {
-    each(threads, args_.stages * sums_count_, [&](int64_t index) {
+    each_index(threads, args_.stages * sums_count_, [&](int64_t, int64_t index) {
       std::memset(sums_ + index * sums_floats_, 0, static_cast<size_t>(sums_floats_) * sizeof(float));
     });
     if (!args_.depthwise)
-      each(threads, args_.stages * panels(channels_),
-           [&](int64_t index) { transpose(index / panels(channels_), index % panels(channels_)); });
+      each_index(threads, args_.stages * panels(channels_),
+                 [&](int64_t, int64_t index) { transpose(index / panels(channels_), index % panels(channels_)); });
     for (int64_t first = 0; first < args_.grad.batch; first += wave_.images) {
       Wavefront wave = wave_;
       wave.images = min(wave_.images, args_.grad.batch - first);
@@ -84,27 +86,11 @@ class CrpBackward {
         });
       });
     }
-    each(threads, args_.stages * (weight_rows() + 1),
-         [&](int64_t index) { write_sums(index / (weight_rows() + 1), index % (weight_rows() + 1)); });
+    each_index(threads, args_.stages * (weight_rows() + 1),
+               [&](int64_t, int64_t index) { write_sums(index / (weight_rows() + 1), index % (weight_rows() + 1)); });
   }
 
  private:
-  // Memory of `count` elements, its start aligned to a cache line.
-  template <class E>
-  void take(E** memory, int64_t count, char* workspace) {
-    *memory = reinterpret_cast<E*>(workspace + taken_);
-    taken_ += round_up(count * static_cast<int64_t>(sizeof(E)), 64);
-  }
-
-  // body(index) for every index below `count`; workers take what comes next.
-  template <class Body>
-  static void each(const Threads& threads, int64_t count, const Body& body) {
-    std::atomic<int64_t> next{0};
-    threads.each_worker([&](int64_t) {
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(i);
-    });
-  }
-
   // Elements from pixel to pixel of the rings and panels.
   int64_t stride() const { return padded_channels<float>(channels_); }
   int64_t winner_stride() const { return 2 * padded_channels<uint8_t>(channels_); }
@@ -357,7 +343,7 @@ class CrpBackward {
   int64_t ring_rows_;
   int64_t sums_count_, sums_floats_, sums_stride_;
   int64_t first_stage_;  // whose gradient is needed
-  int64_t taken_ = 0;    // bytes of the workspace
+  int64_t workspace_bytes_;
   char* progress_;
   float* pooled_grads_;  // a ring for each stage and image
   uint8_t* winners_;     // the same
@@ -369,16 +355,11 @@ class CrpBackward {
 }  // namespace
 
 int64_t crp_backward_workspace_bytes(const CrpBackwardArgs& args, int64_t threads) {
-  int64_t bytes = 0;
-  with_type(args.dtype,
-            [&](auto type) { bytes = CrpBackward<decltype(type)>(args, threads, nullptr).workspace_bytes(); });
-  return bytes;
+  return workspace_bytes_of<CrpBackward>(args, threads);
 }
 
 void crp_backward(const CrpBackwardArgs& args, void* workspace, const Threads& threads) {
-  with_type(args.dtype, [&](auto type) {
-    CrpBackward<decltype(type)>(args, threads.count, static_cast<char*>(workspace)).run(threads);
-  });
+  run_op<CrpBackward>(args, workspace, threads);
 }
 
 }  // namespace lwrn_fast::LWRN_ISA

@@ -1,9 +1,8 @@
 #include "../fusion.h"
 
-#include <atomic>
-
 #include "bilinear.h"
 #include "gemm.h"
+#include "kernel.h"
 
 // A 1x1 convolution and the interpolation commute: inputs of another size are convolved as they are, into float32 maps
 // in scratch memory, and interpolated where the convolution of the inputs of the output's size is finished.
@@ -108,12 +107,9 @@ class Fusion {
     int64_t tiles = ceil_div(pixels, tile_);
     if (images * tiles < 16 * threads.count)
       tiles = min(round_up(tiles, threads.count), pixels);  // an equal share each
-    std::atomic<int64_t> next{0};
-    threads.each_worker([&](int64_t worker) {
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < images * tiles;) {
-        const int64_t first = i % tiles * pixels / tiles;
-        body(worker, Run{first_image + i / tiles, first, (i % tiles + 1) * pixels / tiles - first});
-      }
+    each_index(threads, images * tiles, [&](int64_t worker, int64_t i) {
+      const int64_t first = i % tiles * pixels / tiles;
+      body(worker, Run{first_image + i / tiles, first, (i % tiles + 1) * pixels / tiles - first});
     });
   }
 
@@ -233,15 +229,11 @@ class Fusion {
 }  // namespace
 
 int64_t fusion_workspace_bytes(const FusionArgs& args, int64_t threads) {
-  int64_t bytes = 0;
-  with_type(args.dtype, [&](auto type) { bytes = Fusion<decltype(type)>(args, threads, nullptr).workspace_bytes(); });
-  return bytes;
+  return workspace_bytes_of<Fusion>(args, threads);
 }
 
 void fusion(const FusionArgs& args, void* workspace, const Threads& threads) {
-  with_type(args.dtype, [&](auto type) {
-    Fusion<decltype(type)>(args, threads.count, static_cast<char*>(workspace)).run(threads);
-  });
+  run_op<Fusion>(args, workspace, threads);
 }
 
 }  // namespace lwrn_fast::LWRN_ISA

@@ -1,8 +1,8 @@
-#include <atomic>
 #include <type_traits>
 
 #include "../fusion.h"
 #include "bilinear.h"
+#include "kernel.h"
 #include "outer.h"
 
 namespace lwrn_fast::LWRN_ISA {
@@ -27,22 +27,25 @@ class FusionBackward {
     for (int64_t k = 0; k < args.inputs; ++k) transposed_floats_ += transposed_floats(k);
     for (int64_t k = 0; k < args.inputs; ++k) share_floats_ += sums_floats(k);
     shares_ = count_shares();
-    take(&transposed_, transposed_floats_, workspace);
-    take(&sums_, shares_ * share_floats_, workspace);
-    take(&bias_sums_, needs_bias_ ? ceil_div(pixels(0), MC) * bias_stride() : 0, workspace);
-    take(&own_, threads * own_floats(), workspace);
-    take(&taps_, threads * full().width, workspace);
+    Layout layout(workspace);
+    transposed_ = layout.take<float>(transposed_floats_);
+    sums_ = layout.take<float>(shares_ * share_floats_);
+    bias_sums_ = layout.take<float>(needs_bias_ ? ceil_div(pixels(0), MC) * bias_stride() : 0);
+    own_ = layout.take<float>(threads * own_floats());
+    taps_ = layout.take<Tap>(threads * full().width);
+    workspace_bytes_ = layout.bytes();
   }
 
-  int64_t workspace_bytes() const { return taken_; }
+  int64_t workspace_bytes() const { return workspace_bytes_; }
 
   void run(const Threads& threads) const {
     const int64_t panels_each = panels(max_channels_);
-    each(threads, args_.inputs * channels(), [&](int64_t, int64_t i) { transpose(i / channels(), i % channels()); });
+    each_index(threads, args_.inputs * channels(),
+               [&](int64_t, int64_t i) { transpose(i / channels(), i % channels()); });
     // Maps of all sizes advance together, so that a part of grad that one of them has read is still near.
-    each(threads, shares_ * args_.inputs,
-         [&](int64_t worker, int64_t i) { work_share(i % args_.inputs, i / args_.inputs, worker); });
-    each(threads, args_.inputs * panels_each + 1, [&](int64_t, int64_t i) {
+    each_index(threads, shares_ * args_.inputs,
+               [&](int64_t worker, int64_t i) { work_share(i % args_.inputs, i / args_.inputs, worker); });
+    each_index(threads, args_.inputs * panels_each + 1, [&](int64_t, int64_t i) {
       if (i == args_.inputs * panels_each)
         write_biases();
       else
@@ -55,22 +58,6 @@ class FusionBackward {
   struct Run {
     int64_t first, count;
   };
-
-  // Memory of `count` elements, its start aligned to a cache line.
-  template <class E>
-  void take(E** memory, int64_t count, char* workspace) {
-    *memory = reinterpret_cast<E*>(workspace + taken_);
-    taken_ += round_up(count * static_cast<int64_t>(sizeof(E)), 64);
-  }
-
-  // body(worker, index) for every index below `count`; workers take what comes next.
-  template <class Body>
-  static void each(const Threads& threads, int64_t count, const Body& body) {
-    std::atomic<int64_t> next{0};
-    threads.each_worker([&](int64_t worker) {
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(worker, i);
-    });
-  }
 
   const MapView& map(int64_t k) const { return args_.maps[k]; }
   const MapView& full() const { return args_.grad; }
@@ -344,7 +331,7 @@ class FusionBackward {
   int64_t max_channels_ = 0;
   bool needs_bias_ = false;
   int64_t transposed_floats_ = 0, share_floats_ = 0, shares_;
-  int64_t taken_ = 0;  // bytes of the workspace
+  int64_t workspace_bytes_;
   float* transposed_;  // weights, packed
   float* sums_;        // of each share
   float* bias_sums_;   // of each block of grad
@@ -355,16 +342,11 @@ class FusionBackward {
 }  // namespace
 
 int64_t fusion_backward_workspace_bytes(const FusionBackwardArgs& args, int64_t threads) {
-  int64_t bytes = 0;
-  with_type(args.dtype,
-            [&](auto type) { bytes = FusionBackward<decltype(type)>(args, threads, nullptr).workspace_bytes(); });
-  return bytes;
+  return workspace_bytes_of<FusionBackward>(args, threads);
 }
 
 void fusion_backward(const FusionBackwardArgs& args, void* workspace, const Threads& threads) {
-  with_type(args.dtype, [&](auto type) {
-    FusionBackward<decltype(type)>(args, threads.count, static_cast<char*>(workspace)).run(threads);
-  });
+  run_op<FusionBackward>(args, workspace, threads);
 }
 
 }  // namespace lwrn_fast::LWRN_ISA

@@ -1,8 +1,6 @@
 #include "../normalise.h"
 
-#include <atomic>
-
-#include "simd.h"
+#include "kernel.h"
 
 // A row of the result at a time: the rows of the picture that it covers are added up into one row of floats, whose
 // pixels are then added up along the row, all three colours at once, and normalised.
@@ -69,7 +67,7 @@ class Normalise {
     columns_.place(workspace_ + rows_.bytes());
     const int64_t rows = args_.batch * args_.height;
     const int64_t run = clamp(rows / (8 * threads.count), 1, 16), runs = ceil_div(rows, run);
-    std::atomic<int64_t> next{0};
+    WorkQueue queue(runs);
     threads.each_worker([&](int64_t worker) {
       float* source = reinterpret_cast<float*>(workspace_ + rows_.bytes() + columns_.bytes() + worker * worker_bytes());
       float* result = source + row_floats(args_.source_width);
@@ -78,7 +76,7 @@ class Normalise {
         mean[i] = args_.mean[i % kColours];
         deviation[i] = args_.deviation[i % kColours];
       }
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < runs;)
+      for (int64_t i; queue.take(&i);)
         for (int64_t row = i * run; row < min(rows, (i + 1) * run); ++row) {
           const uint8_t* image = args_.images + row / args_.height * args_.stride_n;
           const float* resized = resize(image, row % args_.height, source, result);
@@ -131,13 +129,11 @@ class Normalise {
 }  // namespace
 
 int64_t normalise_workspace_bytes(const NormaliseArgs& args, int64_t threads) {
-  return Normalise<float>(args, threads, nullptr).workspace_bytes();
+  return workspace_bytes_of<Normalise>(args, threads);
 }
 
 void normalise(const NormaliseArgs& args, void* workspace, const Threads& threads) {
-  with_type(args.dtype, [&](auto type) {
-    Normalise<decltype(type)>(args, threads.count, static_cast<char*>(workspace)).run(threads);
-  });
+  run_op<Normalise>(args, workspace, threads);
 }
 
 }  // namespace lwrn_fast::LWRN_ISA

@@ -1,8 +1,7 @@
 #include "../upsample_argmax.h"
 
-#include <atomic>
-
 #include "bilinear.h"
+#include "kernel.h"
 
 // A row of labels: the two rows of logits around it are interpolated into one row per class, then each vector of
 // pixels is interpolated along the row and compared class by class. The upsampled logits exist only in registers.
@@ -84,10 +83,10 @@ class UpsampleArgmax {
     // Runs of rows, so that neighbouring labels of one worker share the rows of logits they lie between.
     const int64_t rows = args_.logits.batch * args_.height;
     const int64_t run = clamp(rows / (8 * threads.count), 1, 16), runs = ceil_div(rows, run);
-    std::atomic<int64_t> next{0};
+    WorkQueue queue(runs);
     threads.each_worker([&](int64_t worker) {
       Rows cached{-1, {-1, -1}};
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < runs;)
+      for (int64_t i; queue.take(&i);)
         for (int64_t row = i * run; row < min(rows, (i + 1) * run); ++row)
           label_row(row / args_.height, row % args_.height, worker, &cached);
     });
@@ -217,13 +216,11 @@ class UpsampleArgmax {
 }  // namespace
 
 int64_t upsample_argmax_workspace_bytes(const UpsampleArgmaxArgs& args, int64_t threads) {
-  return UpsampleArgmax<float>(args, threads, nullptr).workspace_bytes();
+  return workspace_bytes_of<UpsampleArgmax>(args, threads);
 }
 
 void upsample_argmax(const UpsampleArgmaxArgs& args, void* workspace, const Threads& threads) {
-  with_type(args.dtype, [&](auto type) {
-    UpsampleArgmax<decltype(type)>(args, threads.count, static_cast<char*>(workspace)).run(threads);
-  });
+  run_op<UpsampleArgmax>(args, workspace, threads);
 }
 
 }  // namespace lwrn_fast::LWRN_ISA
