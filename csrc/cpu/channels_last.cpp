@@ -5,9 +5,10 @@
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
+// Rows and columns of a square that is transposed at once.
 constexpr int kSquare = 8;
 
-// to[column][row] = from[row][column] for a square.
+// Write to[column][row] = from[row][column] for a square.
 #if defined(__AVX2__)
 inline void transpose_square(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
   __m256 row[kSquare], pair[kSquare], four[kSquare];
@@ -35,7 +36,7 @@ inline void transpose_square(const T* from, int64_t from_stride, T* to, int64_t 
     for (int column = 0; column < kSquare; ++column) to[column * to_stride + row] = from[row * from_stride + column];
 }
 
-// One row of the map, (channels, width) to (width, channels).
+// Transpose one row of the map, (channels, width), to (width, channels).
 template <class T>
 void transpose_row(const T* from, int64_t stride_c, int64_t channels, int64_t width, T* to) {
   const int64_t whole_channels = channels / kSquare * kSquare, whole_width = width / kSquare * kSquare;

@@ -7,8 +7,10 @@
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
-constexpr int64_t kTile = 128;          // pixels
-constexpr int64_t kSmallMap = 1 << 20;  // bytes of one stage's map that may as well exist whole
+// Pixels of a tile.
+constexpr int64_t kTile = 128;
+// Bytes of a stage's map up to which all of it exists at once, not only a ring of its rows.
+constexpr int64_t kSmallMap = 1 << 20;
 
 Wavefront wavefront(const CrpArgs& args, int64_t threads) {
   const int64_t height = args.x.height, width = args.x.width;
@@ -17,7 +19,7 @@ Wavefront wavefront(const CrpArgs& args, int64_t threads) {
   const int64_t tile_rows = min(kPoolRows, band);
   const int64_t across = ceil_div(width, min(kPoolColumns, kTile / tile_rows));
   const int64_t tile_columns = ceil_div(width, across);
-  // Images of few tiles advance together, for else most threads would wait.
+  // Images of few tiles advance together; otherwise most threads would wait.
   const int64_t tiles = across * ceil_div(band, tile_rows);
   const int64_t images = clamp(ceil_div(4 * threads, tiles), 1, max(args.x.batch, 1));
   return {args.stages, height, width, band, images, clamp(kTile / tile_columns, 1, tile_rows), tile_columns};
@@ -60,7 +62,7 @@ class Crp {
   int64_t channels() const { return args_.x.channels; }
   int64_t ring_row() const { return args_.x.width * padded_channels<T>(channels()); }  // elements
   char* rings() const { return workspace_ + wave_.progress_bytes(); }
-  // Each worker has a panel of pooled pixels, room to pool in, and the sums of a block.
+  // The scratch memory of a worker: a panel of pooled pixels, room to pool in, and the sums of a block.
   int64_t panel_bytes() const { return kTile * padded_channels<P>(channels()) * static_cast<int64_t>(sizeof(P)); }
   static constexpr int64_t kScratchBytes = kPoolScratch * sizeof(float);
   int64_t worker_bytes() const { return panel_bytes() + kScratchBytes + sums_bytes(channels()); }
@@ -69,7 +71,7 @@ class Crp {
   float* scratch(int64_t worker) const { return reinterpret_cast<float*>(own(worker) + panel_bytes()); }
   float* sums(int64_t worker) const { return scratch(worker) + kPoolScratch; }
 
-  // Row of the map that `stage` writes; stage -1 is x.
+  // Return a row of the map that `stage` writes; stage -1 is x.
   T* row_of(int64_t stage, int64_t image, int64_t row) const {
     if (stage < 0) {
       const T* x = static_cast<const T*>(args_.x.data);
@@ -105,14 +107,14 @@ class Crp {
     };
     if (args_.depthwise)
       scale_pixels(stage, tile.rows * tile.columns, worker, finish);
-    else if (in_rings(stage))
+    else if (sums_are_ring(stage))
       convolve_into_ring(stage, tile, worker);
     else
       convolve(stage, tile.rows * tile.columns, worker, finish);
   }
 
-  // Whether the sums of a stage are all that its ring gets, as they are.
-  bool in_rings(int64_t stage) const {
+  // Return whether the ring of a stage takes the sums as they are: float32 without biases.
+  bool sums_are_ring(int64_t stage) const {
     return std::is_same_v<T, float> && stage + 1 < args_.stages && !args_.kept && !args_.biases;
   }
 
@@ -127,14 +129,14 @@ class Crp {
     multiply_blocks(pixels, &only, 1, channels(), sums(worker), finish);
   }
 
-  // A ring's pixels have room for whole panels.
+  // Multiply into the ring: its pixels have room for whole panels.
   void convolve_into_ring(int64_t stage, const Tile& tile, int64_t worker) const {
     const Operands<P> only = operands(stage, worker);
-    const auto place = [&](int64_t pixel, int64_t) {
-      T* row = row_of(stage, tile.image, tile.top + pixel / tile.columns);
-      return reinterpret_cast<float*>(row) + (tile.left + pixel % tile.columns) * pixel_stride(stage);
+    const auto row = [&](int64_t pixel, int64_t) {
+      T* first = row_of(stage, tile.image, tile.top + pixel / tile.columns);
+      return reinterpret_cast<float*>(first) + (tile.left + pixel % tile.columns) * pixel_stride(stage);
     };
-    multiply_into(tile.rows * tile.columns, &only, 1, channels(), place, [](int64_t, float*) {});
+    multiply_into(tile.rows * tile.columns, &only, 1, channels(), row, [](int64_t, float*) {});
   }
 
   template <class Finish>
@@ -159,7 +161,7 @@ class Crp {
       store_upto(to + c, with_bias(stage, c, load(sums + c)), channels() - c);
   }
 
-  // The last stage: x and all earlier stages are added to it, in the order in which they are written down.
+  // Add x, all earlier stages and the last one, in this order, and write the result.
   void sum_pixel(const float* sums, int64_t image, int64_t row, int64_t column) const {
     const int64_t last = args_.stages - 1;
     const T* x = row_of(-1, image, row) + column * pixel_stride(-1);
@@ -167,17 +169,17 @@ class Crp {
     for (int64_t i = 0; i < last; ++i) before[i] = row_of(i, image, row) + column * pixel_stride(i);
     T* out = static_cast<T*>(args_.out) + ((image * args_.x.height + row) * args_.x.width + column) * channels();
     for (int64_t c = 0; c < channels(); c += kWidth) {
-      const int64_t left_over = channels() - c;
-      vf sum = load_upto(x + c, left_over);
-      for (int64_t i = 0; i < last; ++i) sum = add(sum, load_upto(before[i] + c, left_over));
-      store_upto(out + c, add(sum, with_bias(last, c, load(sums + c))), left_over);
+      const int64_t rest = channels() - c;
+      vf sum = load_upto(x + c, rest);
+      for (int64_t i = 0; i < last; ++i) sum = add(sum, load_upto(before[i] + c, rest));
+      store_upto(out + c, add(sum, with_bias(last, c, load(sums + c))), rest);
     }
   }
 
   const CrpArgs& args_;
   Wavefront wave_;
   int64_t threads_;
-  char* workspace_;  // progress, then rings of each image, then each worker's own
+  char* workspace_;  // progress, rings of each image, scratch memory of each worker
   int64_t image_bytes_, ring_rows_[kMaxStages], ring_offset_[kMaxStages];
 };
 

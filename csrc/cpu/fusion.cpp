@@ -9,8 +9,8 @@
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
-// Pixels. Those of gathered maps are copied into a panel that must stay in the nearer caches. Other tiles are longer:
-// nothing has fetched the pixels at the beginning of one.
+// Pixels of a tile. Gathered maps are copied into a panel that must stay in the nearer caches. Other tiles are longer:
+// the pixels at the beginning of a tile are not prefetched.
 constexpr int64_t kTile = 384, kGatheredTile = 128;
 
 template <class T>
@@ -22,7 +22,7 @@ class Fusion {
       : args_(args), threads_(threads), tile_(kTile), workspace_(workspace) {
     for (int64_t k = 0; k < args.inputs; ++k)
       if (is_gathered(k)) tile_ = kGatheredTile;
-    // Images of few tiles are worked on together, for else most threads would wait.
+    // Images of few tiles are worked on together; otherwise most threads would wait.
     images_ = clamp(ceil_div(4 * threads * kGatheredTile, pixels_of(0)), 1, max(map(0).batch, 1));
   }
 
@@ -45,14 +45,14 @@ class Fusion {
   int64_t pixels_of(int64_t k) const { return map(k).height * map(k).width; }
   bool is_full(int64_t k) const { return map(k).height == map(0).height && map(k).width == map(0).width; }
 
-  // Whether the pixels of a map cannot be multiplied where they lie, for their type or their order.
+  // Return whether the pixels of a map must be copied into a panel first, for their type or their order.
   bool is_gathered(int64_t k) const {
     const MapView& m = map(k);
     const bool in_order = m.height == 1 || m.stride_h == m.width * m.stride_w;
     return sizeof(T) != sizeof(P) || !in_order || m.channels % KR<P> != 0;
   }
 
-  // The convolved map of input k: a row of floats for each pixel.
+  // Return where the convolved map of input k begins, in bytes: it has a row of floats for each pixel.
   int64_t low_offset(int64_t k) const {
     int64_t floats = 0;
     for (int64_t i = 0; i < k; ++i)
@@ -64,10 +64,10 @@ class Fusion {
     return reinterpret_cast<float*>(workspace_ + image % images_ * image_bytes() + low_offset(k));
   }
 
-  // Each worker has, for every input: a panel of gathered pixels, the taps of each pixel, and what to multiply or to
-  // interpolate.
+  // The scratch memory of a worker: the sums of a block, and for every input a panel of gathered pixels, the taps of
+  // each pixel, and the operands of the product or the map to interpolate.
   struct PixelTaps {
-    int64_t place[4];
+    int64_t offset[4];  // floats
     float weight[4];
   };
   struct Low {
@@ -106,14 +106,14 @@ class Fusion {
   void each_tile(const Threads& threads, int64_t first_image, int64_t images, int64_t pixels, const Body& body) const {
     int64_t tiles = ceil_div(pixels, tile_);
     if (images * tiles < 16 * threads.count)
-      tiles = min(round_up(tiles, threads.count), pixels);  // an equal share each
+      tiles = min(round_up(tiles, threads.count), pixels);  // an equal share for each thread
     each_index(threads, images * tiles, [&](int64_t worker, int64_t i) {
       const int64_t first = i % tiles * pixels / tiles;
       body(worker, Run{first_image + i / tiles, first, (i % tiles + 1) * pixels / tiles - first});
     });
   }
 
-  // The pixels of a tile and their weights.
+  // Return the pixels of a tile, gathered into `panel` where they must be, and their weights.
   Operands<P> operands_of(int64_t k, const Run& run, P* panel) const {
     const MapView& m = map(k);
     const T* pixels = static_cast<const T*>(m.data) + run.image * m.stride_n;
@@ -142,7 +142,7 @@ class Fusion {
         [](int64_t, float*) {});
   }
 
-  void place_taps(int64_t k, const Run& run, PixelTaps* taps) const {
+  void fill_taps(int64_t k, const Run& run, PixelTaps* taps) const {
     const MapView &m = map(k), &full = map(0);
     const int64_t stride = sums_stride(args_.out_channels);
     for (int64_t i = 0; i < run.count; ++i) {
@@ -167,7 +167,7 @@ class Fusion {
       if (is_full(k)) {
         operands(worker)[full++] = operands_of(k, run, panel(worker, k));
       } else {
-        place_taps(k, run, taps(worker, k));
+        fill_taps(k, run, taps(worker, k));
         lows(worker)[low++] = {low_map(k, run.image), taps(worker, k)};
       }
     }
@@ -193,10 +193,10 @@ class Fusion {
     vf wa, wb, wc, wd;
 
     Interpolation(const float* low, const PixelTaps& taps)
-        : a(low + taps.place[0]),
-          b(low + taps.place[1]),
-          c(low + taps.place[2]),
-          d(low + taps.place[3]),
+        : a(low + taps.offset[0]),
+          b(low + taps.offset[1]),
+          c(low + taps.offset[2]),
+          d(low + taps.offset[3]),
           wa(splat(taps.weight[0])),
           wb(splat(taps.weight[1])),
           wc(splat(taps.weight[2])),
@@ -212,12 +212,12 @@ class Fusion {
   template <class Value>
   void write_pixel(const Value& value, T* out) const {
     for (int64_t c = 0; c < args_.out_channels; c += kWidth) {
-      const int64_t left_over = args_.out_channels - c;
+      const int64_t rest = args_.out_channels - c;
       vf sum = value(c);
       if (args_.biases)
         for (int64_t k = 0; k < args_.inputs; ++k)
-          sum = add(sum, load_upto(static_cast<const T*>(args_.biases[k]) + c, left_over));
-      store_upto(out + c, activate(sum), left_over);
+          sum = add(sum, load_upto(static_cast<const T*>(args_.biases[k]) + c, rest));
+      store_upto(out + c, activate(sum), rest);
     }
   }
 

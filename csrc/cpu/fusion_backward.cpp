@@ -8,14 +8,17 @@
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
-constexpr int64_t kTileBlocks = 3, kTile = kTileBlocks * MC;  // whose products are summed before they join others
-// The blocks of every map are dealt to shares, whose number depends on the problem alone, for the order of sums does.
+// Size of a tile, in blocks and in pixels. Its products are summed before they join other sums.
+constexpr int64_t kTileBlocks = 3, kTile = kTileBlocks * MC;
+// Tiles of a share, and the number of shares. The blocks of every map are dealt to shares, whose number depends on the
+// problem alone, for the order of sums depends on it.
 constexpr int64_t kTilesOfShare = 4, kMaxShares = 32;
-constexpr int64_t kMaxSums = int64_t{1} << 23;  // floats of all shares together
+// Floats of all shares together.
+constexpr int64_t kMaxSums = int64_t{1} << 23;
 
 // A tile's gradient, masked by the activation and gathered from the pixels that the interpolation touched, lies in a
 // panel; it is multiplied by the transposed weights, and its outer product with the input's pixels joins the sums of
-// the share. What the shares have summed is added in their order.
+// the share. The sums of the shares are added in their order.
 template <class T>
 class FusionBackward {
  public:
@@ -42,7 +45,7 @@ class FusionBackward {
     const int64_t panels_each = panels(max_channels_);
     each_index(threads, args_.inputs * channels(),
                [&](int64_t, int64_t i) { transpose(i / channels(), i % channels()); });
-    // Maps of all sizes advance together, so that a part of grad that one of them has read is still near.
+    // Maps of all sizes advance together, so that a part of grad that one of them has read is still in the cache.
     each_index(threads, shares_ * args_.inputs,
                [&](int64_t worker, int64_t i) { work_share(i % args_.inputs, i / args_.inputs, worker); });
     each_index(threads, args_.inputs * panels_each + 1, [&](int64_t, int64_t i) {
@@ -66,7 +69,7 @@ class FusionBackward {
   bool is_full(int64_t k) const { return map(k).height == full().height && map(k).width == full().width; }
   // The inputs of the full size share a panel; the first input, which is one of them, stands for them.
   int64_t leader(int64_t k) const { return is_full(k) ? 0 : k; }
-  // Whether one of the inputs that `first_input` stands for has a gradient in `grads`.
+  // Return whether one of the inputs that `first_input` stands for has a gradient in `grads`.
   bool needs(int64_t first_input, void* const* grads) const {
     for (int64_t k = first_input; k < args_.inputs; ++k)
       if (leader(k) == first_input && grads[k]) return true;
@@ -86,7 +89,7 @@ class FusionBackward {
     for (int64_t i = 0; i < k; ++i) start += transposed_floats(i);
     return start;
   }
-  // The sums of a share, for each weight: [panel][out_channels, whole strips][NR].
+  // Return the sums of a share for a weight: [panel][out_channels, whole strips][NR].
   float* sums(int64_t k, int64_t share) const {
     float* start = sums_ + share * share_floats_;
     for (int64_t i = 0; i < k; ++i) start += sums_floats(i);
@@ -125,7 +128,7 @@ class FusionBackward {
     return {first, min(until * MC, pixels(k)) - first};
   }
 
-  // A row of a weight, to the panels that multiply_blocks() takes as the transposed weight.
+  // Pack a row of a weight into the panels that multiply_blocks() takes as the transposed weight.
   void transpose(int64_t k, int64_t row) const {
     if (!args_.grad_inputs[k]) return;
     pack_panels(static_cast<const T*>(args_.weights[k]) + row * map(k).channels, map(k).channels,
@@ -161,7 +164,7 @@ class FusionBackward {
            pixel % map.width * map.stride_w;
   }
 
-  // grad where the activation lets it pass; where its result is NaN, it does.
+  // Return grad where the activation lets it pass, which it does where its result is NaN, and 0 elsewhere.
   template <Activation kActivation>
   vf masked(const T* grad, const T* out, int64_t c) const {
     const vf g = load_upto(grad + c, channels() - c);
@@ -172,7 +175,7 @@ class FusionBackward {
     return keep(greater_or_nan(sub(zero, y), splat(-6.0f)), positive);
   }
 
-  // body(std::integral_constant) of the activation.
+  // Call body(std::integral_constant<Activation, ...>) with the activation.
   template <class Body>
   void with_activation(const Body& body) const {
     switch (args_.activation) {
@@ -199,7 +202,7 @@ class FusionBackward {
     });
   }
 
-  // What the interpolation of input k gives back to the pixels of the tile, row by row.
+  // Write the gradients that the interpolation of input k gives back to the pixels of the tile, row by row.
   void gather_pixels(int64_t k, const Run& run, int64_t worker) const {
     const MapView& m = map(k);
     float* to = panel(worker);
@@ -212,7 +215,7 @@ class FusionBackward {
     }
   }
 
-  // row: of all images.
+  // row: counted over all images.
   void gather_row(int64_t k, int64_t row, int64_t left, int64_t columns, float* to, int64_t worker) const {
     const MapView& m = map(k);
     const auto tap_x = [&](int64_t x) { return tap_at(x, m.width, full().width, args_.align_corners); };
@@ -232,7 +235,7 @@ class FusionBackward {
     }
   }
 
-  // The first index below `count` from which on `holds` is true.
+  // Return the first index below `count` from which on `holds` is true.
   template <class Holds>
   static int64_t first_where(int64_t count, const Holds& holds) {
     int64_t low = 0, high = count;
@@ -246,7 +249,7 @@ class FusionBackward {
     return low;
   }
 
-  // Adds to `columns` pixels from `left` on what they get from the pixels first to last of the row that begins at
+  // Add to `columns` pixels from `left` on the weighted gradients of the pixels first to last of the row that begins at
   // `pixel`.
   void spread_row(int64_t pixel, float weight, int64_t first, int64_t last, int64_t left, int64_t columns, float* to,
                   int64_t worker) const {
@@ -296,16 +299,16 @@ class FusionBackward {
     });
   }
 
-  // A panel of columns of a weight's gradient.
+  // Add up and write a panel of columns of a weight's gradient.
   void write_weight(int64_t k, int64_t panel) const {
-    const int64_t in_channels = map(k).channels, many = min(NR, in_channels - panel * NR);
+    const int64_t in_channels = map(k).channels, count = min(NR, in_channels - panel * NR);
     if (!args_.grad_weights[k] || panel >= panels(in_channels)) return;
     T* to = static_cast<T*>(args_.grad_weights[k]) + panel * NR;
     float* sum = sums(k, 0) + panel * panel_sums_floats();
     add_shares(k, sum, channels() * NR);
     for (int64_t row = 0; row < channels(); ++row)
-      for (int64_t v = 0; v < many; v += kWidth)
-        store_upto(to + row * in_channels + v, load(sum + row * NR + v), many - v);
+      for (int64_t v = 0; v < count; v += kWidth)
+        store_upto(to + row * in_channels + v, load(sum + row * NR + v), count - v);
   }
 
   void write_biases() const {
@@ -317,13 +320,13 @@ class FusionBackward {
     }
   }
 
-  // Adds to sums of the first share, in order, those of all others that have pixels of input k.
+  // Add to the sums of the first share, in order, those of all others that have pixels of input k.
   void add_shares(int64_t k, float* sum, int64_t count) const {
     if (share_of(k, 0).count == 0) std::memset(sum, 0, static_cast<size_t>(round_up(count, kWidth)) * sizeof(float));
     for (int64_t share = 1; share < shares_; ++share) {
       if (share_of(k, share).count == 0) continue;
-      const float* more = sum + share * share_floats_;
-      for (int64_t i = 0; i < count; i += kWidth) store(sum + i, add(load(sum + i), load(more + i)));
+      const float* other = sum + share * share_floats_;
+      for (int64_t i = 0; i < count; i += kWidth) store(sum + i, add(load(sum + i), load(other + i)));
     }
   }
 
@@ -332,11 +335,11 @@ class FusionBackward {
   bool needs_bias_ = false;
   int64_t transposed_floats_ = 0, share_floats_ = 0, shares_;
   int64_t workspace_bytes_;
-  float* transposed_;  // weights, packed
-  float* sums_;        // of each share
-  float* bias_sums_;   // of each block of grad
-  float* own_;         // of each worker
-  Tap* taps_;          // a row of them for each worker
+  float* transposed_;  // packed weights
+  float* sums_;        // sums of each share
+  float* bias_sums_;   // sums of each block of grad
+  float* own_;         // scratch memory of each worker
+  Tap* taps_;          // a row of taps for each worker
 };
 
 }  // namespace

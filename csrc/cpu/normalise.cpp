@@ -2,29 +2,29 @@
 
 #include "kernel.h"
 
-// A row of the result at a time: the rows of the picture that it covers are added up into one row of floats, whose
+// One row of the result at a time: the rows of the image that it covers are added up into one row of floats, whose
 // pixels are then added up along the row, all three colours at once, and normalised.
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
-// Three colours, and one number beside them that nobody reads.
+// Three colours and a fourth number that is not read.
 typedef float Pixel __attribute__((vector_size(16)));
 
-inline Pixel pixel(const float* p) {
+inline Pixel load_pixel(const float* p) {
   Pixel x;
   std::memcpy(&x, p, sizeof x);
   return x;
 }
 
-// What `covered_by` says of every output pixel along one side.
-class Cover {
+// The source pixels that every output pixel along one side covers, and their weights.
+class Coverage {
  public:
-  Cover(int64_t source_size, int64_t size) : source_size_(source_size), size_(size) {}
+  Coverage(int64_t source_size, int64_t size) : source_size_(source_size), size_(size) {}
 
   bool same() const { return source_size_ == size_; }
   int64_t bytes() const { return round_up(size_ * (kHead + max_count()) * 4, 64); }
 
-  void place(char* memory) {
+  void fill(char* memory) {
     memory_ = memory;
     for (int64_t i = 0; i < size_; ++i) {
       const Covered covered = covered_by(i, source_size_, size_);
@@ -63,8 +63,8 @@ class Normalise {
   int64_t workspace_bytes() const { return rows_.bytes() + columns_.bytes() + threads_ * worker_bytes(); }
 
   void run(const Threads& threads) {
-    rows_.place(workspace_);
-    columns_.place(workspace_ + rows_.bytes());
+    rows_.fill(workspace_);
+    columns_.fill(workspace_ + rows_.bytes());
     const int64_t rows = args_.batch * args_.height;
     const int64_t run = clamp(rows / (8 * threads.count), 1, 16), runs = ceil_div(rows, run);
     WorkQueue queue(runs);
@@ -88,13 +88,13 @@ class Normalise {
   }
 
  private:
-  // With room for the fourth number of the last pixel.
+  // Return the floats of a row, with room for the fourth number of the last pixel.
   static int64_t row_floats(int64_t width) { return round_up(kColours * width + 1, 16); }
   int64_t worker_bytes() const {
     return (row_floats(args_.source_width) + 3 * row_floats(args_.width)) * static_cast<int64_t>(sizeof(float));
   }
 
-  // Row y of the resized image.
+  // Return row y of the resized image.
   const float* resize(const uint8_t* image, int64_t y, float* source, float* result) const {
     const int64_t count = kColours * args_.source_width;
     if (rows_.same()) {
@@ -113,8 +113,8 @@ class Normalise {
     if (columns_.same()) return source;
     for (int64_t x = 0; x < args_.width; ++x) {
       const float *from = source + kColours * columns_.first(x), *weights = columns_.weights(x);
-      Pixel sum = pixel(from) * weights[0];
-      for (int64_t k = 1; k < columns_.count(x); ++k) sum += pixel(from + kColours * k) * weights[k];
+      Pixel sum = load_pixel(from) * weights[0];
+      for (int64_t k = 1; k < columns_.count(x); ++k) sum += load_pixel(from + kColours * k) * weights[k];
       std::memcpy(result + kColours * x, &sum, sizeof sum);  // the next pixel overwrites the fourth number
     }
     return result;
@@ -123,7 +123,7 @@ class Normalise {
   const NormaliseArgs& args_;
   int64_t threads_;
   char* workspace_;
-  Cover rows_, columns_;
+  Coverage rows_, columns_;
 };
 
 }  // namespace

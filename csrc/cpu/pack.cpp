@@ -5,7 +5,7 @@
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
-// As many chains as it takes to hash at the speed of memory.
+// Chains that are hashed side by side: as many as it takes to hash at the speed of memory.
 constexpr int kChains = 8;
 typedef uint64_t Chain __attribute__((vector_size(sizeof(vf))));
 constexpr int64_t kChainsBytes = kChains * sizeof(Chain);
@@ -22,7 +22,7 @@ inline void mix_chains(const char* data, Chain* chain) {
   }
 }
 
-// packed[panel][k / group][channel of the panel][k % group]; channels and k beyond the weight are zero.
+// Write packed[panel][k / KR][channel of the panel][k % KR]; channels and k beyond the weight are zero.
 template <class T>
 void pack_panel(const T* weight, int64_t out_channels, int64_t in_channels, int64_t panel, Operand<T>* packed) {
   constexpr int64_t group = KR<Operand<T>>;
