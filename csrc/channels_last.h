@@ -1,4 +1,4 @@
-// A copy of a map whose channels lie apart, as contiguous NCHW has them, with its channels adjacent.
+// Copies of maps with adjacent channels, from maps whose channels lie apart, as in contiguous NCHW.
 #pragma once
 #include "types.h"
 

@@ -18,7 +18,7 @@ struct FusionArgs {
   void* out;  // (batch, maps[0].height, maps[0].width, out_channels), contiguous; every element is written
 };
 
-// The gradients of sum(grad * out). Those that are not needed are null.
+// The gradients of sum(grad * out); null where not needed.
 struct FusionBackwardArgs {
   Dtype dtype;
   MapView grad;
@@ -28,8 +28,8 @@ struct FusionBackwardArgs {
   const void* const* weights;  // inputs entries: plain (grad.channels, maps[k].channels)
   Activation activation;
   bool align_corners;
-  void* const* grad_inputs;   // inputs entries as `maps`, contiguous (batch, height, width, channels)
-  void* const* grad_weights;  // inputs entries as `weights`
+  void* const* grad_inputs;   // inputs entries like `maps`, contiguous (batch, height, width, channels)
+  void* const* grad_weights;  // inputs entries like `weights`
   void* const* grad_biases;   // inputs entries of (grad.channels)
 };
 
@@ -38,16 +38,17 @@ struct FusionBackwardArgs {
 #ifdef LWRN_ISA
 namespace lwrn_fast::LWRN_ISA {
 
-// Bytes of scratch memory that fusion() needs: the convolved maps at their own, low resolution, in float32.
+// Return the bytes of scratch memory that fusion() needs: the convolved maps at their own, low resolution, in float32.
 int64_t fusion_workspace_bytes(const FusionArgs& args, int64_t threads);
 
 // workspace: 64-byte aligned, contents irrelevant.
 void fusion(const FusionArgs& args, void* workspace, const Threads& threads);
 
-// Bytes of scratch memory that fusion_backward() needs: transposed weights, and sums of the weights' gradients.
+// Return the bytes of scratch memory that fusion_backward() needs: transposed weights, and sums of the weights'
+// gradients.
 int64_t fusion_backward_workspace_bytes(const FusionBackwardArgs& args, int64_t threads);
 
-// Every element that is needed is written; the result does not depend on the number of threads. workspace: as for
+// Write every element that is needed; the result does not depend on the number of threads. workspace: as for
 // fusion().
 void fusion_backward(const FusionBackwardArgs& args, void* workspace, const Threads& threads);
 

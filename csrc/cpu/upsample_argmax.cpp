@@ -164,11 +164,11 @@ class UpsampleArgmax {
       store(row + i, same_size() ? load(low + i) : fma(load(high + i), high_weight, mul(load(low + i), low_weight)));
     uint8_t* labels = args_.labels + (image * args_.height + y) * args_.width;
     for (int64_t i = 0; i < spans(); ++i) {
-      int32_t classes[kWidth];
-      label_span(*span(i), row, classes);
+      int32_t span_labels[kWidth];
+      label_span(*span(i), row, span_labels);
       const int64_t x = i * kWidth;
       for (int64_t lane = 0; lane < min(kWidth, args_.width - x); ++lane)
-        labels[x + lane] = static_cast<uint8_t>(classes[lane]);
+        labels[x + lane] = static_cast<uint8_t>(span_labels[lane]);
     }
   }
 
