@@ -22,7 +22,7 @@ struct Argmax {
 inline vc position_code(int64_t position) { return codes(static_cast<int>(position & 7)); }
 
 // Return the larger of two; `a` comes before `b` in the window.
-inline Argmax larger_of(const Argmax& a, const Argmax& b) {
+inline Argmax max_of(const Argmax& a, const Argmax& b) {
   const mask wins = greater_or_nan(b.value, a.value);
   return {choose(wins, b.value, a.value), choose(wins, b.position, a.position)};
 }
@@ -30,15 +30,15 @@ inline Argmax larger_of(const Argmax& a, const Argmax& b) {
 // Call out(i, argmax of in(i) .. in(i + 4)) for i < count, two at a time, which share the argmax of four.
 template <class In, class Out>
 inline void slide_argmax(int64_t count, const In& in, const Out& out) {
-  Argmax pair = larger_of(in(1), in(2));
+  Argmax pair = max_of(in(1), in(2));
   int64_t i = 0;
   for (; i + 2 <= count; i += 2) {
-    const Argmax next_pair = larger_of(in(i + 3), in(i + 4)), middle = larger_of(pair, next_pair);
-    out(i, larger_of(in(i), middle));
-    out(i + 1, larger_of(middle, in(i + 5)));
+    const Argmax next_pair = max_of(in(i + 3), in(i + 4)), middle = max_of(pair, next_pair);
+    out(i, max_of(in(i), middle));
+    out(i + 1, max_of(middle, in(i + 5)));
     pair = next_pair;
   }
-  if (i < count) out(i, larger_of(in(i), larger_of(pair, larger_of(in(i + 3), in(i + 4)))));
+  if (i < count) out(i, max_of(in(i), max_of(pair, max_of(in(i + 3), in(i + 4)))));
 }
 
 // Return the sum of value(k) over the windows k, low <= k <= high, whose argmax, position_of(k), is at `position`.

@@ -8,7 +8,7 @@
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
-// Rows of a register tile: as many as leave vector registers for one operand of each kind.
+// Rows of a register tile. Its MR x kNrVectors sums stay in vector registers, with a few left for the operands.
 #if defined(__AVX512F__)
 constexpr int MR = 12;
 #elif defined(__AVX2__) || defined(__x86_64__)
