@@ -1,4 +1,4 @@
-// A copy of a map whose planes lie apart, as contiguous NCHW has them, with its planes adjacent.
+// Copies of maps with adjacent channels, from maps whose channels lie apart, as in contiguous NCHW.
 #pragma once
 #include "types.h"
 
@@ -6,9 +6,9 @@ namespace lwrn_fast {
 
 struct ChannelsLastArgs {
   Dtype dtype;
-  MapView map;       // stride_w must be 1; stride_c below replaces "planes adjacent"
+  MapView map;       // stride_w must be 1; stride_c below replaces "channels adjacent"
   int64_t stride_c;  // in elements
-  void* out;         // (batch, height, width, planes), contiguous; every element is written
+  void* out;         // (batch, height, width, channels), contiguous; every element is written
 };
 
 }  // namespace lwrn_fast

@@ -1,4 +1,4 @@
-// Memory that is about to be written whole, in large pages. The system maps a page when it is first touched: a map of
+// Large pages for memory that is about to be written whole. The system maps a page when it is first touched: a map of
 // 16 MB takes four thousand small pages, or eight large ones, and a freshly allocated map is touched anew in each call.
 #pragma once
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace lwrn_fast {
 
-// A wish: the system may have it switched off, and the contents stay as they are.
+// Ask for large pages. The system may have them switched off; the contents stay as they are.
 inline void ask_for_large_pages(const void* memory, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kLargePage = uintptr_t{2} << 20;

@@ -1,4 +1,4 @@
-// lwrn_fast._C: answers questions about the build and the machine. No maths.
+// lwrn_fast._C: facts about the build and the machine. No maths.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,9 +1,10 @@
-// The input of a network from pictures: resized, normalised, planes adjacent.
+// The input of a model from images: resized, normalised, channels adjacent.
 #pragma once
 #include "types.h"
 
 namespace lwrn_fast {
 
+// Channels of an image.
 constexpr int64_t kColours = 3;
 
 // Resizing is bilinear, over as many pixels as an output pixel covers where it shrinks: what
@@ -13,7 +14,7 @@ struct NormaliseArgs {
   int64_t batch, source_height, source_width;
   int64_t stride_n, stride_h;  // in bytes
   int64_t height, width;
-  float mean[kColours], deviation[kColours];  // of bytes: the result is (value - mean) / deviation
+  float mean[kColours], deviation[kColours];  // in units of a byte: the result is (value - mean) / deviation
   Dtype dtype;
   void* out;  // (batch, height, width, 3), contiguous; every element is written
 };
@@ -59,6 +60,7 @@ LWRN_ANYWHERE static inline Covered covered_by(int64_t i, int64_t source_size, i
 #ifdef LWRN_ISA
 namespace lwrn_fast::LWRN_ISA {
 
+// Return the bytes of scratch memory that normalise() needs: the weights of rows and columns, and rows of floats.
 int64_t normalise_workspace_bytes(const NormaliseArgs& args, int64_t threads);
 
 // workspace: 64-byte aligned, contents irrelevant.

@@ -12,7 +12,9 @@ namespace {
 
 using torch::stable::Tensor;
 
-constexpr int64_t kMostBytes = int64_t{256} << 20;
+// Bytes of all packed weights that are kept; the oldest beyond it are dropped.
+constexpr int64_t kMaxBytes = int64_t{256} << 20;
+// Bytes of a weight that a worker hashes at a time.
 constexpr int64_t kPieceBytes = int64_t{128} << 10;
 
 using Key = std::tuple<const void*, int64_t, int64_t, Dtype, Isa>;
@@ -28,7 +30,7 @@ std::map<Key, Entry> entries;
 int64_t entries_bytes = 0;
 uint64_t uses = 0;
 
-// The fingerprint of each weight. Workers are dealt pieces, so that one large weight occupies them all.
+// Return the fingerprint of each weight. Workers are dealt pieces, so that one large weight occupies them all.
 std::vector<uint64_t> fingerprints_of(const std::vector<Tensor>& weights, Dtype dtype, Isa isa,
                                       const Threads& threads) {
   struct Piece {
@@ -41,15 +43,15 @@ std::vector<uint64_t> fingerprints_of(const std::vector<Tensor>& weights, Dtype 
   for (size_t i = 0; i < weights.size(); ++i) {
     const char* data = static_cast<const char*>(weights[i].const_data_ptr());
     const int64_t bytes = weights[i].numel() * bytes_of(dtype);
-    for (int64_t at = 0; at < bytes; at += kPieceBytes)
-      pieces.push_back({i, data + at, std::min(kPieceBytes, bytes - at), 0});
+    for (int64_t offset = 0; offset < bytes; offset += kPieceBytes)
+      pieces.push_back({i, data + offset, std::min(kPieceBytes, bytes - offset), 0});
   }
   threads.each_worker([&](int64_t worker) {
     for (size_t i = static_cast<size_t>(worker); i < pieces.size(); i += static_cast<size_t>(threads.count))
       pieces[i].fingerprint = engine(isa).fingerprint(pieces[i].data, pieces[i].bytes);
   });
   std::vector<uint64_t> result(weights.size());
-  for (const Piece& piece : pieces) {  // a bijection of each piece's own, so that its changes are not lost
+  for (const Piece& piece : pieces) {  // each step is a bijection of the piece's fingerprint: no change is lost
     uint64_t& mixed = result[piece.weight];
     mixed = (mixed ^ piece.fingerprint) * 0x9e3779b97f4a7c15u;
     mixed ^= mixed >> 32;
@@ -58,7 +60,7 @@ std::vector<uint64_t> fingerprints_of(const std::vector<Tensor>& weights, Dtype 
 }
 
 void drop_oldest_beyond_limit() {
-  while (entries_bytes > kMostBytes && entries.size() > 1) {
+  while (entries_bytes > kMaxBytes && entries.size() > 1) {
     auto oldest = entries.begin();
     for (auto it = entries.begin(); it != entries.end(); ++it)
       if (it->second.last_use < oldest->second.last_use) oldest = it;
@@ -74,23 +76,24 @@ std::vector<Tensor> packed_weights(const std::vector<Tensor>& weights, Dtype dty
   const std::vector<uint64_t> fingerprints = fingerprints_of(weights, dtype, isa, threads);
   std::vector<Tensor> packed(weights.size());
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t out_planes = weights[i].size(0), in_planes = weights[i].size(1);
-    const Key key{weights[i].const_data_ptr(), out_planes, in_planes, dtype, isa};
+    const int64_t out_channels = weights[i].size(0), in_channels = weights[i].size(1);
+    const Key key{weights[i].const_data_ptr(), out_channels, in_channels, dtype, isa};
     {
       const std::lock_guard<std::mutex> lock(mutex);
-      const auto found = entries.find(key);
-      if (found != entries.end() && found->second.fingerprint == fingerprints[i]) {
-        found->second.last_use = ++uses;
-        packed[i] = found->second.packed;
+      const auto entry = entries.find(key);
+      if (entry != entries.end() && entry->second.fingerprint == fingerprints[i]) {
+        entry->second.last_use = ++uses;
+        packed[i] = entry->second.packed;
         continue;
       }
     }
-    const int64_t bytes = engine(isa).packed_bytes(dtype, out_planes, in_planes);
+    const int64_t bytes = engine(isa).packed_bytes(dtype, out_channels, in_channels);
     packed[i] = torch::stable::empty({&bytes, 1}, torch::headeronly::ScalarType::Byte);
-    engine(isa).pack(dtype, weights[i].const_data_ptr(), out_planes, in_planes, packed[i].mutable_data_ptr(), threads);
+    engine(isa).pack(dtype, weights[i].const_data_ptr(), out_channels, in_channels, packed[i].mutable_data_ptr(),
+                     threads);
     const std::lock_guard<std::mutex> lock(mutex);
-    const auto found = entries.find(key);
-    if (found != entries.end()) entries_bytes -= found->second.packed.numel();
+    const auto entry = entries.find(key);
+    if (entry != entries.end()) entries_bytes -= entry->second.packed.numel();
     entries.insert_or_assign(key, Entry{fingerprints[i], packed[i], ++uses});
     entries_bytes += bytes;
     drop_oldest_beyond_limit();

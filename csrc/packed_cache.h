@@ -1,5 +1,5 @@
-// Packed weights kept between calls. A weight is known by its address and by a fingerprint of its contents, so an
-// in-place update by whatever route, and an address that is used again, are noticed without help from the caller.
+// A cache of packed weights. A weight is known by its address and by a fingerprint of its contents, so an in-place
+// update by whatever route, and an address that is used again, are noticed without help from the caller.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 
@@ -9,7 +9,8 @@
 
 namespace lwrn_fast {
 
-// weights[i]: (out_planes, in_planes_i, 1, 1), memory as of a contiguous matrix. Returns one packed buffer for each.
+// weights[i]: (out_channels, in_channels_i, 1, 1), with the memory of a contiguous matrix. Return one packed buffer for
+// each.
 std::vector<torch::stable::Tensor> packed_weights(const std::vector<torch::stable::Tensor>& weights, Dtype dtype,
                                                   Isa isa, const Threads& threads);
 

@@ -1,4 +1,4 @@
-// What every op's contract is written in: element types and threads. No torch, no Python.
+// Element types, threads and maps, the types of every op's contract. No torch, no Python.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -9,7 +9,8 @@ enum class Dtype { f32, bf16, f16 };
 
 static inline int64_t bytes_of(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
 
-// Runs body(context, worker) for every worker in [0, count). Workers may run one after another, in any order.
+// The threads of a call. run() calls body(context, worker) for every worker in [0, count). Workers may run one after
+// another, in any order.
 struct Threads {
   int64_t count;
   void (*run)(int64_t count, void* context, void (*body)(void* context, int64_t worker));
@@ -25,10 +26,10 @@ struct Threads {
   }
 };
 
-// A map read by a kernel: logical (batch, planes, height, width), planes adjacent in memory, other strides free.
+// A map that a kernel reads: logical (batch, channels, height, width), channels adjacent in memory, other strides free.
 struct MapView {
   const void* data;
-  int64_t batch, planes, height, width;
+  int64_t batch, channels, height, width;
   int64_t stride_n, stride_h, stride_w;  // in elements
 };
 

@@ -1,4 +1,4 @@
-// Label maps from logits: argmax over classes of the bilinearly upsampled logits; ties go to the lowest class.
+// Label maps: argmax over classes of the bilinearly upsampled logits; ties go to the lowest class.
 #pragma once
 #include "types.h"
 
@@ -6,9 +6,9 @@ namespace lwrn_fast {
 
 struct UpsampleArgmaxArgs {
   Dtype dtype;
-  MapView logits;  // planes = classes, at most 256; stride_c below replaces "planes adjacent"
+  MapView logits;  // channels = classes, at most 256; stride_c below replaces "channels adjacent"
   int64_t stride_c;
-  int64_t height, width;  // of the labels
+  int64_t height, width;  // size of the labels
   bool align_corners;
   uint8_t* labels;  // (batch, height, width), contiguous; every element is written
 };
@@ -18,6 +18,7 @@ struct UpsampleArgmaxArgs {
 #ifdef LWRN_ISA
 namespace lwrn_fast::LWRN_ISA {
 
+// Return the bytes of scratch memory that upsample_argmax() needs: the taps of a row, and rows of logits.
 int64_t upsample_argmax_workspace_bytes(const UpsampleArgmaxArgs& args, int64_t threads);
 
 // workspace: 64-byte aligned, contents irrelevant.

@@ -1,15 +1,14 @@
 #include "../channels_last.h"
 
-#include <atomic>
-
-#include "simd.h"
+#include "kernel.h"
 
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
+// Rows and columns of a square that is transposed at once.
 constexpr int kSquare = 8;
 
-// to[column][row] = from[row][column] for a square.
+// Write to[column][row] = from[row][column] for a square.
 #if defined(__AVX2__)
 inline void transpose_square(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
   __m256 row[kSquare], pair[kSquare], four[kSquare];
@@ -37,15 +36,16 @@ inline void transpose_square(const T* from, int64_t from_stride, T* to, int64_t 
     for (int column = 0; column < kSquare; ++column) to[column * to_stride + row] = from[row * from_stride + column];
 }
 
-// One row of the map, (planes, width) to (width, planes).
+// Transpose one row of the map, (channels, width), to (width, channels).
 template <class T>
-void transpose_row(const T* from, int64_t stride_c, int64_t planes, int64_t width, T* to) {
-  const int64_t whole_planes = planes / kSquare * kSquare, whole_width = width / kSquare * kSquare;
-  for (int64_t c = 0; c < whole_planes; c += kSquare)
+void transpose_row(const T* from, int64_t stride_c, int64_t channels, int64_t width, T* to) {
+  const int64_t whole_channels = channels / kSquare * kSquare, whole_width = width / kSquare * kSquare;
+  for (int64_t c = 0; c < whole_channels; c += kSquare)
     for (int64_t x = 0; x < whole_width; x += kSquare)
-      transpose_square(from + c * stride_c + x, stride_c, to + x * planes + c, planes);
-  for (int64_t c = 0; c < planes; ++c)
-    for (int64_t x = c < whole_planes ? whole_width : 0; x < width; ++x) to[x * planes + c] = from[c * stride_c + x];
+      transpose_square(from + c * stride_c + x, stride_c, to + x * channels + c, channels);
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t x = c < whole_channels ? whole_width : 0; x < width; ++x)
+      to[x * channels + c] = from[c * stride_c + x];
 }
 
 }  // namespace
@@ -54,12 +54,9 @@ void channels_last(const ChannelsLastArgs& args, const Threads& threads) {
   with_type(args.dtype, [&](auto type) {
     using T = decltype(type);
     const MapView& m = args.map;
-    std::atomic<int64_t> next{0};
-    threads.each_worker([&](int64_t) {
-      for (int64_t row; (row = next.fetch_add(1, std::memory_order_relaxed)) < m.batch * m.height;) {
-        const T* from = static_cast<const T*>(m.data) + row / m.height * m.stride_n + row % m.height * m.stride_h;
-        transpose_row(from, args.stride_c, m.planes, m.width, static_cast<T*>(args.out) + row * m.width * m.planes);
-      }
+    each_index(threads, m.batch * m.height, [&](int64_t, int64_t row) {
+      const T* from = static_cast<const T*>(m.data) + row / m.height * m.stride_n + row % m.height * m.stride_h;
+      transpose_row(from, args.stride_c, m.channels, m.width, static_cast<T*>(args.out) + row * m.width * m.channels);
     });
   });
 }

@@ -1,4 +1,4 @@
-// One table of functions per instruction set; each is built from the same sources.
+// One table of functions per instruction set, built from the same sources.
 #pragma once
 #include "../channels_last.h"
 #include "../crp.h"
@@ -10,26 +10,27 @@
 
 namespace lwrn_fast {
 
+// A kernel and the bytes of scratch memory that it needs. workspace: 64-byte aligned, contents irrelevant.
+template <class Args>
+struct Kernel {
+  int64_t (*workspace_bytes)(const Args&, int64_t threads);
+  void (*run)(const Args&, void* workspace, const Threads&);
+};
+
 struct Engine {
   void (*channels_last)(const ChannelsLastArgs&, const Threads&);
   uint64_t (*fingerprint)(const void* data, int64_t bytes);
-  int64_t (*packed_bytes)(Dtype, int64_t out_planes, int64_t in_planes);
-  void (*pack)(Dtype, const void* weight, int64_t out_planes, int64_t in_planes, void* packed, const Threads&);
-  int64_t (*crp_workspace_bytes)(const CrpArgs&, int64_t threads);
-  void (*crp)(const CrpArgs&, void* workspace, const Threads&);
-  int64_t (*crp_backward_workspace_bytes)(const CrpBackwardArgs&, int64_t threads);
-  void (*crp_backward)(const CrpBackwardArgs&, void* workspace, const Threads&);
-  int64_t (*fusion_workspace_bytes)(const FusionArgs&, int64_t threads);
-  void (*fusion)(const FusionArgs&, void* workspace, const Threads&);
-  int64_t (*fusion_backward_workspace_bytes)(const FusionBackwardArgs&, int64_t threads);
-  void (*fusion_backward)(const FusionBackwardArgs&, void* workspace, const Threads&);
-  int64_t (*upsample_argmax_workspace_bytes)(const UpsampleArgmaxArgs&, int64_t threads);
-  void (*upsample_argmax)(const UpsampleArgmaxArgs&, void* workspace, const Threads&);
-  int64_t (*normalise_workspace_bytes)(const NormaliseArgs&, int64_t threads);
-  void (*normalise)(const NormaliseArgs&, void* workspace, const Threads&);
+  int64_t (*packed_bytes)(Dtype, int64_t out_channels, int64_t in_channels);
+  void (*pack)(Dtype, const void* weight, int64_t out_channels, int64_t in_channels, void* packed, const Threads&);
+  Kernel<CrpArgs> crp;
+  Kernel<CrpBackwardArgs> crp_backward;
+  Kernel<FusionArgs> fusion;
+  Kernel<FusionBackwardArgs> fusion_backward;
+  Kernel<UpsampleArgmaxArgs> upsample_argmax;
+  Kernel<NormaliseArgs> normalise;
 };
 
-// The table of an instruction set that this machine runs; one that was not built is never asked for.
+// Return the table of an instruction set that this build holds and this machine runs.
 const Engine& engine(Isa isa);
 
 }  // namespace lwrn_fast

@@ -1,37 +1,36 @@
 #include "../fusion.h"
 
-#include <atomic>
-
 #include "bilinear.h"
 #include "gemm.h"
+#include "kernel.h"
 
 // A 1x1 convolution and the interpolation commute: inputs of another size are convolved as they are, into float32 maps
 // in scratch memory, and interpolated where the convolution of the inputs of the output's size is finished.
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
-// Pixels. Those of gathered maps are copied into a panel that must stay in the nearer caches. Other tiles are longer:
-// nothing has fetched the pixels at the beginning of one.
+// Pixels of a tile. Gathered maps are copied into a panel that must stay in the nearer caches. Other tiles are longer:
+// the pixels at the beginning of a tile are not prefetched.
 constexpr int64_t kTile = 384, kGatheredTile = 128;
 
 template <class T>
 class Fusion {
-  using P = typename Operand<T>::type;
+  using P = Operand<T>;
 
  public:
   Fusion(const FusionArgs& args, int64_t threads, char* workspace)
       : args_(args), threads_(threads), tile_(kTile), workspace_(workspace) {
     for (int64_t k = 0; k < args.inputs; ++k)
       if (is_gathered(k)) tile_ = kGatheredTile;
-    // Images of few tiles are worked on together, for else most threads would wait.
-    images_ = clamp(ceil_div(4 * threads * kGatheredTile, pixels_of(0)), 1, larger(map(0).batch, 1));
+    // Images of few tiles are worked on together; otherwise most threads would wait.
+    images_ = clamp(ceil_div(4 * threads * kGatheredTile, pixels_of(0)), 1, max(map(0).batch, 1));
   }
 
   int64_t workspace_bytes() const { return images_ * image_bytes() + threads_ * worker_bytes(); }
 
   void run(const Threads& threads) {
     for (int64_t image = 0; image < map(0).batch; image += images_) {
-      const int64_t images = smaller(images_, map(0).batch - image);
+      const int64_t images = min(images_, map(0).batch - image);
       for (int64_t k = 0; k < args_.inputs; ++k) {
         if (is_full(k)) continue;
         each_tile(threads, image, images, pixels_of(k),
@@ -46,18 +45,18 @@ class Fusion {
   int64_t pixels_of(int64_t k) const { return map(k).height * map(k).width; }
   bool is_full(int64_t k) const { return map(k).height == map(0).height && map(k).width == map(0).width; }
 
-  // Whether the pixels of a map cannot be multiplied where they lie, for their type or their order.
+  // Return whether the pixels of a map must be copied into a panel first, for their type or their order.
   bool is_gathered(int64_t k) const {
     const MapView& m = map(k);
     const bool in_order = m.height == 1 || m.stride_h == m.width * m.stride_w;
-    return sizeof(T) != sizeof(P) || !in_order || m.planes % kGroup<P> != 0;
+    return sizeof(T) != sizeof(P) || !in_order || m.channels % KR<P> != 0;
   }
 
-  // The convolved map of input k: a row of floats for each pixel.
+  // Return where the convolved map of input k begins, in bytes: it has a row of floats for each pixel.
   int64_t low_offset(int64_t k) const {
     int64_t floats = 0;
     for (int64_t i = 0; i < k; ++i)
-      if (!is_full(i)) floats += pixels_of(i) * sums_stride(args_.out_planes);
+      if (!is_full(i)) floats += pixels_of(i) * sums_stride(args_.out_channels);
     return floats * static_cast<int64_t>(sizeof(float));
   }
   int64_t image_bytes() const { return low_offset(args_.inputs); }
@@ -65,10 +64,10 @@ class Fusion {
     return reinterpret_cast<float*>(workspace_ + image % images_ * image_bytes() + low_offset(k));
   }
 
-  // Each worker has, for every input: a panel of gathered pixels, the taps of each pixel, and what to multiply or to
-  // interpolate.
+  // The scratch memory of a worker: the sums of a block, and for every input a panel of gathered pixels, the taps of
+  // each pixel, and the operands of the product or the map to interpolate.
   struct PixelTaps {
-    int64_t place[4];
+    int64_t offset[4];  // floats
     float weight[4];
   };
   struct Low {
@@ -76,26 +75,26 @@ class Fusion {
     const PixelTaps* taps;
   };
   int64_t panel_bytes() const {
-    int64_t planes = 0;
+    int64_t channels = 0;
     for (int64_t k = 0; k < args_.inputs; ++k)
-      if (is_gathered(k)) planes = larger(planes, map(k).planes);
-    return planes == 0 ? 0 : tile_ * padded_planes<P>(planes) * static_cast<int64_t>(sizeof(P));
+      if (is_gathered(k)) channels = max(channels, map(k).channels);
+    return channels == 0 ? 0 : tile_ * padded_channels<P>(channels) * static_cast<int64_t>(sizeof(P));
   }
   int64_t taps_bytes() const { return tile_ * static_cast<int64_t>(sizeof(PixelTaps)); }
   int64_t worker_bytes() const {
-    const int64_t each = panel_bytes() + taps_bytes() + static_cast<int64_t>(sizeof(Factor<P>) + sizeof(Low));
-    return sums_bytes(args_.out_planes) + round_up(args_.inputs * each, 64);
+    const int64_t each = panel_bytes() + taps_bytes() + static_cast<int64_t>(sizeof(Operands<P>) + sizeof(Low));
+    return sums_bytes(args_.out_channels) + round_up(args_.inputs * each, 64);
   }
   float* sums(int64_t worker) const { return reinterpret_cast<float*>(own(worker)); }
-  char* per_input(int64_t worker) const { return own(worker) + sums_bytes(args_.out_planes); }
+  char* per_input(int64_t worker) const { return own(worker) + sums_bytes(args_.out_channels); }
   P* panel(int64_t worker, int64_t k) const { return reinterpret_cast<P*>(per_input(worker) + k * panel_bytes()); }
   PixelTaps* taps(int64_t worker, int64_t k) const {
     return reinterpret_cast<PixelTaps*>(per_input(worker) + args_.inputs * panel_bytes() + k * taps_bytes());
   }
-  Factor<P>* factors(int64_t worker) const {
-    return reinterpret_cast<Factor<P>*>(per_input(worker) + args_.inputs * (panel_bytes() + taps_bytes()));
+  Operands<P>* operands(int64_t worker) const {
+    return reinterpret_cast<Operands<P>*>(per_input(worker) + args_.inputs * (panel_bytes() + taps_bytes()));
   }
-  Low* lows(int64_t worker) const { return reinterpret_cast<Low*>(factors(worker) + args_.inputs); }
+  Low* lows(int64_t worker) const { return reinterpret_cast<Low*>(operands(worker) + args_.inputs); }
   char* own(int64_t worker) const { return workspace_ + images_ * image_bytes() + worker * worker_bytes(); }
 
   // Neighbouring pixels of an image, row after row.
@@ -107,48 +106,45 @@ class Fusion {
   void each_tile(const Threads& threads, int64_t first_image, int64_t images, int64_t pixels, const Body& body) const {
     int64_t tiles = ceil_div(pixels, tile_);
     if (images * tiles < 16 * threads.count)
-      tiles = smaller(round_up(tiles, threads.count), pixels);  // an equal share each
-    std::atomic<int64_t> next{0};
-    threads.each_worker([&](int64_t worker) {
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < images * tiles;) {
-        const int64_t first = i % tiles * pixels / tiles;
-        body(worker, Run{first_image + i / tiles, first, (i % tiles + 1) * pixels / tiles - first});
-      }
+      tiles = min(round_up(tiles, threads.count), pixels);  // an equal share for each thread
+    each_index(threads, images * tiles, [&](int64_t worker, int64_t i) {
+      const int64_t first = i % tiles * pixels / tiles;
+      body(worker, Run{first_image + i / tiles, first, (i % tiles + 1) * pixels / tiles - first});
     });
   }
 
-  // The pixels of a tile and their weights.
-  Factor<P> factor(int64_t k, const Run& run, P* panel) const {
+  // Return the pixels of a tile, gathered into `panel` where they must be, and their weights.
+  Operands<P> operands_of(int64_t k, const Run& run, P* panel) const {
     const MapView& m = map(k);
     const T* pixels = static_cast<const T*>(m.data) + run.image * m.stride_n;
-    Factor<P> result{panel, padded_planes<P>(m.planes), static_cast<const P*>(args_.weights[k]),
-                     packed_panel<T>(m.planes), m.planes};
+    Operands<P> result{panel, padded_channels<P>(m.channels), static_cast<const P*>(args_.weights[k]),
+                       packed_panel<T>(m.channels), m.channels};
     if (!is_gathered(k)) {
       result.pixels = reinterpret_cast<const P*>(pixels + run.first * m.stride_w);
-      result.stride = m.stride_w;
+      result.pixel_stride = m.stride_w;
       return result;
     }
     for (int64_t i = 0; i < run.count; ++i) {
       const int64_t pixel = run.first + i;
       const T* from = pixels + pixel / m.width * m.stride_h + pixel % m.width * m.stride_w;
-      P* to = panel + i * result.stride;
-      for (int64_t c = 0; c < m.planes; c += kWidth) store(to + c, load_upto(from + c, m.planes - c));
+      P* to = panel + i * result.pixel_stride;
+      for (int64_t c = 0; c < m.channels; c += kWidth) store(to + c, load_upto(from + c, m.channels - c));
     }
     return result;
   }
 
   void convolve_low(int64_t k, int64_t worker, const Run& run) const {
-    const Factor<P> only = factor(k, run, panel(worker, k));
-    const int64_t stride = sums_stride(args_.out_planes);
+    const Operands<P> only = operands_of(k, run, panel(worker, k));
+    const int64_t stride = sums_stride(args_.out_channels);
     float* to = low_map(k, run.image) + run.first * stride;
-    multiply_placed(
-        run.count, &only, 1, args_.out_planes, [&](int64_t i, int64_t) { return to + i * stride; },
+    multiply_into(
+        run.count, &only, 1, args_.out_channels, [&](int64_t i, int64_t) { return to + i * stride; },
         [](int64_t, float*) {});
   }
 
-  void place_taps(int64_t k, const Run& run, PixelTaps* taps) const {
+  void fill_taps(int64_t k, const Run& run, PixelTaps* taps) const {
     const MapView &m = map(k), &full = map(0);
-    const int64_t stride = sums_stride(args_.out_planes);
+    const int64_t stride = sums_stride(args_.out_channels);
     for (int64_t i = 0; i < run.count; ++i) {
       const Tap y = tap_at((run.first + i) / full.width, m.height, full.height, args_.align_corners);
       const Tap x = tap_at((run.first + i) % full.width, m.width, full.width, args_.align_corners);
@@ -169,15 +165,15 @@ class Fusion {
     int64_t full = 0, low = 0;
     for (int64_t k = 0; k < args_.inputs; ++k) {
       if (is_full(k)) {
-        factors(worker)[full++] = factor(k, run, panel(worker, k));
+        operands(worker)[full++] = operands_of(k, run, panel(worker, k));
       } else {
-        place_taps(k, run, taps(worker, k));
+        fill_taps(k, run, taps(worker, k));
         lows(worker)[low++] = {low_map(k, run.image), taps(worker, k)};
       }
     }
-    T* out = static_cast<T*>(args_.out) + (run.image * pixels_of(0) + run.first) * args_.out_planes;
-    multiply_blocks(run.count, factors(worker), full, args_.out_planes, sums(worker), [&](int64_t i, float* sums) {
-      finish_pixel(i, sums, lows(worker), low, out + i * args_.out_planes);
+    T* out = static_cast<T*>(args_.out) + (run.image * pixels_of(0) + run.first) * args_.out_channels;
+    multiply_blocks(run.count, operands(worker), full, args_.out_channels, sums(worker), [&](int64_t i, float* sums) {
+      finish_pixel(i, sums, lows(worker), low, out + i * args_.out_channels);
     });
   }
 
@@ -186,7 +182,7 @@ class Fusion {
     if (low_count == 0) return write_pixel(sum, out);
     for (int64_t k = 0; k + 1 < low_count; ++k) {
       const Interpolation low(lows[k].map, lows[k].taps[pixel]);
-      for (int64_t c = 0; c < args_.out_planes; c += kWidth) store(sums + c, add(sum(c), low.at(c)));
+      for (int64_t c = 0; c < args_.out_channels; c += kWidth) store(sums + c, add(sum(c), low.at(c)));
     }
     const Interpolation last(lows[low_count - 1].map, lows[low_count - 1].taps[pixel]);
     write_pixel([&](int64_t c) { return add(sum(c), last.at(c)); }, out);
@@ -197,10 +193,10 @@ class Fusion {
     vf wa, wb, wc, wd;
 
     Interpolation(const float* low, const PixelTaps& taps)
-        : a(low + taps.place[0]),
-          b(low + taps.place[1]),
-          c(low + taps.place[2]),
-          d(low + taps.place[3]),
+        : a(low + taps.offset[0]),
+          b(low + taps.offset[1]),
+          c(low + taps.offset[2]),
+          d(low + taps.offset[3]),
           wa(splat(taps.weight[0])),
           wb(splat(taps.weight[1])),
           wc(splat(taps.weight[2])),
@@ -215,13 +211,13 @@ class Fusion {
 
   template <class Value>
   void write_pixel(const Value& value, T* out) const {
-    for (int64_t c = 0; c < args_.out_planes; c += kWidth) {
-      const int64_t left_over = args_.out_planes - c;
+    for (int64_t c = 0; c < args_.out_channels; c += kWidth) {
+      const int64_t rest = args_.out_channels - c;
       vf sum = value(c);
       if (args_.biases)
         for (int64_t k = 0; k < args_.inputs; ++k)
-          sum = add(sum, load_upto(static_cast<const T*>(args_.biases[k]) + c, left_over));
-      store_upto(out + c, activate(sum), left_over);
+          sum = add(sum, load_upto(static_cast<const T*>(args_.biases[k]) + c, rest));
+      store_upto(out + c, activate(sum), rest);
     }
   }
 
@@ -233,15 +229,11 @@ class Fusion {
 }  // namespace
 
 int64_t fusion_workspace_bytes(const FusionArgs& args, int64_t threads) {
-  int64_t bytes = 0;
-  with_type(args.dtype, [&](auto type) { bytes = Fusion<decltype(type)>(args, threads, nullptr).workspace_bytes(); });
-  return bytes;
+  return workspace_bytes_of<Fusion>(args, threads);
 }
 
 void fusion(const FusionArgs& args, void* workspace, const Threads& threads) {
-  with_type(args.dtype, [&](auto type) {
-    Fusion<decltype(type)>(args, threads.count, static_cast<char*>(workspace)).run(threads);
-  });
+  run_op<Fusion>(args, workspace, threads);
 }
 
 }  // namespace lwrn_fast::LWRN_ISA

@@ -1,48 +1,54 @@
-#include <atomic>
 #include <type_traits>
 
 #include "../fusion.h"
 #include "bilinear.h"
+#include "kernel.h"
 #include "outer.h"
 
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
-constexpr int64_t kTileBlocks = 3, kTile = kTileBlocks * kBlock;  // whose products are summed before they join others
-// The blocks of every map are dealt to shares, whose number depends on the problem alone, for the order of sums does.
-constexpr int64_t kTilesOfShare = 4, kMostShares = 32;
-constexpr int64_t kMostSums = int64_t{1} << 23;  // floats of all shares together
+// Size of a tile, in blocks and in pixels. Its products are summed before they join other sums.
+constexpr int64_t kTileBlocks = 3, kTile = kTileBlocks * MC;
+// Tiles of a share, and the number of shares. The blocks of every map are dealt to shares, whose number depends on the
+// problem alone, for the order of sums depends on it.
+constexpr int64_t kTilesOfShare = 4, kMaxShares = 32;
+// Floats of all shares together.
+constexpr int64_t kMaxSums = int64_t{1} << 23;
 
 // A tile's gradient, masked by the activation and gathered from the pixels that the interpolation touched, lies in a
 // panel; it is multiplied by the transposed weights, and its outer product with the input's pixels joins the sums of
-// the share. What the shares have summed is added in their order.
+// the share. The sums of the shares are added in their order.
 template <class T>
 class FusionBackward {
  public:
   FusionBackward(const FusionBackwardArgs& args, int64_t threads, char* workspace) : args_(args) {
     for (int64_t k = 0; k < args.inputs; ++k) {
-      most_planes_ = larger(most_planes_, map(k).planes);
+      max_channels_ = max(max_channels_, map(k).channels);
       needs_bias_ = needs_bias_ || args.grad_biases[k];
     }
     for (int64_t k = 0; k < args.inputs; ++k) transposed_floats_ += transposed_floats(k);
     for (int64_t k = 0; k < args.inputs; ++k) share_floats_ += sums_floats(k);
     shares_ = count_shares();
-    take(&transposed_, transposed_floats_, workspace);
-    take(&sums_, shares_ * share_floats_, workspace);
-    take(&bias_sums_, needs_bias_ ? ceil_div(pixels(0), kBlock) * bias_stride() : 0, workspace);
-    take(&own_, threads * own_floats(), workspace);
-    take(&taps_, threads * full().width, workspace);
+    Layout layout(workspace);
+    transposed_ = layout.take<float>(transposed_floats_);
+    sums_ = layout.take<float>(shares_ * share_floats_);
+    bias_sums_ = layout.take<float>(needs_bias_ ? ceil_div(pixels(0), MC) * bias_stride() : 0);
+    own_ = layout.take<float>(threads * own_floats());
+    taps_ = layout.take<Tap>(threads * full().width);
+    workspace_bytes_ = layout.bytes();
   }
 
-  int64_t workspace_bytes() const { return taken_; }
+  int64_t workspace_bytes() const { return workspace_bytes_; }
 
   void run(const Threads& threads) const {
-    const int64_t panels_each = panels(most_planes_);
-    each(threads, args_.inputs * planes(), [&](int64_t, int64_t i) { transpose(i / planes(), i % planes()); });
-    // Maps of all sizes advance together, so that a part of grad that one of them has read is still near.
-    each(threads, shares_ * args_.inputs,
-         [&](int64_t worker, int64_t i) { work_share(i % args_.inputs, i / args_.inputs, worker); });
-    each(threads, args_.inputs * panels_each + 1, [&](int64_t, int64_t i) {
+    const int64_t panels_each = panels(max_channels_);
+    each_index(threads, args_.inputs * channels(),
+               [&](int64_t, int64_t i) { transpose(i / channels(), i % channels()); });
+    // Maps of all sizes advance together, so that a part of grad that one of them has read is still in the cache.
+    each_index(threads, shares_ * args_.inputs,
+               [&](int64_t worker, int64_t i) { work_share(i % args_.inputs, i / args_.inputs, worker); });
+    each_index(threads, args_.inputs * panels_each + 1, [&](int64_t, int64_t i) {
       if (i == args_.inputs * panels_each)
         write_biases();
       else
@@ -56,30 +62,14 @@ class FusionBackward {
     int64_t first, count;
   };
 
-  // Memory of `count` elements, its start aligned to a cache line.
-  template <class E>
-  void take(E** memory, int64_t count, char* workspace) {
-    *memory = reinterpret_cast<E*>(workspace + taken_);
-    taken_ += round_up(count * static_cast<int64_t>(sizeof(E)), 64);
-  }
-
-  // body(worker, index) for every index below `count`; workers take what comes next.
-  template <class Body>
-  static void each(const Threads& threads, int64_t count, const Body& body) {
-    std::atomic<int64_t> next{0};
-    threads.each_worker([&](int64_t worker) {
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(worker, i);
-    });
-  }
-
   const MapView& map(int64_t k) const { return args_.maps[k]; }
   const MapView& full() const { return args_.grad; }
-  int64_t planes() const { return args_.grad.planes; }
+  int64_t channels() const { return args_.grad.channels; }
   int64_t pixels(int64_t k) const { return map(k).batch * map(k).height * map(k).width; }
   bool is_full(int64_t k) const { return map(k).height == full().height && map(k).width == full().width; }
   // The inputs of the full size share a panel; the first input, which is one of them, stands for them.
   int64_t leader(int64_t k) const { return is_full(k) ? 0 : k; }
-  // Whether one of the inputs that `first_input` stands for has a gradient in `grads`.
+  // Return whether one of the inputs that `first_input` stands for has a gradient in `grads`.
   bool needs(int64_t first_input, void* const* grads) const {
     for (int64_t k = first_input; k < args_.inputs; ++k)
       if (leader(k) == first_input && grads[k]) return true;
@@ -87,33 +77,33 @@ class FusionBackward {
   }
 
   int64_t transposed_floats(int64_t k) const {
-    return args_.grad_inputs[k] ? panels(map(k).planes) * packed_panel<float>(planes()) : 0;
+    return args_.grad_inputs[k] ? panels(map(k).channels) * packed_panel<float>(channels()) : 0;
   }
   int64_t sums_floats(int64_t k) const {
-    return args_.grad_weights[k] ? panels(map(k).planes) * panel_sums_floats() : 0;
+    return args_.grad_weights[k] ? panels(map(k).channels) * panel_sums_floats() : 0;
   }
-  int64_t panel_sums_floats() const { return strips(planes()) * kTilePixels * kPanel; }
+  int64_t panel_sums_floats() const { return strips(channels()) * MR * NR; }
 
   float* transposed(int64_t k) const {
     float* start = transposed_;
     for (int64_t i = 0; i < k; ++i) start += transposed_floats(i);
     return start;
   }
-  // The sums of a share, for each weight: [panel][out_planes, whole strips][kPanel].
+  // Return the sums of a share for a weight: [panel][out_channels, whole strips][NR].
   float* sums(int64_t k, int64_t share) const {
     float* start = sums_ + share * share_floats_;
     for (int64_t i = 0; i < k; ++i) start += sums_floats(i);
     return start;
   }
-  int64_t bias_stride() const { return round_up(planes(), kWidth); }
+  int64_t bias_stride() const { return round_up(channels(), kWidth); }
 
   // Each worker has the gradients of a tile, a pixel that nobody reads, the packed pixels of an input, and the sums of
-  // a block. Beyond the planes, what the last strip reads of a gradient goes to sums that nobody reads.
-  int64_t stride() const { return padded_planes<float>(planes()); }
+  // a block. Beyond the last channel, what the last strip reads of a gradient goes to sums that nobody reads.
+  int64_t stride() const { return padded_channels<float>(channels()); }
   int64_t panel_floats() const { return kTile * stride(); }
-  int64_t input_floats() const { return kTile * panels(most_planes_) * kPanel; }
+  int64_t input_floats() const { return kTile * panels(max_channels_) * NR; }
   int64_t own_floats() const {
-    return panel_floats() + stride() + input_floats() + sums_bytes(most_planes_) / static_cast<int64_t>(sizeof(float));
+    return panel_floats() + stride() + input_floats() + sums_bytes(max_channels_) / static_cast<int64_t>(sizeof(float));
   }
   float* panel(int64_t worker) const { return own_ + worker * own_floats(); }
   float* nowhere(int64_t worker) const { return panel(worker) + panel_floats(); }
@@ -122,27 +112,27 @@ class FusionBackward {
   Tap* taps(int64_t worker) const { return taps_ + worker * full().width; }
 
   int64_t count_shares() const {
-    int64_t most = 0;
-    for (int64_t k = 0; k < args_.inputs; ++k) most = larger(most, pixels(k));
-    const int64_t tiles = larger(ceil_div(most, kTile), 1);
+    int64_t max_pixels = 0;
+    for (int64_t k = 0; k < args_.inputs; ++k) max_pixels = max(max_pixels, pixels(k));
+    const int64_t tiles = max(ceil_div(max_pixels, kTile), 1);
     if (share_floats_ == 0) return tiles;
-    const int64_t shares = clamp(tiles / kTilesOfShare, smaller(tiles, kTilesOfShare), kMostShares);
-    return clamp(kMostSums / share_floats_, 1, shares);
+    const int64_t shares = clamp(tiles / kTilesOfShare, min(tiles, kTilesOfShare), kMaxShares);
+    return clamp(kMaxSums / share_floats_, 1, shares);
   }
   Run share_of(int64_t k, int64_t share) const {
-    const int64_t blocks = ceil_div(pixels(k), kBlock);
+    const int64_t blocks = ceil_div(pixels(k), MC);
     return run_of_blocks(k, share * blocks / shares_, (share + 1) * blocks / shares_);
   }
   Run run_of_blocks(int64_t k, int64_t from, int64_t until) const {
-    const int64_t first = smaller(from * kBlock, pixels(k));
-    return {first, smaller(until * kBlock, pixels(k)) - first};
+    const int64_t first = min(from * MC, pixels(k));
+    return {first, min(until * MC, pixels(k)) - first};
   }
 
-  // A row of a weight, to the panels that multiply_blocks() takes as the transposed weight.
+  // Pack a row of a weight into the panels that multiply_blocks() takes as the transposed weight.
   void transpose(int64_t k, int64_t row) const {
     if (!args_.grad_inputs[k]) return;
-    pack_panels(static_cast<const T*>(args_.weights[k]) + row * map(k).planes, map(k).planes,
-                transposed(k) + row * kPanel, packed_panel<float>(planes()));
+    pack_panels(static_cast<const T*>(args_.weights[k]) + row * map(k).channels, map(k).channels,
+                transposed(k) + row * NR, packed_panel<float>(channels()));
   }
 
   void work_share(int64_t first_input, int64_t share, int64_t worker) const {
@@ -151,7 +141,7 @@ class FusionBackward {
     if (!sums_bias && !needs(first_input, args_.grad_weights) && !needs(first_input, args_.grad_inputs)) return;
 
     const Run all = share_of(first_input, share);
-    const int64_t start = all.first / kBlock, blocks = ceil_div(all.count, kBlock);
+    const int64_t start = all.first / MC, blocks = ceil_div(all.count, MC);
     const int64_t tiles = ceil_div(blocks, kTileBlocks);
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const Run run = run_of_blocks(first_input, start + tile * blocks / tiles, start + (tile + 1) * blocks / tiles);
@@ -174,18 +164,18 @@ class FusionBackward {
            pixel % map.width * map.stride_w;
   }
 
-  // grad where the activation lets it pass; where its result is NaN, it does.
+  // Return grad where the activation lets it pass, which it does where its result is NaN, and 0 elsewhere.
   template <Activation kActivation>
   vf masked(const T* grad, const T* out, int64_t c) const {
-    const vf g = load_upto(grad + c, planes() - c);
+    const vf g = load_upto(grad + c, channels() - c);
     if constexpr (kActivation == Activation::none) return g;
-    const vf y = load_upto(out + c, planes() - c), zero = splat(0.0f);
+    const vf y = load_upto(out + c, channels() - c), zero = splat(0.0f);
     const vf positive = keep(greater_or_nan(y, zero), g);
     if constexpr (kActivation == Activation::relu) return positive;
     return keep(greater_or_nan(sub(zero, y), splat(-6.0f)), positive);
   }
 
-  // body(std::integral_constant) of the activation.
+  // Call body(std::integral_constant<Activation, ...>) with the activation.
   template <class Body>
   void with_activation(const Body& body) const {
     switch (args_.activation) {
@@ -206,26 +196,26 @@ class FusionBackward {
     with_activation([&](auto activation) {
       for (int64_t i = 0; i < run.count; ++i) {
         const T *grad = pixel_of(args_.grad, run.first + i), *out = out_pixel(run.first + i);
-        for (int64_t c = 0; c < planes(); c += kWidth)
+        for (int64_t c = 0; c < channels(); c += kWidth)
           store(to + i * stride() + c, this->template masked<activation()>(grad, out, c));
       }
     });
   }
 
-  // What the interpolation of input k gives back to the pixels of the tile, row by row.
+  // Write the gradients that the interpolation of input k gives back to the pixels of the tile, row by row.
   void gather_pixels(int64_t k, const Run& run, int64_t worker) const {
     const MapView& m = map(k);
     float* to = panel(worker);
     std::memset(to, 0, static_cast<size_t>(run.count * stride()) * sizeof(float));
     for (int64_t pixel = run.first; pixel < run.first + run.count;) {
-      const int64_t left = pixel % m.width, columns = smaller(m.width - left, run.first + run.count - pixel);
+      const int64_t left = pixel % m.width, columns = min(m.width - left, run.first + run.count - pixel);
       gather_row(k, pixel / m.width, left, columns, to, worker);
       pixel += columns;
       to += columns * stride();
     }
   }
 
-  // row: of all images.
+  // row: counted over all images.
   void gather_row(int64_t k, int64_t row, int64_t left, int64_t columns, float* to, int64_t worker) const {
     const MapView& m = map(k);
     const auto tap_x = [&](int64_t x) { return tap_at(x, m.width, full().width, args_.align_corners); };
@@ -245,7 +235,7 @@ class FusionBackward {
     }
   }
 
-  // The first index below `count` from which on `holds` is true.
+  // Return the first index below `count` from which on `holds` is true.
   template <class Holds>
   static int64_t first_where(int64_t count, const Holds& holds) {
     int64_t low = 0, high = count;
@@ -259,7 +249,7 @@ class FusionBackward {
     return low;
   }
 
-  // Adds to `columns` pixels from `left` on what they get from the pixels first to last of the row that begins at
+  // Add to `columns` pixels from `left` on the weighted gradients of the pixels first to last of the row that begins at
   // `pixel`.
   void spread_row(int64_t pixel, float weight, int64_t first, int64_t last, int64_t left, int64_t columns, float* to,
                   int64_t worker) const {
@@ -272,7 +262,7 @@ class FusionBackward {
         const Tap& tap = taps(worker)[x];
         float *low = target(tap.low), *high = target(tap.high);
         const vf low_weight = splat(weight * tap.low_weight), high_weight = splat(weight * tap.high_weight);
-        for (int64_t c = 0; c < planes(); c += kWidth) {
+        for (int64_t c = 0; c < channels(); c += kWidth) {
           const vf value = this->template masked<activation()>(grad, out, c);
           store(low + c, fma(value, low_weight, load(low + c)));
           store(high + c, fma(value, high_weight, load(high + c)));
@@ -282,88 +272,84 @@ class FusionBackward {
   }
 
   void sum_blocks(const Run& run, const float* panel) const {
-    for (int64_t i = 0; i < run.count; i += kBlock) {
-      float* sums = bias_sums_ + (run.first + i) / kBlock * bias_stride();
-      for (int64_t c = 0; c < planes(); c += kWidth)
-        store(sums + c, sum_in_pairs(panel + i * stride() + c, stride(), smaller(kBlock, run.count - i)));
+    for (int64_t i = 0; i < run.count; i += MC) {
+      float* sums = bias_sums_ + (run.first + i) / MC * bias_stride();
+      for (int64_t c = 0; c < channels(); c += kWidth)
+        store(sums + c, sum_in_pairs(panel + i * stride() + c, stride(), min(MC, run.count - i)));
     }
   }
 
   void add_weight_grad(int64_t k, const Run& run, bool accumulate, int64_t worker, float* sums) const {
-    const int64_t panel_stride = run.count * kPanel;
+    const int64_t panel_stride = run.count * NR;
     for (int64_t i = 0; i < run.count; ++i)
-      pack_panels(pixel_of(map(k), run.first + i), map(k).planes, packed_input(worker) + i * kPanel, panel_stride);
+      pack_panels(pixel_of(map(k), run.first + i), map(k).channels, packed_input(worker) + i * NR, panel_stride);
     const float* packed = packed_input(worker);
-    for (int64_t i = 0; i < panels(map(k).planes); ++i, packed += panel_stride)
-      for (int64_t strip = 0; strip < strips(planes()); ++strip, sums += kTilePixels * kPanel)
-        add_outer(panel(worker) + strip * kTilePixels, stride(), packed, run.count, accumulate, sums);
+    for (int64_t i = 0; i < panels(map(k).channels); ++i, packed += panel_stride)
+      for (int64_t strip = 0; strip < strips(channels()); ++strip, sums += MR * NR)
+        add_outer<MR>(panel(worker) + strip * MR, stride(), packed, NR, run.count, accumulate, sums, NR);
   }
 
   void multiply_transposed(int64_t k, const Run& run, int64_t worker) const {
-    const int64_t in_planes = map(k).planes;
-    T* to = static_cast<T*>(args_.grad_inputs[k]) + run.first * in_planes;
-    const Factor<float> factor{panel(worker), stride(), transposed(k), packed_panel<float>(planes()), planes()};
-    multiply_blocks(run.count, &factor, 1, in_planes, block_sums(worker), [&](int64_t i, const float* sums) {
-      for (int64_t c = 0; c < in_planes; c += kWidth) store_upto(to + i * in_planes + c, load(sums + c), in_planes - c);
+    const int64_t in_channels = map(k).channels;
+    T* to = static_cast<T*>(args_.grad_inputs[k]) + run.first * in_channels;
+    const Operands<float> operands{panel(worker), stride(), transposed(k), packed_panel<float>(channels()), channels()};
+    multiply_blocks(run.count, &operands, 1, in_channels, block_sums(worker), [&](int64_t i, const float* sums) {
+      for (int64_t c = 0; c < in_channels; c += kWidth)
+        store_upto(to + i * in_channels + c, load(sums + c), in_channels - c);
     });
   }
 
-  // A panel of columns of a weight's gradient.
+  // Add up and write a panel of columns of a weight's gradient.
   void write_weight(int64_t k, int64_t panel) const {
-    const int64_t in_planes = map(k).planes, many = smaller(kPanel, in_planes - panel * kPanel);
-    if (!args_.grad_weights[k] || panel >= panels(in_planes)) return;
-    T* to = static_cast<T*>(args_.grad_weights[k]) + panel * kPanel;
+    const int64_t in_channels = map(k).channels, count = min(NR, in_channels - panel * NR);
+    if (!args_.grad_weights[k] || panel >= panels(in_channels)) return;
+    T* to = static_cast<T*>(args_.grad_weights[k]) + panel * NR;
     float* sum = sums(k, 0) + panel * panel_sums_floats();
-    add_shares(k, sum, planes() * kPanel);
-    for (int64_t row = 0; row < planes(); ++row)
-      for (int64_t v = 0; v < many; v += kWidth)
-        store_upto(to + row * in_planes + v, load(sum + row * kPanel + v), many - v);
+    add_shares(k, sum, channels() * NR);
+    for (int64_t row = 0; row < channels(); ++row)
+      for (int64_t v = 0; v < count; v += kWidth)
+        store_upto(to + row * in_channels + v, load(sum + row * NR + v), count - v);
   }
 
   void write_biases() const {
     if (!needs_bias_) return;
-    for (int64_t c = 0; c < planes(); c += kWidth) {
-      const vf sum = sum_in_pairs(bias_sums_ + c, bias_stride(), ceil_div(pixels(0), kBlock));
+    for (int64_t c = 0; c < channels(); c += kWidth) {
+      const vf sum = sum_in_pairs(bias_sums_ + c, bias_stride(), ceil_div(pixels(0), MC));
       for (int64_t k = 0; k < args_.inputs; ++k)
-        if (args_.grad_biases[k]) store_upto(static_cast<T*>(args_.grad_biases[k]) + c, sum, planes() - c);
+        if (args_.grad_biases[k]) store_upto(static_cast<T*>(args_.grad_biases[k]) + c, sum, channels() - c);
     }
   }
 
-  // Adds to sums of the first share, in order, those of all others that have pixels of input k.
+  // Add to the sums of the first share, in order, those of all others that have pixels of input k.
   void add_shares(int64_t k, float* sum, int64_t count) const {
     if (share_of(k, 0).count == 0) std::memset(sum, 0, static_cast<size_t>(round_up(count, kWidth)) * sizeof(float));
     for (int64_t share = 1; share < shares_; ++share) {
       if (share_of(k, share).count == 0) continue;
-      const float* more = sum + share * share_floats_;
-      for (int64_t i = 0; i < count; i += kWidth) store(sum + i, add(load(sum + i), load(more + i)));
+      const float* other = sum + share * share_floats_;
+      for (int64_t i = 0; i < count; i += kWidth) store(sum + i, add(load(sum + i), load(other + i)));
     }
   }
 
   const FusionBackwardArgs& args_;
-  int64_t most_planes_ = 0;
+  int64_t max_channels_ = 0;
   bool needs_bias_ = false;
   int64_t transposed_floats_ = 0, share_floats_ = 0, shares_;
-  int64_t taken_ = 0;  // bytes of the workspace
-  float* transposed_;  // weights, packed
-  float* sums_;        // of each share
-  float* bias_sums_;   // of each block of grad
-  float* own_;         // of each worker
-  Tap* taps_;          // a row of them for each worker
+  int64_t workspace_bytes_;
+  float* transposed_;  // packed weights
+  float* sums_;        // sums of each share
+  float* bias_sums_;   // sums of each block of grad
+  float* own_;         // scratch memory of each worker
+  Tap* taps_;          // a row of taps for each worker
 };
 
 }  // namespace
 
 int64_t fusion_backward_workspace_bytes(const FusionBackwardArgs& args, int64_t threads) {
-  int64_t bytes = 0;
-  with_type(args.dtype,
-            [&](auto type) { bytes = FusionBackward<decltype(type)>(args, threads, nullptr).workspace_bytes(); });
-  return bytes;
+  return workspace_bytes_of<FusionBackward>(args, threads);
 }
 
 void fusion_backward(const FusionBackwardArgs& args, void* workspace, const Threads& threads) {
-  with_type(args.dtype, [&](auto type) {
-    FusionBackward<decltype(type)>(args, threads.count, static_cast<char*>(workspace)).run(threads);
-  });
+  run_op<FusionBackward>(args, workspace, threads);
 }
 
 }  // namespace lwrn_fast::LWRN_ISA

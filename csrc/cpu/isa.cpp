@@ -26,7 +26,7 @@ bool cpu_runs(Isa isa) {
     case Isa::avx512:
       return cpu_runs(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    case Isa::avx2:  // nor f16c: leaf 1, ecx bit 29
+    case Isa::avx2:  // nor does it know f16c: leaf 1, ecx bit 29
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
              __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1);
     case Isa::portable:

@@ -1,4 +1,4 @@
-// The instruction sets the kernels are built for, and which of them a call uses.
+// The instruction sets that the kernels are built for, and the choice of one for a call.
 #pragma once
 
 namespace lwrn_fast {
@@ -8,16 +8,16 @@ enum class Isa { portable, avx2, avx512, avx512_bf16 };
 
 constexpr Isa kIsasBestFirst[] = {Isa::avx512_bf16, Isa::avx512, Isa::avx2, Isa::portable};
 
-// "portable", "avx2", "avx512" or "avx512_bf16".
+// Return "portable", "avx2", "avx512" or "avx512_bf16".
 const char* isa_name(Isa isa);
 
-// Whether this binary holds the kernels of `isa`.
+// Return whether this binary holds the kernels of `isa`.
 bool isa_built(Isa isa);
 
-// Whether this binary holds them and this machine, processor and operating system, can run them.
+// Return whether this binary holds them and this machine, processor and operating system, can run them.
 bool isa_runs(Isa isa);
 
-// The set named by the environment variable LWRN_FAST_CPU_ISA, read at every call, else the best that runs.
+// Return the set named by the environment variable LWRN_FAST_CPU_ISA, read at every call, else the best that runs.
 // Throws std::runtime_error listing the valid names where the one given is unknown or cannot run here.
 Isa current_isa();
 

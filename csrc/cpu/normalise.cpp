@@ -1,32 +1,30 @@
 #include "../normalise.h"
 
-#include <atomic>
+#include "kernel.h"
 
-#include "simd.h"
-
-// A row of the result at a time: the rows of the picture that it covers are added up into one row of floats, whose
+// One row of the result at a time: the rows of the image that it covers are added up into one row of floats, whose
 // pixels are then added up along the row, all three colours at once, and normalised.
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
-// Three colours, and one number beside them that nobody reads.
+// Three colours and a fourth number that is not read.
 typedef float Pixel __attribute__((vector_size(16)));
 
-inline Pixel pixel(const float* p) {
+inline Pixel load_pixel(const float* p) {
   Pixel x;
   std::memcpy(&x, p, sizeof x);
   return x;
 }
 
-// What `covered_by` says of every output pixel along one side.
-class Cover {
+// The source pixels that every output pixel along one side covers, and their weights.
+class Coverage {
  public:
-  Cover(int64_t source_size, int64_t size) : source_size_(source_size), size_(size) {}
+  Coverage(int64_t source_size, int64_t size) : source_size_(source_size), size_(size) {}
 
   bool same() const { return source_size_ == size_; }
-  int64_t bytes() const { return round_up(size_ * (kHead + most()) * 4, 64); }
+  int64_t bytes() const { return round_up(size_ * (kHead + max_count()) * 4, 64); }
 
-  void place(char* memory) {
+  void fill(char* memory) {
     memory_ = memory;
     for (int64_t i = 0; i < size_; ++i) {
       const Covered covered = covered_by(i, source_size_, size_);
@@ -45,8 +43,8 @@ class Cover {
  private:
   static constexpr int64_t kHead = 2;
 
-  int64_t most() const { return smaller(2 * ceil_div(source_size_, size_) + 1, source_size_); }
-  int32_t* head(int64_t i) const { return reinterpret_cast<int32_t*>(memory_) + i * (kHead + most()); }
+  int64_t max_count() const { return min(2 * ceil_div(source_size_, size_) + 1, source_size_); }
+  int32_t* head(int64_t i) const { return reinterpret_cast<int32_t*>(memory_) + i * (kHead + max_count()); }
 
   int64_t source_size_, size_;
   char* memory_ = nullptr;
@@ -65,11 +63,11 @@ class Normalise {
   int64_t workspace_bytes() const { return rows_.bytes() + columns_.bytes() + threads_ * worker_bytes(); }
 
   void run(const Threads& threads) {
-    rows_.place(workspace_);
-    columns_.place(workspace_ + rows_.bytes());
+    rows_.fill(workspace_);
+    columns_.fill(workspace_ + rows_.bytes());
     const int64_t rows = args_.batch * args_.height;
     const int64_t run = clamp(rows / (8 * threads.count), 1, 16), runs = ceil_div(rows, run);
-    std::atomic<int64_t> next{0};
+    WorkQueue queue(runs);
     threads.each_worker([&](int64_t worker) {
       float* source = reinterpret_cast<float*>(workspace_ + rows_.bytes() + columns_.bytes() + worker * worker_bytes());
       float* result = source + row_floats(args_.source_width);
@@ -78,8 +76,8 @@ class Normalise {
         mean[i] = args_.mean[i % kColours];
         deviation[i] = args_.deviation[i % kColours];
       }
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < runs;)
-        for (int64_t row = i * run; row < smaller(rows, (i + 1) * run); ++row) {
+      for (int64_t i; queue.take(&i);)
+        for (int64_t row = i * run; row < min(rows, (i + 1) * run); ++row) {
           const uint8_t* image = args_.images + row / args_.height * args_.stride_n;
           const float* resized = resize(image, row % args_.height, source, result);
           T* out = static_cast<T*>(args_.out) + row * kColours * args_.width;
@@ -90,13 +88,13 @@ class Normalise {
   }
 
  private:
-  // With room for the fourth number of the last pixel.
+  // Return the floats of a row, with room for the fourth number of the last pixel.
   static int64_t row_floats(int64_t width) { return round_up(kColours * width + 1, 16); }
   int64_t worker_bytes() const {
     return (row_floats(args_.source_width) + 3 * row_floats(args_.width)) * static_cast<int64_t>(sizeof(float));
   }
 
-  // Row y of the resized image.
+  // Return row y of the resized image.
   const float* resize(const uint8_t* image, int64_t y, float* source, float* result) const {
     const int64_t count = kColours * args_.source_width;
     if (rows_.same()) {
@@ -115,8 +113,8 @@ class Normalise {
     if (columns_.same()) return source;
     for (int64_t x = 0; x < args_.width; ++x) {
       const float *from = source + kColours * columns_.first(x), *weights = columns_.weights(x);
-      Pixel sum = pixel(from) * weights[0];
-      for (int64_t k = 1; k < columns_.count(x); ++k) sum += pixel(from + kColours * k) * weights[k];
+      Pixel sum = load_pixel(from) * weights[0];
+      for (int64_t k = 1; k < columns_.count(x); ++k) sum += load_pixel(from + kColours * k) * weights[k];
       std::memcpy(result + kColours * x, &sum, sizeof sum);  // the next pixel overwrites the fourth number
     }
     return result;
@@ -125,19 +123,17 @@ class Normalise {
   const NormaliseArgs& args_;
   int64_t threads_;
   char* workspace_;
-  Cover rows_, columns_;
+  Coverage rows_, columns_;
 };
 
 }  // namespace
 
 int64_t normalise_workspace_bytes(const NormaliseArgs& args, int64_t threads) {
-  return Normalise<float>(args, threads, nullptr).workspace_bytes();
+  return workspace_bytes_of<Normalise>(args, threads);
 }
 
 void normalise(const NormaliseArgs& args, void* workspace, const Threads& threads) {
-  with_type(args.dtype, [&](auto type) {
-    Normalise<decltype(type)>(args, threads.count, static_cast<char*>(workspace)).run(threads);
-  });
+  run_op<Normalise>(args, workspace, threads);
 }
 
 }  // namespace lwrn_fast::LWRN_ISA

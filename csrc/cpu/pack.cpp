@@ -5,7 +5,7 @@
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
-// As many chains as it takes to hash at the speed of memory.
+// Chains that are hashed side by side: as many as it takes to hash at the speed of memory.
 constexpr int kChains = 8;
 typedef uint64_t Chain __attribute__((vector_size(sizeof(vf))));
 constexpr int64_t kChainsBytes = kChains * sizeof(Chain);
@@ -22,18 +22,17 @@ inline void mix_chains(const char* data, Chain* chain) {
   }
 }
 
-// packed[panel][k / group][channel of the panel][k % group]; channels and k beyond the weight are zero.
+// Write packed[panel][k / KR][channel of the panel][k % KR]; channels and k beyond the weight are zero.
 template <class T>
-void pack_panel(const T* weight, int64_t out_planes, int64_t in_planes, int64_t panel,
-                typename Operand<T>::type* packed) {
-  constexpr int64_t group = kGroup<typename Operand<T>::type>;
-  packed += panel * packed_panel<T>(in_planes);
-  for (int channel = 0; channel < kPanel; ++channel) {
-    const int64_t row = panel * kPanel + channel;
-    for (int64_t k = 0; k < round_up(in_planes, group); ++k) {
-      const bool inside = row < out_planes && k < in_planes;
-      from_float(inside ? to_float(weight[row * in_planes + k]) : 0.0f,
-                 packed + k / group * group * kPanel + channel * group + k % group);
+void pack_panel(const T* weight, int64_t out_channels, int64_t in_channels, int64_t panel, Operand<T>* packed) {
+  constexpr int64_t group = KR<Operand<T>>;
+  packed += panel * packed_panel<T>(in_channels);
+  for (int channel = 0; channel < NR; ++channel) {
+    const int64_t row = panel * NR + channel;
+    for (int64_t k = 0; k < round_up(in_channels, group); ++k) {
+      const bool inside = row < out_channels && k < in_channels;
+      from_float(inside ? to_float(weight[row * in_channels + k]) : 0.0f,
+                 packed + k / group * group * NR + channel * group + k % group);
     }
   }
 }
@@ -58,23 +57,22 @@ uint64_t fingerprint(const void* data, int64_t bytes) {
   return result;
 }
 
-int64_t packed_bytes(Dtype dtype, int64_t out_planes, int64_t in_planes) {
+int64_t packed_bytes(Dtype dtype, int64_t out_channels, int64_t in_channels) {
   int64_t bytes = 0;
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    bytes = panels(out_planes) * packed_panel<T>(in_planes) * static_cast<int64_t>(sizeof(typename Operand<T>::type));
+    bytes = panels(out_channels) * packed_panel<T>(in_channels) * static_cast<int64_t>(sizeof(Operand<T>));
   });
   return bytes;
 }
 
-void pack(Dtype dtype, const void* weight, int64_t out_planes, int64_t in_planes, void* packed,
+void pack(Dtype dtype, const void* weight, int64_t out_channels, int64_t in_channels, void* packed,
           const Threads& threads) {
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     threads.each_worker([&](int64_t worker) {
-      for (int64_t panel = worker; panel < panels(out_planes); panel += threads.count)
-        pack_panel(static_cast<const T*>(weight), out_planes, in_planes, panel,
-                   static_cast<typename Operand<T>::type*>(packed));
+      for (int64_t panel = worker; panel < panels(out_channels); panel += threads.count)
+        pack_panel(static_cast<const T*>(weight), out_channels, in_channels, panel, static_cast<Operand<T>*>(packed));
     });
   });
 }

@@ -5,15 +5,19 @@
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
-constexpr int kPoolRows = 8, kPoolColumns = 64;           // the largest tile
-constexpr int kPoolSlots = 6;                             // columns that two windows side by side see
-constexpr int64_t kPoolSlot = 1024;                       // floats of one of them: six stay in the nearest cache
-constexpr int64_t kPoolScratch = kPoolSlots * kPoolSlot;  // floats
+// Rows and columns of the largest tile.
+constexpr int kPoolRows = 8, kPoolColumns = 64;
+// Columns that two windows side by side see, each in a slot.
+constexpr int kPoolSlots = 6;
+// Floats of a slot: six slots stay in the nearest cache.
+constexpr int64_t kPoolSlot = 1024;
+// Floats of all slots.
+constexpr int64_t kPoolScratch = kPoolSlots * kPoolSlot;
 
 // The vectors that are pooled: floats, whatever the map holds.
 template <class T, class P>
 struct Pooled {
-  using Cell = float;  // of the scratch memory
+  using Cell = float;  // an element of the scratch memory
   using Vector = vf;
   static constexpr int64_t kLanes = kWidth;
 
@@ -55,8 +59,8 @@ struct Pooled<bf16, bf16> {
 };
 #endif
 
-// out[i] = maximum of in[i .. i + 4] for i < count, two at a time so that they share the maximum of four.
-// in(i) is asked once for each i < count + 4.
+// Call out(i, maximum of in(i) .. in(i + 4)) for i < count, two at a time so that they share the maximum of four. in(i)
+// is called once for each i < count + 4.
 template <class Maximum, class In, class Out>
 inline void slide_maximum(int64_t count, const Maximum& maximum, const In& in, const Out& out) {
   auto first = in(0), second = in(2), third = in(3);
@@ -77,10 +81,10 @@ inline void slide_maximum(int64_t count, const Maximum& maximum, const In& in, c
   if (i < count) out(i, maximum(first, maximum(pair, maximum(third, in(i + 4)))));
 }
 
-// source[row]: rows top - 2 .. top + rows + 2 of the map, clamped to it, each pixel `stride` elements from the next.
-// Columns left .. left + columns of `width` are pooled. Clamping equals padding with -inf for a window of this shape.
-// Each row is read from left to right with all channels of a pixel, as far as the scratch memory allows: in the order
-// in which they lie, the processor fetches them ahead by itself.
+// Pools a tile. source[row]: rows top - 2 .. top + rows + 2 of the map, clamped to it, each pixel `stride` elements
+// from the next. Columns left .. left + columns of `width` are pooled. For a stride-1 5x5 maximum, clamping equals
+// padding with -inf. Each row is read from left to right with all channels of a pixel, as far as the scratch memory
+// allows: memory that is read in order is prefetched by the processor.
 template <class T, class P>
 struct PoolTile {
   using V = Pooled<T, P>;
@@ -90,14 +94,14 @@ struct PoolTile {
   static constexpr int64_t kSlot = kPoolSlot * static_cast<int64_t>(sizeof(float) / sizeof(Cell));
 
   const T* const* source;
-  int64_t stride, width, planes, rows, left, columns;
+  int64_t stride, width, channels, rows, left, columns;
   Cell* scratch;  // some columns pooled along themselves: [column % kPoolSlots][row][channel]
   P* panel;       // the result: [row][column][channel]
 
-  // Where a column of the tile is in a row of the map, in elements.
+  // Return where a column of the tile begins in a row of the map, in elements.
   int64_t offset_of(int64_t column) const { return clamp(left + column - 2, 0, width - 1) * stride; }
 
-  // A column of the tile, `count` channels from `channel` on.
+  // Pool a column of the tile along itself, `count` channels from `channel` on.
   void pool_column(int64_t column, int64_t channel, int64_t count, int64_t span) const {
     Cell* slot = scratch + column % kPoolSlots * kSlot;
     const int64_t offset = offset_of(column) + channel;
@@ -111,10 +115,10 @@ struct PoolTile {
     }
   }
 
-  // One or two columns of the result, from the five or six that they see.
+  // Write one or two columns of the result, from the five or six that they see.
   template <int kColumns>
   void pool_across(int64_t column, int64_t channel, int64_t span) const {
-    const int64_t panel_step = padded_planes<P>(planes);
+    const int64_t panel_step = padded_channels<P>(channels);
     const Cell* slot[kColumns + 4];
     for (int i = 0; i < kColumns + 4; ++i) slot[i] = scratch + (column + i) % kPoolSlots * kSlot;
     for (int64_t row = 0; row < rows; ++row) {
@@ -128,19 +132,20 @@ struct PoolTile {
     }
   }
 
-  void pool_planes(int64_t channel, int64_t count) const {
+  void pool_channels(int64_t channel, int64_t count) const {
     const int64_t span = round_up(count, kLanes);
     int64_t next = 0;
     for (int64_t column = 0; column < columns; column += 2) {
-      const int64_t many = smaller(2, columns - column);
-      for (; next < column + many + 4; ++next) pool_column(next, channel, count, span);
-      many > 1 ? pool_across<2>(column, channel, span) : pool_across<1>(column, channel, span);
+      const int64_t pair = min(2, columns - column);
+      for (; next < column + pair + 4; ++next) pool_column(next, channel, count, span);
+      pair > 1 ? pool_across<2>(column, channel, span) : pool_across<1>(column, channel, span);
     }
   }
 
   void run() const {
-    const int64_t most = kSlot / rows / kLanes * kLanes;
-    for (int64_t channel = 0; channel < planes; channel += most) pool_planes(channel, smaller(most, planes - channel));
+    const int64_t step = kSlot / rows / kLanes * kLanes;
+    for (int64_t channel = 0; channel < channels; channel += step)
+      pool_channels(channel, min(step, channels - channel));
   }
 };
 

@@ -21,7 +21,7 @@ struct f16 {
   uint16_t bits;
 };
 
-// Calls body(T()) with the element type that dtype names.
+// Call body(T()) with the element type that dtype names.
 template <class Body>
 void with_type(Dtype dtype, const Body& body) {
   switch (dtype) {
@@ -106,7 +106,7 @@ inline vf add(vf a, vf b) { return _mm512_add_ps(a, b); }
 inline vf sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 inline vf mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 inline vf fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
-// NaN where either is NaN; the bare instruction returns its second operand.
+// Return NaN where either is NaN; the bare instruction returns its second operand.
 inline vf max_nan(vf a, vf b) { return _mm512_mask_max_ps(a, _mm512_cmp_ps_mask(a, a, _CMP_ORD_Q), a, b); }
 inline vf max_second(vf a, vf b) { return _mm512_max_ps(a, b); }  // b where either is NaN
 inline vf min_second(vf a, vf b) { return _mm512_min_ps(a, b); }
@@ -158,7 +158,7 @@ inline vf add(vf a, vf b) { return _mm256_add_ps(a, b); }
 inline vf sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
 inline vf mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
 inline vf fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
-// NaN where either is NaN: the bare instruction returns its second operand, and all bits set are a NaN.
+// Return NaN where either is NaN: the bare instruction returns its second operand, and all bits set are a NaN.
 inline vf max_nan(vf a, vf b) { return _mm256_or_ps(_mm256_max_ps(a, b), _mm256_cmp_ps(a, a, _CMP_UNORD_Q)); }
 inline vf max_second(vf a, vf b) { return _mm256_max_ps(a, b); }  // b where either is NaN
 inline vf min_second(vf a, vf b) { return _mm256_min_ps(a, b); }
@@ -251,7 +251,7 @@ inline void store_codes(uint8_t* p, vc a) {
 
 #endif
 
-// The first n < kWidth elements; the others read as zero and stay unwritten.
+// Load or store the first n < kWidth elements; the others read as zero and stay unwritten.
 template <class T>
 inline vf load_first(const T* p, int64_t n) {
   float x[kWidth] = {};
@@ -265,7 +265,7 @@ inline void store_first(T* p, vf x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) from_float(y[i], p + i);
 }
 
-// n >= kWidth reads a whole vector.
+// Load or store n elements; n >= kWidth is a whole vector.
 template <class T>
 inline vf load_upto(const T* p, int64_t n) {
   return n >= kWidth ? load(p) : load_first(p, n);
@@ -278,7 +278,7 @@ inline void store_upto(T* p, vf x, int64_t n) {
     store_first(p, x, n);
 }
 
-// The sum of `count` vectors, `stride` elements apart, as the sum of two halves: few roundings for each number.
+// Return the sum of `count` vectors, `stride` elements apart, as the sum of two halves: few roundings for each number.
 inline vf sum_in_pairs(const float* first, int64_t stride, int64_t count) {
   if (count > 4)
     return add(sum_in_pairs(first, stride, count / 2),
@@ -288,7 +288,7 @@ inline vf sum_in_pairs(const float* first, int64_t stride, int64_t count) {
   return sum;
 }
 
-// Tells the processor that this thread waits for another.
+// Tell the processor that this thread waits for another.
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_ia32_pause();
@@ -299,9 +299,9 @@ inline void pause() {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return smaller(larger(x, low), high); }
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return min(max(x, low), high); }
 
 }  // namespace
 }  // namespace lwrn_fast::LWRN_ISA

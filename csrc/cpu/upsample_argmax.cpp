@@ -1,15 +1,15 @@
 #include "../upsample_argmax.h"
 
-#include <atomic>
-
 #include "bilinear.h"
+#include "kernel.h"
 
-// A row of labels: the two rows of logits around it are interpolated into one row per class, then each vector of
-// pixels is interpolated along the row and compared class by class. The upsampled logits exist only in registers.
+// One row of labels at a time: the two rows of logits around it are interpolated into one row per class, then each
+// vector of pixels is interpolated along the row and compared class by class. The upsampled logits exist only in
+// registers.
 namespace lwrn_fast::LWRN_ISA {
 namespace {
 
-// Eight or so neighbouring pixels of a row of labels: where their two source pixels lie, counted from `start`.
+// kWidth neighbouring pixels of a row of labels: their two source pixels, counted from `start`.
 struct Span {
   int64_t start;
   int32_t low[kWidth], high[kWidth];
@@ -21,7 +21,7 @@ struct Span {
 using Index = __m512i;
 inline Index index_of(const int32_t* p) { return _mm512_loadu_si512(p); }
 inline vf pick(vf row, Index index) { return _mm512_permutexvar_ps(index, row); }
-// Where `value` beats `best`: larger, or the first NaN.
+// The largest value so far, or the first NaN, and its class.
 struct Best {
   vf value;
   Index label;
@@ -80,32 +80,32 @@ class UpsampleArgmax {
   int64_t workspace_bytes() const { return spans_bytes() + threads_ * worker_bytes(); }
 
   void run(const Threads& threads) {
-    for (int64_t i = 0; i < spans(); ++i) place_span(i);
-    // Runs of rows, so that neighbouring labels of one worker share the rows of logits they lie between.
+    for (int64_t i = 0; i < spans(); ++i) fill_span(i);
+    // Workers take runs of rows, so that neighbouring labels of one worker share the rows of logits they lie between.
     const int64_t rows = args_.logits.batch * args_.height;
     const int64_t run = clamp(rows / (8 * threads.count), 1, 16), runs = ceil_div(rows, run);
-    std::atomic<int64_t> next{0};
+    WorkQueue queue(runs);
     threads.each_worker([&](int64_t worker) {
       Rows cached{-1, {-1, -1}};
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < runs;)
-        for (int64_t row = i * run; row < smaller(rows, (i + 1) * run); ++row)
+      for (int64_t i; queue.take(&i);)
+        for (int64_t row = i * run; row < min(rows, (i + 1) * run); ++row)
           label_row(row / args_.height, row % args_.height, worker, &cached);
     });
   }
 
  private:
-  // Which two rows of logits a worker holds, by class, in float32.
+  // The two rows of logits that a worker holds, by class, in float32.
   struct Rows {
     int64_t image;
     int64_t row[2];
   };
 
-  int64_t classes() const { return args_.logits.planes; }
-  // Nothing is interpolated then: a weight of 0 would make an infinity NaN.
+  int64_t classes() const { return args_.logits.channels; }
+  // Labels of the logits' own size are not interpolated: a weight of 0 would make an infinity NaN.
   bool same_size() const { return args_.logits.height == args_.height && args_.logits.width == args_.width; }
   int64_t spans() const { return ceil_div(args_.width, kWidth); }
   int64_t spans_bytes() const { return round_up(spans() * static_cast<int64_t>(sizeof(Span)), 64); }
-  // A row of one class, with room for a vector that begins at its last pixel.
+  // Return the floats of a row of one class, with room for a vector that begins at its last pixel.
   int64_t row_stride() const { return round_up(args_.logits.width + kWidth, 16); }
   int64_t row_floats() const { return classes() * row_stride(); }
   int64_t worker_bytes() const { return 3 * row_floats() * static_cast<int64_t>(sizeof(float)); }
@@ -114,10 +114,10 @@ class UpsampleArgmax {
     return reinterpret_cast<float*>(workspace_ + spans_bytes() + worker * worker_bytes());
   }
 
-  void place_span(int64_t i) const {
+  void fill_span(int64_t i) const {
     Span& s = *span(i);
     for (int lane = 0; lane < kWidth; ++lane) {
-      const int64_t x = smaller(i * kWidth + lane, args_.width - 1);
+      const int64_t x = min(i * kWidth + lane, args_.width - 1);
       const Tap tap = tap_at(x, args_.logits.width, args_.width, args_.align_corners);
       if (lane == 0) s.start = tap.low;
       s.low[lane] = static_cast<int32_t>(tap.low - s.start);
@@ -142,7 +142,7 @@ class UpsampleArgmax {
       for (int64_t x = m.width; x < row_stride(); ++x) to[c * row_stride() + x] = 0.0f;
   }
 
-  // Reads row y into one of the worker's two, unless one holds it; `other` must not be overwritten.
+  // Return row y, and read it into one of the worker's two unless one holds it; row `other` is not overwritten.
   const float* held_row(int64_t image, int64_t y, int64_t other, int64_t worker, Rows* cached) const {
     if (cached->image != image) *cached = {image, {-1, -1}};
     int slot = cached->row[0] == y ? 0 : cached->row[1] == y ? 1 : -1;
@@ -164,11 +164,11 @@ class UpsampleArgmax {
       store(row + i, same_size() ? load(low + i) : fma(load(high + i), high_weight, mul(load(low + i), low_weight)));
     uint8_t* labels = args_.labels + (image * args_.height + y) * args_.width;
     for (int64_t i = 0; i < spans(); ++i) {
-      int32_t found[kWidth];
-      label_span(*span(i), row, found);
+      int32_t span_labels[kWidth];
+      label_span(*span(i), row, span_labels);
       const int64_t x = i * kWidth;
-      for (int64_t lane = 0; lane < smaller(kWidth, args_.width - x); ++lane)
-        labels[x + lane] = static_cast<uint8_t>(found[lane]);
+      for (int64_t lane = 0; lane < min(kWidth, args_.width - x); ++lane)
+        labels[x + lane] = static_cast<uint8_t>(span_labels[lane]);
     }
   }
 
@@ -217,13 +217,11 @@ class UpsampleArgmax {
 }  // namespace
 
 int64_t upsample_argmax_workspace_bytes(const UpsampleArgmaxArgs& args, int64_t threads) {
-  return UpsampleArgmax<float>(args, threads, nullptr).workspace_bytes();
+  return workspace_bytes_of<UpsampleArgmax>(args, threads);
 }
 
 void upsample_argmax(const UpsampleArgmaxArgs& args, void* workspace, const Threads& threads) {
-  with_type(args.dtype, [&](auto type) {
-    UpsampleArgmax<decltype(type)>(args, threads.count, static_cast<char*>(workspace)).run(threads);
-  });
+  run_op<UpsampleArgmax>(args, workspace, threads);
 }
 
 }  // namespace lwrn_fast::LWRN_ISA

@@ -1,4 +1,4 @@
-// The order in which the tiles of a chain of stages are worked on, and what each of them waits for.
+// The order in which the tiles of a chain of stages are worked on, and the tiles that each of them waits for.
 //
 // All stages advance together, a band of rows in each step: stage i works one band and two rows behind stage i - 1, so
 // that the rows it pools were written in earlier steps and only a ring of rows of each stage exists. Workers take tiles
@@ -22,22 +22,22 @@ struct Tile {
 struct Wavefront {
   int64_t stages, height, width;
   int64_t band;    // rows that a stage advances in one step; the height itself for one step per stage
-  int64_t images;  // that advance together
+  int64_t images;  // images that advance together
   int64_t tile_rows, tile_columns;
 
   int64_t skew() const { return band < height ? 2 : 0; }  // rows that a stage lags behind, beyond one band
   int64_t steps() const { return ceil_div(height + skew() * (stages - 1), band) + stages - 1; }
 
-  // The rows of a stage in a step: from top() to bottom().
+  // A stage has the rows from top() to bottom() in a step.
   int64_t top(int64_t stage, int64_t step) const { return clamp((step - stage) * band - skew() * stage, 0, height); }
   int64_t bottom(int64_t stage, int64_t step) const { return top(stage, step + 1); }
   int64_t rows(int64_t stage, int64_t step) const { return bottom(stage, step) - top(stage, step); }
 
-  // Rows of a stage's output that exist: while a step writes, the step before may still read what the next stage pools
-  // and what the last stage sums.
+  // Return how many rows of a stage's output exist: while a step writes, the step before may still read the rows that
+  // the next stage pools and those that the last stage sums.
   int64_t ring_rows(int64_t stage) const {
     const int64_t pooled = 3 * band + 4, summed = (stages - stage + 1) * band + skew() * (stages - 1 - stage);
-    return smaller(height, larger(pooled, summed));
+    return min(height, max(pooled, summed));
   }
 
   int64_t down(int64_t stage, int64_t step) const { return ceil_div(rows(stage, step), tile_rows); }
@@ -55,7 +55,7 @@ struct Wavefront {
   int64_t progress_bytes() const { return round_up(steps() * stages * static_cast<int64_t>(sizeof(int64_t)), 64); }
 };
 
-// How far the workers have come. The memory, progress_bytes() of it, is theirs until the last is done.
+// The tiles that are left in each step. memory: progress_bytes() of it, in use until the last worker is done.
 class Progress {
  public:
   Progress(const Wavefront& wave, void* memory) : wave_(wave), left_(static_cast<std::atomic<int64_t>*>(memory)) {
@@ -64,7 +64,7 @@ class Progress {
         left(stage, step).store(wave.tiles(stage, step), std::memory_order_relaxed);
   }
 
-  // What one worker does: body(stage, step, index of the tile in the step, tile) for every tile that it gets.
+  // Run one worker: call body(stage, step, index of the tile in the step, tile) for every tile that it takes.
   template <class Body>
   void work(const Body& body) {
     int64_t ticket = next_.fetch_add(1, std::memory_order_relaxed), before = 0;

@@ -15,12 +15,12 @@ namespace lwrn_fast::cuda {
 
 struct CrpTask {
   Schedule schedule;
-  const char* x;                     // planes adjacent
-  int64_t x_image, x_row, x_pixel;   // its strides, in bytes
-  char* out;                         // (batch, height, width, planes)
-  char* kept;                        // (stages - 1, batch, height, width, planes)
-  const char* weights[kMostStages];  // (planes, planes), or (planes) if depthwise
-  const char* biases[kMostStages];   // (planes)
+  const char* x;                    // planes adjacent
+  int64_t x_image, x_row, x_pixel;  // its strides, in bytes
+  char* out;                        // (batch, height, width, planes)
+  char* kept;                       // (stages - 1, batch, height, width, planes)
+  const char* weights[kMaxStages];  // (planes, planes), or (planes) if depthwise
+  const char* biases[kMaxStages];   // (planes)
   int height, width, planes;
   int passes;  // blocks of weights that an item is multiplied by, one after another
   int held;    // chunks of the tile that are in shared memory at once

@@ -20,7 +20,7 @@ struct CrpPlan {
 inline bool is_aligned(const CrpArgs& args) {
   const int64_t bytes = bytes_of(args.dtype);
   const auto whole = [](int64_t n) { return n % 16 == 0; };
-  bool all = whole(args.x.planes * bytes) && whole(args.x.stride_n * bytes) && whole(args.x.stride_h * bytes) &&
+  bool all = whole(args.x.channels * bytes) && whole(args.x.stride_n * bytes) && whole(args.x.stride_h * bytes) &&
              whole(args.x.stride_w * bytes) && whole(reinterpret_cast<intptr_t>(args.x.data)) &&
              whole(reinterpret_cast<intptr_t>(args.out));
   for (int64_t i = 0; i < args.stages; ++i) all = all && whole(reinterpret_cast<intptr_t>(args.weights[i]));
@@ -51,8 +51,8 @@ CrpPlan plan_crp(const CrpArgs& args, const Device& device) {
   using Kind = typename Kernel::Number;
   const MapView& x = args.x;
   const int64_t tiles_y = divide_up(x.height, Kernel::kTileHeight), tiles_x = divide_up(x.width, Kernel::kTileWidth);
-  const int64_t tiles = x.batch * tiles_y * tiles_x, chunks = divide_up(x.planes, kRowPlanes<Kind>);
-  const int64_t most_blocks = divide_up(x.planes, Kernel::kPlanes);
+  const int64_t tiles = x.batch * tiles_y * tiles_x, chunks = divide_up(x.channels, kRowPlanes<Kind>);
+  const int64_t most_blocks = divide_up(x.channels, Kernel::kPlanes);
   const int64_t enough = divide_up(device.multiprocessors * Kernel::kPrograms, tiles);
   int64_t passes = 1;
   if (Kernel::kResident)
@@ -66,7 +66,7 @@ CrpPlan plan_crp(const CrpArgs& args, const Device& device) {
   const bool aligned = is_aligned(args);
   if (Kernel::kResident && (!aligned || args.stages < 2 || chunks > Kernel::kMostChunks)) return plan;
   if (tiles * blocks * args.stages > most - 2 * device.multiprocessors * Kernel::kPrograms || x.height > most / 2 ||
-      x.width > most / 2 || x.planes > most / 8)
+      x.width > most / 2 || x.channels > most / 8)
     return plan;
 
   const int panel = Kernel::kDepthwise ? 1 : static_cast<int>(chunks);
@@ -103,12 +103,12 @@ CrpPlan plan_crp(const CrpArgs& args, const Device& device) {
   }
   task.height = static_cast<int>(x.height);
   task.width = static_cast<int>(x.width);
-  task.planes = static_cast<int>(x.planes);
+  task.planes = static_cast<int>(x.channels);
   task.passes = static_cast<int>(passes);
   task.held = held;
   task.aligned = aligned;
   plan.cycles = expected_cycles<Kernel>(plan, device, tiles * blocks, chunks);
-  plan.scratch = {(args.stages - 1) * pixels * x.planes * bytes, counters_used(s)};
+  plan.scratch = {(args.stages - 1) * pixels * x.channels * bytes, counters_used(s)};
   plan.start = [](const Device& on, const CrpPlan& p) {
     return launch<Kernel>(on, p.blocks, p.shared_bytes, p.task, Kernel::kResident);
   };

@@ -21,9 +21,9 @@ FusionTask fusion_task(const FusionArgs& args) {
   task.pixels = first.batch * first.height * first.width;
   task.height = first.height;
   task.width = first.width;
-  task.out_planes = static_cast<int>(args.out_planes);
+  task.out_planes = static_cast<int>(args.out_channels);
   task.align_corners = args.align_corners;
-  task.aligned = starts_whole(args.out) && whole(args.out_planes * kBytes);
+  task.aligned = starts_whole(args.out) && whole(args.out_channels * kBytes);
   task.least = args.activation == Activation::none ? -INFINITY : 0.0f;
   task.most = args.activation == Activation::relu6 ? 6.0f : INFINITY;
   for (int64_t k = 0; k < args.inputs; ++k) {
@@ -37,9 +37,9 @@ FusionTask fusion_task(const FusionArgs& args) {
     input.stride_w = map.stride_w * kBytes;
     input.height = map.height;
     input.width = map.width;
-    input.planes = static_cast<int>(map.planes);
+    input.planes = static_cast<int>(map.channels);
     input.interpolated = map.height != first.height || map.width != first.width;
-    input.aligned = starts_whole(map.data) && starts_whole(args.weights[k]) && whole(map.planes * kBytes) &&
+    input.aligned = starts_whole(map.data) && starts_whole(args.weights[k]) && whole(map.channels * kBytes) &&
                     whole(input.stride_n) && whole(input.stride_h) && whole(input.stride_w);
     task.chunks += (input.planes + kRowPlanes<Kind> - 1) / kRowPlanes<Kind>;
   }

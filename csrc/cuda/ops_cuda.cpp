@@ -1,4 +1,4 @@
-// The ops on a GPU: arguments checked, memory and stream from PyTorch, one launch, no waiting for it.
+// The ops on a GPU: check the arguments, take memory and stream from PyTorch, launch one kernel and do not wait for it.
 #include <device/stream.h>
 
 #include <algorithm>
@@ -7,7 +7,10 @@
 #include <mutex>
 #include <utility>
 
-#include "../checks.h"
+#include "../crp_call.h"
+#include "../fusion_call.h"
+#include "../normalise_call.h"
+#include "../upsample_argmax_call.h"
 #include "engine.h"
 
 // The tests register the same ops elsewhere, over kernels that run on the CPU.
@@ -24,26 +27,30 @@ using cuda::Multiply;
 
 std::atomic<bool (*)()> asks_for_tf32{nullptr};
 
-// As PyTorch is told to multiply float32 in convolutions, for which the kernels stand in. Its stable ABI does not tell,
-// so Python is asked, at every call: what torch.compile traced runs without any Python of ours.
+// Return how PyTorch is set to multiply float32 in convolutions, for which the kernels stand in. Its stable ABI does
+// not tell, so Python is asked, at every call: a program that torch.compile traced runs without any Python of this
+// package.
 Multiply multiply_of(Dtype dtype) {
   const auto ask = asks_for_tf32.load();
   return dtype == Dtype::f32 && ask && ask() ? Multiply::tf32 : Multiply::exact;
 }
 
-Tensor channels_last(const Tensor& map, Dtype) { return torch::stable::contiguous(map, MemoryFormat::ChannelsLast); }
+// Copy a map whose channels are not adjacent in memory; return another as it is.
+Tensor adjacent(const Tensor& map) {
+  return channels_adjacent(map) ? map : torch::stable::contiguous(map, MemoryFormat::ChannelsLast);
+}
 
-// The device of a tensor, current for as long as this lives, and PyTorch's stream there.
-class Place {
+// Makes the device of a tensor the current one while this lives, and takes PyTorch's stream there.
+class DeviceScope {
  public:
-  Place(const char* op, const Tensor& tensor) : op_(op), current_(index_of(tensor)) {
+  DeviceScope(const char* op, const Tensor& tensor) : op_(op), current_(index_of(tensor)) {
     const int index = index_of(tensor);
-    succeed(cuda::describe(index, cuda::current_stream(index), &device_));
+    require_success(cuda::describe(index, cuda::current_stream(index), &device_));
   }
 
   const Device& device() const { return device_; }
 
-  void succeed(const char* error) const { require(error == nullptr, op_, ": ", error ? error : ""); }
+  void require_success(const char* error) const { require(error == nullptr, op_, ": ", error ? error : ""); }
 
  private:
   static int index_of(const Tensor& tensor) { return tensor.get_device_index(); }
@@ -55,34 +62,36 @@ class Place {
 
 Tensor zeros(const Tensor& like, int64_t count) { return torch::stable::new_zeros(like, {&count, 1}, ScalarType::Int); }
 
-// `count` int32 that are zero when the kernel starts. Kernels leave them zero, so that those of a stream, whose
-// launches follow each other, serve all its calls. A graph may be replayed on any stream: it has its own, and zeroes
-// them itself.
+// Return `count` int32 that are zero when the kernel starts. Kernels leave them zero, so that those of a stream, whose
+// launches follow each other, serve all its calls. A graph may be replayed on any stream: it has its own counters, and
+// zeroes them itself.
 Tensor counters(const Tensor& like, int64_t count, const Device& device) {
   if (cuda::recording(device)) return zeros(like, count);
   static std::mutex mutex;
-  static auto& kept = *new std::map<std::pair<int, void*>, Tensor>;  // never freed: at exit PyTorch's allocator is gone
+  // Never freed: at exit PyTorch's allocator is gone.
+  static auto& buffers = *new std::map<std::pair<int, void*>, Tensor>;
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto [found, first] = kept.try_emplace({device.index, device.stream});
-  if (first || found->second.numel() < count) found->second = zeros(like, std::max<int64_t>(count, 4096));
-  return found->second;
+  const auto [entry, added] = buffers.try_emplace({device.index, device.stream});
+  if (added || entry->second.numel() < count) entry->second = zeros(like, std::max<int64_t>(count, 4096));
+  return entry->second;
 }
 
 Tensor crp(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int64_t groups) {
-  const Place place("crp", x);
-  const CrpCall call = crp_call(x, weights, biases, groups, channels_last);
-  Tensor out = call.out;
+  const DeviceScope scope("crp", x);
+  CrpCall call = crp_call(x, weights, biases, groups);
+  Tensor out = empty_as(x);
   if (out.numel() == 0) return out;
   if (weights.empty()) return torch::stable::copy_(out, x);
 
+  call.x = adjacent(call.x);
   const Pointers weight_data(call.weights), bias_data(call.biases);
-  const CrpArgs args = call.args(weight_data, bias_data);
+  const CrpArgs args = call.args(weight_data, bias_data, out.mutable_data_ptr());
   const Multiply multiply = multiply_of(call.dtype);
-  const cuda::Scratch scratch = cuda::crp_scratch(args, multiply, place.device());
+  const cuda::Scratch scratch = cuda::crp_scratch(args, multiply, scope.device());
   const Workspace workspace(scratch.bytes, 256, x.device());
-  const Tensor counts = counters(x, scratch.counters, place.device());
-  place.succeed(
-      cuda::crp(args, multiply, place.device(), workspace.get(), static_cast<int32_t*>(counts.mutable_data_ptr())));
+  const Tensor counts = counters(x, scratch.counters, scope.device());
+  scope.require_success(
+      cuda::crp(args, multiply, scope.device(), workspace.get(), static_cast<int32_t*>(counts.mutable_data_ptr())));
   return out;
 }
 
@@ -91,42 +100,45 @@ Tensor fusion(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weig
   const Activation activation = take_activation(activation_name);
   require(!inputs.empty() && static_cast<int64_t>(inputs.size()) <= cuda::kMostInputs, "fusion: inputs must be 1 to ",
           cuda::kMostInputs, " tensors, got ", inputs.size());
-  const Place place("fusion", inputs[0]);
-  const FusionCall call = fusion_call(inputs, weights, biases, activation, align_corners, channels_last);
-  if (call.out.numel() == 0) return call.out;
+  const DeviceScope scope("fusion", inputs[0]);
+  FusionCall call = fusion_call(inputs, weights, biases, activation, align_corners);
+  const Tensor out = call.empty_result();
+  if (out.numel() == 0) return out;
+
+  for (Tensor& map : call.maps) map = adjacent(map);
+  const Views views(call.maps);
   const Pointers weight_data(call.weights), bias_data(call.biases);
-  place.succeed(cuda::fusion(call.args(weight_data, bias_data), multiply_of(call.dtype), place.device()));
-  return call.out;
+  const FusionArgs args = call.args(views, weight_data, bias_data, out);
+  scope.require_success(cuda::fusion(args, multiply_of(call.dtype), scope.device()));
+  return out;
 }
 
 Tensor upsample_argmax(const Tensor& logits, int64_t height, int64_t width, bool align_corners) {
-  const Place place("upsample_argmax", logits);
+  const DeviceScope scope("upsample_argmax", logits);
   const UpsampleArgmaxCall call = upsample_argmax_call(logits, height, width, align_corners);
-  if (call.labels.numel() == 0) return call.labels;
-  place.succeed(cuda::upsample_argmax(call.args(), place.device()));
+  if (call.labels.numel() > 0) scope.require_success(cuda::upsample_argmax(call.args(), scope.device()));
   return call.labels;
 }
 
 Tensor normalise(const Tensor& images, int64_t height, int64_t width, const std::vector<double>& mean,
                  const std::vector<double>& deviation, ScalarType dtype) {
-  const Place place("normalise", images);
+  const DeviceScope scope("normalise", images);
   const NormaliseCall call = normalise_call(images, height, width, mean, deviation, dtype);
-  if (call.out.numel() == 0) return call.out;
-  place.succeed(cuda::normalise(call.args(), place.device()));
+  if (call.out.numel() > 0) scope.require_success(cuda::normalise(call.args(), scope.device()));
   return call.out;
 }
 
 }  // namespace
 }  // namespace lwrn_fast
 
-// For backends/cuda.py, through ctypes.
+// Called by backends/cuda.py through ctypes.
 extern "C" {
 __attribute__((visibility("default"))) void lwrn_fast_ask_for_tf32(bool (*asks)()) { lwrn_fast::asks_for_tf32 = asks; }
 
 // For tests and measurements: see engine.h.
 __attribute__((visibility("default"))) void lwrn_fast_use_only(const char* name) { lwrn_fast::cuda::use_only(name); }
 
-// How many planes of float32, else of 16 bits, a crp may have on a device.
+// Return how many channels of float32, else of 16 bits, a crp may have on a device.
 __attribute__((visibility("default"))) int64_t lwrn_fast_crp_most_planes(int index, bool float32) {
   try {
     const lwrn_fast::cuda::CurrentDevice current(index);
@@ -138,7 +150,7 @@ __attribute__((visibility("default"))) int64_t lwrn_fast_crp_most_planes(int ind
   }
 }
 
-// Null, or why no kernel can run on a device.
+// Return null, or why no kernel can run on a device.
 __attribute__((visibility("default"))) const char* lwrn_fast_why_not_on(int index) {
   try {
     const lwrn_fast::cuda::CurrentDevice current(index);

@@ -20,7 +20,7 @@ const char* start(const UpsampleArgmaxArgs& args, const Device& device) {
   task.source_width = logits.width;
   task.height = args.height;
   task.width = args.width;
-  task.classes = static_cast<int>(logits.planes);
+  task.classes = static_cast<int>(logits.channels);
   task.classes_adjacent = args.stride_c == 1 && logits.stride_w != 1;
   task.align_corners = args.align_corners;
   task.labels = args.labels;

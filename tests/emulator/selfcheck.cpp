@@ -44,7 +44,7 @@ class Check : public Checks {
     constexpr int64_t whole_vectors[] = {8, 16, 40, 64, 136};
     const int64_t planes = wide       ? 128 + 64 * random.below(3)
                            : resident ? random.pick(whole_vectors)
-                                      : random.pick(kPlanes);
+                                      : random.pick(kChannels);
     // All tiles run at once, and each thread may be one to a sanitizer: not too many.
     const int64_t most = resident ? 17 : 33;
     const int64_t height = std::min(random.pick(kSizes), most), width = std::min(random.pick(kSizes), most);

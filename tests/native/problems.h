@@ -21,7 +21,7 @@ constexpr Dtype kDtypes[] = {Dtype::f32, Dtype::bf16, Dtype::f16};
 constexpr Values kValues[] = {Values::uniform, Values::uniform, Values::whole, Values::whole, Values::special};
 constexpr Layout kLayouts[] = {Layout::contiguous, Layout::contiguous, Layout::gaps,
                                Layout::wide_gaps,  Layout::same_rows,  Layout::same_pixels};
-constexpr int64_t kSizes[] = {1, 2, 5, 8, 17, 33}, kPlanes[] = {1, 7, 16, 21, 33, 48, 64, 70, 150};
+constexpr int64_t kSizes[] = {1, 2, 5, 8, 17, 33}, kChannels[] = {1, 7, 16, 21, 33, 48, 64, 70, 150};
 
 inline double value(Values values, Random* random) {
   if (values == Values::whole) return static_cast<double>(random->below(9) - 4);
@@ -38,9 +38,9 @@ struct Input {
   std::unique_ptr<Buffer> memory;
   Map map;
 
-  Input(Dtype dtype, int64_t batch, int64_t planes, int64_t height, int64_t width, Layout layout, Values values,
+  Input(Dtype dtype, int64_t batch, int64_t channels, int64_t height, int64_t width, Layout layout, Values values,
         Random* random, double scale = 1)
-      : view{nullptr, batch, planes, height, width, 0, 0, planes}, map(0, 0, 0, 0) {
+      : view{nullptr, batch, channels, height, width, 0, 0, channels}, map(0, 0, 0, 0) {
     const int64_t gap = layout == Layout::gaps ? 1 : layout == Layout::wide_gaps ? 16 : 0;
     view.stride_w += 3 * gap;
     if (layout == Layout::same_pixels) view.stride_w = 0;
@@ -51,16 +51,16 @@ struct Input {
       view.stride_w = 1;
       view.stride_h = width;
       stride_c = height * width;
-      view.stride_n = planes * stride_c;
+      view.stride_n = channels * stride_c;
     }
     const int64_t last = (batch - 1) * view.stride_n + (height - 1) * view.stride_h + (width - 1) * view.stride_w +
-                         (planes - 1) * stride_c;
+                         (channels - 1) * stride_c;
     memory = std::make_unique<Buffer>((last + 1) * bytes_of(dtype));
     view.data = memory->get();
     for (int64_t n = 0; n < batch; ++n)
       for (int64_t y = 0; y < height; ++y)
         for (int64_t x = 0; x < width; ++x)
-          for (int64_t c = 0; c < planes; ++c)
+          for (int64_t c = 0; c < channels; ++c)
             encode(dtype, scale * value(values, random), memory->get(),
                    n * view.stride_n + y * view.stride_h + x * view.stride_w + c * stride_c);
     map = read(dtype, view, stride_c);
@@ -82,18 +82,18 @@ struct Parameter {
 };
 
 // Whole weights have two ones in a row, of either sign, so that sums stay small enough to be exact in every dtype.
-inline Parameter weight(Dtype dtype, int64_t out_planes, int64_t in_planes, Values values, Random* random) {
-  std::vector<double> numbers(out_planes * in_planes);
+inline Parameter weight(Dtype dtype, int64_t out_channels, int64_t in_channels, Values values, Random* random) {
+  std::vector<double> numbers(out_channels * in_channels);
   if (values == Values::whole)
-    for (int64_t i = 0; i < 2 * out_planes; ++i)
-      numbers[i / 2 * in_planes + random->below(in_planes)] = random->below(2) ? 1 : -1;
+    for (int64_t i = 0; i < 2 * out_channels; ++i)
+      numbers[i / 2 * in_channels + random->below(in_channels)] = random->below(2) ? 1 : -1;
   else
-    for (double& number : numbers) number = 2 * random->uniform() / static_cast<double>(in_planes);
+    for (double& number : numbers) number = 2 * random->uniform() / static_cast<double>(in_channels);
   return Parameter(dtype, std::move(numbers));
 }
 
-inline Parameter bias(Dtype dtype, int64_t planes, Values values, Random* random) {
-  std::vector<double> numbers(planes);
+inline Parameter bias(Dtype dtype, int64_t channels, Values values, Random* random) {
+  std::vector<double> numbers(channels);
   for (double& number : numbers) number = values == Values::whole ? random->below(3) - 1 : random->uniform();
   return Parameter(dtype, std::move(numbers));
 }
@@ -119,16 +119,16 @@ struct CrpProblem {
   Buffer out;
   CrpArgs args;
 
-  CrpProblem(Dtype dtype, Values values, int64_t stages, bool depthwise, Layout layout, int64_t batch, int64_t planes,
+  CrpProblem(Dtype dtype, Values values, int64_t stages, bool depthwise, Layout layout, int64_t batch, int64_t channels,
              int64_t height, int64_t width, Random* random)
       : values(values),
-        x(dtype, batch, planes, height, width, layout, values, random),
+        x(dtype, batch, channels, height, width, layout, values, random),
         depthwise(depthwise),
         biased(random->below(2)),
-        out(batch * planes * height * width * bytes_of(dtype)) {
+        out(batch * channels * height * width * bytes_of(dtype)) {
     for (int64_t i = 0; i < stages; ++i) {
-      weights.push_back(weight(dtype, planes, depthwise ? 1 : planes, values, random));
-      if (biased) biases.push_back(bias(dtype, planes, values, random));
+      weights.push_back(weight(dtype, channels, depthwise ? 1 : channels, values, random));
+      if (biased) biases.push_back(bias(dtype, channels, values, random));
     }
     weight_data = pointers(weights);
     bias_data = pointers(biases);
@@ -153,7 +153,7 @@ struct FusionProblem {
 
   explicit FusionProblem(Random* random, const Dtype dtype) : values(random->pick(kValues)) {
     const bool align_corners = random->below(2), biased = random->below(2);
-    const int64_t batch = 1 + random->below(2), out_planes = random->pick(kPlanes), count = 1 + random->below(3);
+    const int64_t batch = 1 + random->below(2), out_channels = random->pick(kChannels), count = 1 + random->below(3);
     // Sizes between which an interpolation's weights are whole multiples of 1/16.
     constexpr int64_t corners[] = {3, 5, 9, 17, 33}, centres[] = {1, 2, 4, 8, 16};
     int64_t size[2];
@@ -166,21 +166,21 @@ struct FusionProblem {
       }
       const int64_t height = full && k > 0 ? inputs[0].map.height : size[0];
       const int64_t width = full && k > 0 ? inputs[0].map.width : size[1];
-      inputs.emplace_back(dtype, batch, random->pick(kPlanes), height, width, random->pick(kLayouts), values, random);
-      weights.push_back(weight(dtype, out_planes, inputs[k].map.planes, values, random));
-      if (biased) biases.push_back(bias(dtype, out_planes, values, random));
+      inputs.emplace_back(dtype, batch, random->pick(kChannels), height, width, random->pick(kLayouts), values, random);
+      weights.push_back(weight(dtype, out_channels, inputs[k].map.channels, values, random));
+      if (biased) biases.push_back(bias(dtype, out_channels, values, random));
       views.push_back(inputs[k].view);
     }
     constexpr Activation activations[] = {Activation::none, Activation::relu, Activation::relu6};
     weight_data = pointers(weights);
     bias_data = pointers(biases);
-    out = std::make_unique<Buffer>(batch * out_planes * views[0].height * views[0].width * bytes_of(dtype));
+    out = std::make_unique<Buffer>(batch * out_channels * views[0].height * views[0].width * bytes_of(dtype));
     args = {dtype,
             count,
             views.data(),
             weight_data.data(),
             biased ? bias_data.data() : nullptr,
-            out_planes,
+            out_channels,
             random->pick(activations),
             align_corners,
             out->get()};
@@ -191,7 +191,7 @@ struct FusionProblem {
     std::vector<Map> maps;
     for (const Input& input : inputs) maps.push_back(input.map);
     const Activation activation = args.activation;
-    return selfcheck::fusion(maps, numbers(weights), numbers(biases), args.out_planes, args.align_corners,
+    return selfcheck::fusion(maps, numbers(weights), numbers(biases), args.out_channels, args.align_corners,
                              activation == Activation::none ? -INFINITY : 0,
                              activation == Activation::relu6 ? 6 : INFINITY, rounding, interpolated_rounding);
   }
@@ -293,7 +293,7 @@ class Checks {
  protected:
   void describe(const char* op, uint64_t seed, Dtype dtype, const Map& map) {
     where_ = std::string(op) + " " + std::to_string(seed) + ", " + name_of(dtype);
-    for (int64_t size : {map.batch, map.planes, map.height, map.width}) where_ += " " + std::to_string(size);
+    for (int64_t size : {map.batch, map.channels, map.height, map.width}) where_ += " " + std::to_string(size);
   }
 
   void expect(bool right, const std::string& message) {
@@ -323,19 +323,19 @@ class Checks {
   void compare_labels(const Buffer& labels, const Map& exact, Values values) {
     int64_t wrong = 0;
     std::string first;
-    const int64_t pixels = static_cast<int64_t>(exact.value.size()) / exact.planes;
+    const int64_t pixels = static_cast<int64_t>(exact.value.size()) / exact.channels;
     for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-      const double *logit = &exact.value[pixel * exact.planes], *error = &exact.error[pixel * exact.planes];
+      const double *logit = &exact.value[pixel * exact.channels], *error = &exact.error[pixel * exact.channels];
       int64_t best = 0;
-      for (int64_t c = 1; c < exact.planes; ++c)
+      for (int64_t c = 1; c < exact.channels; ++c)
         if (!(logit[c] <= logit[best]) && !std::isnan(logit[best])) best = c;
       const int64_t label = labels.get()[pixel];
-      const bool close = values != Values::whole && label < exact.planes && std::isfinite(logit[best]) &&
+      const bool close = values != Values::whole && label < exact.channels && std::isfinite(logit[best]) &&
                          logit[label] + error[label] + error[best] >= logit[best];
       if (label == best || close) continue;
       if (++wrong == 1)
         first = "label " + std::to_string(pixel) + " is " + std::to_string(label) + " with logit " +
-                std::to_string(logit[label % exact.planes]) + ", not " + std::to_string(best) + " with " +
+                std::to_string(logit[label % exact.channels]) + ", not " + std::to_string(best) + " with " +
                 std::to_string(logit[best]);
     }
     expect(wrong == 0, std::to_string(wrong) + " of " + std::to_string(pixels) + " are wrong: " + first);

@@ -36,18 +36,18 @@ struct CrpBackwardProblem {
   Wanted x, weight_grads, bias_grads;
   CrpBackwardArgs args;
 
-  // shape: planes, height and width.
+  // shape: channels, height and width.
   CrpBackwardProblem(Dtype dtype, Values values, int64_t batch, const int64_t (&shape)[3], Random* random)
       : values(values),
         depthwise(random->below(3) == 0),
         grad(dtype, batch, shape[0], shape[1], shape[2], random->pick(kLayouts), values, random) {
-    const int64_t stages = 1 + random->below(3), planes = shape[0];
+    const int64_t stages = 1 + random->below(3), channels = shape[0];
     for (int64_t i = 0; i < stages; ++i) {
-      pooled.emplace_back(dtype, batch, planes, shape[1], shape[2], random->pick(kLayouts), values, random);
+      pooled.emplace_back(dtype, batch, channels, shape[1], shape[2], random->pick(kLayouts), values, random);
       pooled_views.push_back(pooled.back().view);
-      weights.push_back(weight(dtype, planes, depthwise ? 1 : planes, values, random));
+      weights.push_back(weight(dtype, channels, depthwise ? 1 : channels, values, random));
       weight_grads.add(bytes_of(dtype, weights.back()), random);
-      bias_grads.add(planes * lwrn_fast::bytes_of(dtype), random);
+      bias_grads.add(channels * lwrn_fast::bytes_of(dtype), random);
     }
     x.add(bytes_of(dtype, grad.map), random);
     weight_data = pointers(weights);
@@ -77,7 +77,7 @@ struct FusionBackwardProblem {
 
   FusionBackwardProblem(Random* random, Dtype dtype)
       : forward(random, dtype), grad(like_result(random)), out(like_result(random, 2)) {
-    const int64_t bias_bytes = forward.args.out_planes * lwrn_fast::bytes_of(dtype);
+    const int64_t bias_bytes = forward.args.out_channels * lwrn_fast::bytes_of(dtype);
     for (size_t k = 0; k < forward.inputs.size(); ++k) {
       forward.weight_data[k] = forward.weights[k].memory->get();
       inputs.add(bytes_of(dtype, forward.inputs[k].map), random);
@@ -101,7 +101,7 @@ struct FusionBackwardProblem {
   // scale: so that results reach the upper bound of relu6.
   Input like_result(Random* random, double scale = 1) const {
     const Map& first = forward.inputs[0].map;
-    return Input(forward.args.dtype, first.batch, forward.args.out_planes, first.height, first.width,
+    return Input(forward.args.dtype, first.batch, forward.args.out_channels, first.height, first.width,
                  random->pick(kLayouts), scale == 1 ? forward.values : Values::whole, random, scale);
   }
 

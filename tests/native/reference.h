@@ -6,19 +6,19 @@
 
 namespace selfcheck {
 
-// A map (batch, height, width, planes), contiguous. error: how far a correct engine's value may be from `value`.
+// A map (batch, height, width, channels), contiguous. error: how far a correct engine's value may be from `value`.
 struct Map {
-  int64_t batch, planes, height, width;
+  int64_t batch, channels, height, width;
   std::vector<double> value, error;
 
-  Map(int64_t batch, int64_t planes, int64_t height, int64_t width)
+  Map(int64_t batch, int64_t channels, int64_t height, int64_t width)
       : batch(batch),
-        planes(planes),
+        channels(channels),
         height(height),
         width(width),
-        value(batch * planes * height * width),
+        value(batch * channels * height * width),
         error(value) {}
-  int64_t at(int64_t n, int64_t y, int64_t x, int64_t c) const { return ((n * height + y) * width + x) * planes + c; }
+  int64_t at(int64_t n, int64_t y, int64_t x, int64_t c) const { return ((n * height + y) * width + x) * channels + c; }
 
   // Rounding every value to `dtype` may move it by half a unit in its last place.
   void may_be_rounded(Dtype dtype) {
@@ -32,11 +32,11 @@ struct Map {
 inline double sum_error(int64_t terms) { return static_cast<double>(terms + 4) * std::ldexp(1.0, -23); }
 
 inline Map read(Dtype dtype, const MapView& view, int64_t stride_c) {
-  Map map(view.batch, view.planes, view.height, view.width);
+  Map map(view.batch, view.channels, view.height, view.width);
   for (int64_t n = 0; n < map.batch; ++n)
     for (int64_t y = 0; y < map.height; ++y)
       for (int64_t x = 0; x < map.width; ++x)
-        for (int64_t c = 0; c < map.planes; ++c)
+        for (int64_t c = 0; c < map.channels; ++c)
           map.value[map.at(n, y, x, c)] =
               decode(dtype, view.data, n * view.stride_n + y * view.stride_h + x * view.stride_w + c * stride_c);
   return map;
@@ -45,11 +45,11 @@ inline Map read(Dtype dtype, const MapView& view, int64_t stride_c) {
 // Maxima of 5x5 windows, NaN where one is NaN. One of the two largest errors of a window bounds the error of its
 // maximum.
 inline Map pooled(const Map& in) {
-  Map out(in.batch, in.planes, in.height, in.width);
+  Map out(in.batch, in.channels, in.height, in.width);
   for (int64_t n = 0; n < in.batch; ++n)
     for (int64_t y = 0; y < in.height; ++y)
       for (int64_t x = 0; x < in.width; ++x)
-        for (int64_t c = 0; c < in.planes; ++c) {
+        for (int64_t c = 0; c < in.channels; ++c) {
           double best = -std::numeric_limits<double>::infinity(), error = 0;
           for (int64_t v = std::max<int64_t>(y - 2, 0); v <= std::min(y + 2, in.height - 1); ++v)
             for (int64_t u = std::max<int64_t>(x - 2, 0); u <= std::min(x + 2, in.width - 1); ++u) {
@@ -63,35 +63,35 @@ inline Map pooled(const Map& in) {
   return out;
 }
 
-// weight: (out_planes, in.planes), or (in.planes) where depthwise. terms: of the sum that the products become part of.
-// rounding: how far, as a fraction, a product may be off because its factors are rounded first.
-inline Map convolved(const Map& in, const std::vector<double>& weight, int64_t out_planes, bool depthwise,
+// weight: (out_channels, in.channels), or (in.channels) where depthwise. terms: of the sum that the products become
+// part of. rounding: how far, as a fraction, a product may be off because its factors are rounded first.
+inline Map convolved(const Map& in, const std::vector<double>& weight, int64_t out_channels, bool depthwise,
                      int64_t terms, double rounding = 0) {
-  Map out(in.batch, out_planes, in.height, in.width);
+  Map out(in.batch, out_channels, in.height, in.width);
   const int64_t pixels = in.batch * in.height * in.width;
   for (int64_t pixel = 0; pixel < pixels; ++pixel)
-    for (int64_t o = 0; o < out_planes; ++o) {
+    for (int64_t o = 0; o < out_channels; ++o) {
       double sum = 0, magnitude = 0, error = 0;
-      for (int64_t k = depthwise ? o : 0; k < (depthwise ? o + 1 : in.planes); ++k) {
-        const double w = depthwise ? weight[o] : weight[o * in.planes + k], x = in.value[pixel * in.planes + k];
+      for (int64_t k = depthwise ? o : 0; k < (depthwise ? o + 1 : in.channels); ++k) {
+        const double w = depthwise ? weight[o] : weight[o * in.channels + k], x = in.value[pixel * in.channels + k];
         sum += w * x;
         magnitude += std::fabs(w * x);
-        error += std::fabs(w) * in.error[pixel * in.planes + k];
+        error += std::fabs(w) * in.error[pixel * in.channels + k];
       }
-      out.value[pixel * out_planes + o] = sum;
-      out.error[pixel * out_planes + o] = std::isfinite(sum) ? error + magnitude * (sum_error(terms) + rounding) : 0;
+      out.value[pixel * out_channels + o] = sum;
+      out.error[pixel * out_channels + o] = std::isfinite(sum) ? error + magnitude * (sum_error(terms) + rounding) : 0;
     }
   return out;
 }
 
-// bias: (planes), or empty.
+// bias: (channels), or empty.
 inline void add_bias(Map* map, const std::vector<double>& bias) {
   if (bias.empty()) return;
   for (size_t i = 0; i < map->value.size(); ++i) {
-    map->value[i] += bias[i % map->planes];
+    map->value[i] += bias[i % map->channels];
     map->error[i] =
         std::isfinite(map->value[i])
-            ? map->error[i] + (std::fabs(map->value[i]) + 2 * std::fabs(bias[i % map->planes])) * sum_error(0)
+            ? map->error[i] + (std::fabs(map->value[i]) + 2 * std::fabs(bias[i % map->channels])) * sum_error(0)
             : 0;
   }
 }
@@ -108,7 +108,7 @@ inline Map crp(Dtype dtype, const Map& x, const std::vector<std::vector<double>>
                const std::vector<std::vector<double>>& biases, bool depthwise, double rounding) {
   Map sum = x, top = x;
   for (size_t i = 0; i < weights.size(); ++i) {
-    top = convolved(pooled(top), weights[i], x.planes, depthwise, x.planes, rounding);
+    top = convolved(pooled(top), weights[i], x.channels, depthwise, x.channels, rounding);
     if (!biases.empty()) add_bias(&top, biases[i]);
     top.may_be_rounded(dtype);
     add_to(&sum, top);
@@ -131,11 +131,11 @@ inline Place place(int64_t index, int64_t from, int64_t to, bool align_corners) 
 
 inline Map resized(const Map& in, int64_t height, int64_t width, bool align_corners) {
   if (in.height == height && in.width == width) return in;
-  Map out(in.batch, in.planes, height, width);
+  Map out(in.batch, in.channels, height, width);
   for (int64_t n = 0; n < out.batch; ++n)
     for (int64_t y = 0; y < height; ++y)
       for (int64_t x = 0; x < width; ++x)
-        for (int64_t c = 0; c < out.planes; ++c) {
+        for (int64_t c = 0; c < out.channels; ++c) {
           const Place v = place(y, in.height, height, align_corners), u = place(x, in.width, width, align_corners);
           double sum = 0, magnitude = 0, error = 0;
           for (int corner = 0; corner < 4; ++corner) {
@@ -154,14 +154,14 @@ inline Map resized(const Map& in, int64_t height, int64_t width, bool align_corn
 
 // limit: of the activation; minus infinity to infinity where there is none.
 inline Map fusion(const std::vector<Map>& inputs, const std::vector<std::vector<double>>& weights,
-                  const std::vector<std::vector<double>>& biases, int64_t out_planes, bool align_corners, double least,
-                  double most, double rounding, double interpolated_rounding) {
+                  const std::vector<std::vector<double>>& biases, int64_t out_channels, bool align_corners,
+                  double least, double most, double rounding, double interpolated_rounding) {
   int64_t terms = 0;
-  for (const Map& input : inputs) terms += input.planes + 8;
-  Map sum(inputs[0].batch, out_planes, inputs[0].height, inputs[0].width);
+  for (const Map& input : inputs) terms += input.channels + 8;
+  Map sum(inputs[0].batch, out_channels, inputs[0].height, inputs[0].width);
   for (size_t k = 0; k < inputs.size(); ++k) {
     const bool interpolated = inputs[k].height != sum.height || inputs[k].width != sum.width;
-    const Map product = convolved(inputs[k], weights[k], out_planes, false, terms,
+    const Map product = convolved(inputs[k], weights[k], out_channels, false, terms,
                                   rounding + (interpolated ? interpolated_rounding : 0));
     add_to(&sum, resized(product, sum.height, sum.width, align_corners));
     if (!biases.empty()) add_bias(&sum, biases[k]);

@@ -15,22 +15,22 @@ inline void may_be_summed(Map* map, const std::vector<double>& magnitude, int64_
     map->error[i] = std::isfinite(map->value[i]) ? map->error[i] + magnitude[i] * sum_error(terms) : 0;
 }
 
-inline std::vector<double> transposed(const std::vector<double>& weight, int64_t in_planes) {
-  const int64_t out_planes = static_cast<int64_t>(weight.size()) / in_planes;
+inline std::vector<double> transposed(const std::vector<double>& weight, int64_t in_channels) {
+  const int64_t out_channels = static_cast<int64_t>(weight.size()) / in_channels;
   std::vector<double> result(weight.size());
-  for (int64_t o = 0; o < out_planes; ++o)
-    for (int64_t k = 0; k < in_planes; ++k) result[k * out_planes + o] = weight[o * in_planes + k];
+  for (int64_t o = 0; o < out_channels; ++o)
+    for (int64_t k = 0; k < in_channels; ++k) result[k * out_channels + o] = weight[o * in_channels + k];
   return result;
 }
 
 inline Map weight_grad(const Map& grad, const Map& in, bool depthwise) {
-  const int64_t pixels = in.batch * in.height * in.width, columns = depthwise ? 1 : in.planes;
-  Map out(1, columns, 1, grad.planes);
+  const int64_t pixels = in.batch * in.height * in.width, columns = depthwise ? 1 : in.channels;
+  Map out(1, columns, 1, grad.channels);
   std::vector<double> magnitude(out.value.size());
   for (int64_t pixel = 0; pixel < pixels; ++pixel)
-    for (int64_t o = 0; o < grad.planes; ++o) {
-      const double g = grad.value[pixel * grad.planes + o], error = grad.error[pixel * grad.planes + o];
-      const double* x = &in.value[pixel * in.planes + (depthwise ? o : 0)];
+    for (int64_t o = 0; o < grad.channels; ++o) {
+      const double g = grad.value[pixel * grad.channels + o], error = grad.error[pixel * grad.channels + o];
+      const double* x = &in.value[pixel * in.channels + (depthwise ? o : 0)];
       for (int64_t k = 0; k < columns; ++k) {
         out.value[o * columns + k] += g * x[k];
         out.error[o * columns + k] += error * std::fabs(x[k]);
@@ -42,12 +42,12 @@ inline Map weight_grad(const Map& grad, const Map& in, bool depthwise) {
 }
 
 inline Map bias_grad(const Map& grad) {
-  Map out(1, grad.planes, 1, 1);
+  Map out(1, grad.channels, 1, 1);
   std::vector<double> magnitude(out.value.size());
   for (size_t i = 0; i < grad.value.size(); ++i) {
-    out.value[i % grad.planes] += grad.value[i];
-    out.error[i % grad.planes] += grad.error[i];
-    magnitude[i % grad.planes] += std::fabs(grad.value[i]);
+    out.value[i % grad.channels] += grad.value[i];
+    out.error[i % grad.channels] += grad.error[i];
+    magnitude[i % grad.channels] += std::fabs(grad.value[i]);
   }
   may_be_summed(&out, magnitude, grad.batch * grad.height * grad.width);
   return out;
@@ -59,7 +59,7 @@ inline std::vector<size_t> winners(const Map& in) {
   for (int64_t n = 0; n < in.batch; ++n)
     for (int64_t y = 0; y < in.height; ++y)
       for (int64_t x = 0; x < in.width; ++x)
-        for (int64_t c = 0; c < in.planes; ++c) {
+        for (int64_t c = 0; c < in.channels; ++c) {
           const int64_t top = std::max<int64_t>(y - 2, 0), left = std::max<int64_t>(x - 2, 0);
           int64_t best = in.at(n, top, left, c);
           for (int64_t v = top; v <= std::min(y + 2, in.height - 1); ++v)
@@ -84,9 +84,9 @@ inline Gradients crp_backward(const Map& grad, const std::vector<Map>& pooled,
     result.weights.insert(result.weights.begin(), weight_grad(stage_grad, maxima, depthwise));
     result.biases.insert(result.biases.begin(), bias_grad(stage_grad));
 
-    const int64_t planes = grad.planes;
-    const auto weight = depthwise ? weights[i] : transposed(weights[i], planes);
-    const Map product = convolved(stage_grad, weight, planes, depthwise, planes);
+    const int64_t channels = grad.channels;
+    const auto weight = depthwise ? weights[i] : transposed(weights[i], channels);
+    const Map product = convolved(stage_grad, weight, channels, depthwise, channels);
     stage_grad = grad;
     std::vector<double> magnitude(grad.value.size());
     for (size_t j = 0; j < places.size(); ++j) {
@@ -104,7 +104,7 @@ inline Gradients crp_backward(const Map& grad, const std::vector<Map>& pooled,
 // What each pixel of a map gets back where it was interpolated to the size of grad.
 inline Map resized_backward(const Map& grad, int64_t height, int64_t width, bool align_corners) {
   if (grad.height == height && grad.width == width) return grad;
-  Map out(grad.batch, grad.planes, height, width);
+  Map out(grad.batch, grad.channels, height, width);
   std::vector<double> magnitude(out.value.size());
   for (int64_t n = 0; n < grad.batch; ++n)
     for (int64_t y = 0; y < grad.height; ++y)
@@ -113,7 +113,7 @@ inline Map resized_backward(const Map& grad, int64_t height, int64_t width, bool
         for (int corner = 0; corner < 4; ++corner) {
           const double weight =
               (corner & 1 ? u.high_weight : 1 - u.high_weight) * (corner & 2 ? v.high_weight : 1 - v.high_weight);
-          for (int64_t c = 0; c < grad.planes; ++c) {
+          for (int64_t c = 0; c < grad.channels; ++c) {
             const int64_t to = out.at(n, corner & 2 ? v.high : v.low, corner & 1 ? u.high : u.low, c);
             const double value = grad.value[grad.at(n, y, x, c)];
             out.value[to] += weight * value;
@@ -136,8 +136,8 @@ inline Gradients fusion_backward(const Map& grad, const Map& out, const std::vec
   Gradients result;
   for (size_t k = 0; k < inputs.size(); ++k) {
     const Map low = resized_backward(masked, inputs[k].height, inputs[k].width, align_corners);
-    const int64_t planes = inputs[k].planes;
-    result.inputs.push_back(convolved(low, transposed(weights[k], planes), planes, false, grad.planes));
+    const int64_t channels = inputs[k].channels;
+    result.inputs.push_back(convolved(low, transposed(weights[k], channels), channels, false, grad.channels));
     result.weights.push_back(weight_grad(low, inputs[k], false));
     result.biases.push_back(bias_grad(masked));
   }

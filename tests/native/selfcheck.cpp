@@ -34,16 +34,16 @@ class Check : public Checks {
     const Values values = random.pick(kValues);
     const int64_t stages = 1 + random.below(4), batch = large ? 1 : 1 + random.below(2);
     const auto& shape = kLargeMaps[random.below(4)];
-    const int64_t planes = large ? shape[0] : random.pick(kPlanes);
+    const int64_t channels = large ? shape[0] : random.pick(kChannels);
     const int64_t height = large ? shape[1] : random.pick(kSizes), width = large ? shape[2] : random.pick(kSizes);
-    CrpProblem problem(dtype, values, stages, random.below(3) == 0, random.pick(kLayouts), batch, planes, height, width,
-                       &random);
+    CrpProblem problem(dtype, values, stages, random.below(3) == 0, random.pick(kLayouts), batch, channels, height,
+                       width, &random);
     const Threads threads = workers(1 + random.below(3), random.below(2));
     std::vector<std::unique_ptr<Buffer>> packed;
     for (int64_t i = 0; i < stages && !problem.depthwise; ++i)
-      problem.weight_data[i] = pack(dtype, problem.weights[i], planes, planes, threads, &packed);
-    const Buffer workspace(engine_.crp_workspace_bytes(problem.args, threads.count), 64);
-    engine_.crp(problem.args, workspace.get(), threads);
+      problem.weight_data[i] = pack(dtype, problem.weights[i], channels, channels, threads, &packed);
+    const Buffer workspace(engine_.crp.workspace_bytes(problem.args, threads.count), 64);
+    engine_.crp.run(problem.args, workspace.get(), threads);
 
     describe("crp", seed, dtype, problem.x.map);
     expect(problem.out.intact() && workspace.intact(), "memory beside the result or the workspace is overwritten");
@@ -58,9 +58,9 @@ class Check : public Checks {
     std::vector<std::unique_ptr<Buffer>> packed;
     for (size_t k = 0; k < problem.inputs.size(); ++k)
       problem.weight_data[k] =
-          pack(dtype, problem.weights[k], problem.args.out_planes, problem.views[k].planes, threads, &packed);
-    const Buffer workspace(engine_.fusion_workspace_bytes(problem.args, threads.count), 64);
-    engine_.fusion(problem.args, workspace.get(), threads);
+          pack(dtype, problem.weights[k], problem.args.out_channels, problem.views[k].channels, threads, &packed);
+    const Buffer workspace(engine_.fusion.workspace_bytes(problem.args, threads.count), 64);
+    engine_.fusion.run(problem.args, workspace.get(), threads);
 
     describe("fusion", seed, dtype, problem.inputs[0].map);
     expect(problem.out->intact() && workspace.intact(), "memory beside the result or the workspace is overwritten");
@@ -70,12 +70,12 @@ class Check : public Checks {
   void crp_backward(uint64_t seed, bool large) {
     Random random(seed);
     const Dtype dtype = random.pick(kDtypes);
-    const int64_t small[] = {random.pick(kPlanes), random.pick(kSizes), random.pick(kSizes)};
+    const int64_t small[] = {random.pick(kChannels), random.pick(kSizes), random.pick(kSizes)};
     const CrpBackwardProblem problem(dtype, random.pick(kValues), large ? 1 : 1 + random.below(2),
                                      large ? kLargeMaps[random.below(4)] : small, &random);
     const Threads threads = workers(1 + random.below(3), random.below(2));
-    const Buffer workspace(engine_.crp_backward_workspace_bytes(problem.args, threads.count), 64);
-    engine_.crp_backward(problem.args, workspace.get(), threads);
+    const Buffer workspace(engine_.crp_backward.workspace_bytes(problem.args, threads.count), 64);
+    engine_.crp_backward.run(problem.args, workspace.get(), threads);
 
     describe("crp_backward", seed, dtype, problem.grad.map);
     expect(workspace.intact(), "memory beside the workspace is overwritten");
@@ -90,8 +90,8 @@ class Check : public Checks {
     const Dtype dtype = random.pick(kDtypes);
     const FusionBackwardProblem problem(&random, dtype);
     const Threads threads = workers(1 + random.below(3), random.below(2));
-    const Buffer workspace(engine_.fusion_backward_workspace_bytes(problem.args, threads.count), 64);
-    engine_.fusion_backward(problem.args, workspace.get(), threads);
+    const Buffer workspace(engine_.fusion_backward.workspace_bytes(problem.args, threads.count), 64);
+    engine_.fusion_backward.run(problem.args, workspace.get(), threads);
 
     describe("fusion_backward", seed, dtype, problem.grad.map);
     expect(workspace.intact(), "memory beside the workspace is overwritten");
@@ -106,8 +106,8 @@ class Check : public Checks {
     const Dtype dtype = random.pick(kDtypes);
     const UpsampleArgmaxProblem problem(&random, dtype);
     const Threads threads = workers(1 + random.below(3), random.below(2));
-    const Buffer workspace(engine_.upsample_argmax_workspace_bytes(problem.args, threads.count), 64);
-    engine_.upsample_argmax(problem.args, workspace.get(), threads);
+    const Buffer workspace(engine_.upsample_argmax.workspace_bytes(problem.args, threads.count), 64);
+    engine_.upsample_argmax.run(problem.args, workspace.get(), threads);
 
     describe("upsample_argmax", seed, dtype, problem.logits->map);
     expect(problem.labels->intact() && workspace.intact(), "memory beside the result or the workspace is overwritten");
@@ -119,8 +119,8 @@ class Check : public Checks {
     const Dtype dtype = random.pick(kDtypes);
     const NormaliseProblem problem(&random, dtype);
     const Threads threads = workers(1 + random.below(3), random.below(2));
-    const Buffer workspace(engine_.normalise_workspace_bytes(problem.args, threads.count), 64);
-    engine_.normalise(problem.args, workspace.get(), threads);
+    const Buffer workspace(engine_.normalise.workspace_bytes(problem.args, threads.count), 64);
+    engine_.normalise.run(problem.args, workspace.get(), threads);
 
     const Map exact = problem.exact();
     describe("normalise", seed, dtype, exact);
@@ -136,10 +136,10 @@ class Check : public Checks {
     }
   }
 
-  const void* pack(Dtype dtype, const Parameter& weight, int64_t out_planes, int64_t in_planes, const Threads& threads,
-                   std::vector<std::unique_ptr<Buffer>>* packed) {
-    packed->push_back(std::make_unique<Buffer>(engine_.packed_bytes(dtype, out_planes, in_planes), 64));
-    engine_.pack(dtype, weight.memory->get(), out_planes, in_planes, packed->back()->get(), threads);
+  const void* pack(Dtype dtype, const Parameter& weight, int64_t out_channels, int64_t in_channels,
+                   const Threads& threads, std::vector<std::unique_ptr<Buffer>>* packed) {
+    packed->push_back(std::make_unique<Buffer>(engine_.packed_bytes(dtype, out_channels, in_channels), 64));
+    engine_.pack(dtype, weight.memory->get(), out_channels, in_channels, packed->back()->get(), threads);
     expect(packed->back()->intact(), "memory beside the packed weights is overwritten");
     return packed->back()->get();
   }
