@@ -13,15 +13,17 @@ namespace selfcheck {
 
 using namespace lwrn_fast;
 
-// uniform: between -1 and 1. whole: all sums are exact, and so must be the result. special: with NaN and infinities.
+// The values of a problem. uniform: between -1 and 1. whole: integers whose sums are exact, so the result must be exact
+// too. special: with NaN and infinities.
 enum class Values { uniform, whole, special };
-enum class Layout { contiguous, gaps, wide_gaps, same_rows, same_pixels, by_plane };
+enum class Layout { contiguous, gaps, wide_gaps, same_rows, same_pixels, nchw };
 
 constexpr Dtype kDtypes[] = {Dtype::f32, Dtype::bf16, Dtype::f16};
 constexpr Values kValues[] = {Values::uniform, Values::uniform, Values::whole, Values::whole, Values::special};
 constexpr Layout kLayouts[] = {Layout::contiguous, Layout::contiguous, Layout::gaps,
                                Layout::wide_gaps,  Layout::same_rows,  Layout::same_pixels};
-constexpr int64_t kSizes[] = {1, 2, 5, 8, 17, 33}, kPlanes[] = {1, 7, 16, 21, 33, 48, 64, 70, 150};
+// Heights, widths and channel counts to choose from.
+constexpr int64_t kSizes[] = {1, 2, 5, 8, 17, 33}, kChannels[] = {1, 7, 16, 21, 33, 48, 64, 70, 150};
 
 inline double value(Values values, Random* random) {
   if (values == Values::whole) return static_cast<double>(random->below(9) - 4);
@@ -30,44 +32,44 @@ inline double value(Values values, Random* random) {
   return random->uniform();
 }
 
-// A map and the memory it lies in. Gaps between its pixels, rows and images are multiples of 16 numbers if wide.
-// scale: of its numbers.
+// A map and its memory. Gaps between pixels, rows and images are multiples of 16 elements if wide. scale: a factor on
+// its values.
 struct Input {
   MapView view;
   int64_t stride_c = 1;
   std::unique_ptr<Buffer> memory;
   Map map;
 
-  Input(Dtype dtype, int64_t batch, int64_t planes, int64_t height, int64_t width, Layout layout, Values values,
+  Input(Dtype dtype, int64_t batch, int64_t channels, int64_t height, int64_t width, Layout layout, Values values,
         Random* random, double scale = 1)
-      : view{nullptr, batch, planes, height, width, 0, 0, planes}, map(0, 0, 0, 0) {
+      : view{nullptr, batch, channels, height, width, 0, 0, channels}, map(0, 0, 0, 0) {
     const int64_t gap = layout == Layout::gaps ? 1 : layout == Layout::wide_gaps ? 16 : 0;
     view.stride_w += 3 * gap;
     if (layout == Layout::same_pixels) view.stride_w = 0;
     view.stride_h = width * view.stride_w + 5 * gap;
     if (layout == Layout::same_rows) view.stride_h = 0;
     view.stride_n = height * view.stride_h + 7 * gap;
-    if (layout == Layout::by_plane) {
+    if (layout == Layout::nchw) {
       view.stride_w = 1;
       view.stride_h = width;
       stride_c = height * width;
-      view.stride_n = planes * stride_c;
+      view.stride_n = channels * stride_c;
     }
     const int64_t last = (batch - 1) * view.stride_n + (height - 1) * view.stride_h + (width - 1) * view.stride_w +
-                         (planes - 1) * stride_c;
+                         (channels - 1) * stride_c;
     memory = std::make_unique<Buffer>((last + 1) * bytes_of(dtype));
     view.data = memory->get();
     for (int64_t n = 0; n < batch; ++n)
       for (int64_t y = 0; y < height; ++y)
         for (int64_t x = 0; x < width; ++x)
-          for (int64_t c = 0; c < planes; ++c)
+          for (int64_t c = 0; c < channels; ++c)
             encode(dtype, scale * value(values, random), memory->get(),
                    n * view.stride_n + y * view.stride_h + x * view.stride_w + c * stride_c);
     map = read(dtype, view, stride_c);
   }
 };
 
-// Numbers of `dtype`, as the engine and as the reference take them.
+// The values of a parameter, in `dtype` for the engine and in double for the reference.
 struct Parameter {
   std::unique_ptr<Buffer> memory;
   std::vector<double> values;
@@ -81,19 +83,20 @@ struct Parameter {
   }
 };
 
-// Whole weights have two ones in a row, of either sign, so that sums stay small enough to be exact in every dtype.
-inline Parameter weight(Dtype dtype, int64_t out_planes, int64_t in_planes, Values values, Random* random) {
-  std::vector<double> numbers(out_planes * in_planes);
+// Return a random weight. Whole weights have at most two entries of 1 or -1 per row, so that sums stay small enough to
+// be exact in every dtype.
+inline Parameter weight(Dtype dtype, int64_t out_channels, int64_t in_channels, Values values, Random* random) {
+  std::vector<double> numbers(out_channels * in_channels);
   if (values == Values::whole)
-    for (int64_t i = 0; i < 2 * out_planes; ++i)
-      numbers[i / 2 * in_planes + random->below(in_planes)] = random->below(2) ? 1 : -1;
+    for (int64_t i = 0; i < 2 * out_channels; ++i)
+      numbers[i / 2 * in_channels + random->below(in_channels)] = random->below(2) ? 1 : -1;
   else
-    for (double& number : numbers) number = 2 * random->uniform() / static_cast<double>(in_planes);
+    for (double& number : numbers) number = 2 * random->uniform() / static_cast<double>(in_channels);
   return Parameter(dtype, std::move(numbers));
 }
 
-inline Parameter bias(Dtype dtype, int64_t planes, Values values, Random* random) {
-  std::vector<double> numbers(planes);
+inline Parameter bias(Dtype dtype, int64_t channels, Values values, Random* random) {
+  std::vector<double> numbers(channels);
   for (double& number : numbers) number = values == Values::whole ? random->below(3) - 1 : random->uniform();
   return Parameter(dtype, std::move(numbers));
 }
@@ -119,16 +122,16 @@ struct CrpProblem {
   Buffer out;
   CrpArgs args;
 
-  CrpProblem(Dtype dtype, Values values, int64_t stages, bool depthwise, Layout layout, int64_t batch, int64_t planes,
+  CrpProblem(Dtype dtype, Values values, int64_t stages, bool depthwise, Layout layout, int64_t batch, int64_t channels,
              int64_t height, int64_t width, Random* random)
       : values(values),
-        x(dtype, batch, planes, height, width, layout, values, random),
+        x(dtype, batch, channels, height, width, layout, values, random),
         depthwise(depthwise),
         biased(random->below(2)),
-        out(batch * planes * height * width * bytes_of(dtype)) {
+        out(batch * channels * height * width * bytes_of(dtype)) {
     for (int64_t i = 0; i < stages; ++i) {
-      weights.push_back(weight(dtype, planes, depthwise ? 1 : planes, values, random));
-      if (biased) biases.push_back(bias(dtype, planes, values, random));
+      weights.push_back(weight(dtype, channels, depthwise ? 1 : channels, values, random));
+      if (biased) biases.push_back(bias(dtype, channels, values, random));
     }
     weight_data = pointers(weights);
     bias_data = pointers(biases);
@@ -136,7 +139,7 @@ struct CrpProblem {
             out.get(), nullptr};
   }
 
-  // rounding: as that of convolved().
+  // rounding: as for convolved().
   Map exact(double rounding = 0) const {
     return selfcheck::crp(args.dtype, x.map, numbers(weights), numbers(biases), depthwise, rounding);
   }
@@ -153,8 +156,8 @@ struct FusionProblem {
 
   explicit FusionProblem(Random* random, const Dtype dtype) : values(random->pick(kValues)) {
     const bool align_corners = random->below(2), biased = random->below(2);
-    const int64_t batch = 1 + random->below(2), out_planes = random->pick(kPlanes), count = 1 + random->below(3);
-    // Sizes between which an interpolation's weights are whole multiples of 1/16.
+    const int64_t batch = 1 + random->below(2), out_channels = random->pick(kChannels), count = 1 + random->below(3);
+    // Pairs of these sizes give interpolation weights that are multiples of 1/16.
     constexpr int64_t corners[] = {3, 5, 9, 17, 33}, centres[] = {1, 2, 4, 8, 16};
     int64_t size[2];
     for (int64_t k = 0; k < count; ++k) {
@@ -166,27 +169,27 @@ struct FusionProblem {
       }
       const int64_t height = full && k > 0 ? inputs[0].map.height : size[0];
       const int64_t width = full && k > 0 ? inputs[0].map.width : size[1];
-      inputs.emplace_back(dtype, batch, random->pick(kPlanes), height, width, random->pick(kLayouts), values, random);
-      weights.push_back(weight(dtype, out_planes, inputs[k].map.planes, values, random));
-      if (biased) biases.push_back(bias(dtype, out_planes, values, random));
+      inputs.emplace_back(dtype, batch, random->pick(kChannels), height, width, random->pick(kLayouts), values, random);
+      weights.push_back(weight(dtype, out_channels, inputs[k].map.channels, values, random));
+      if (biased) biases.push_back(bias(dtype, out_channels, values, random));
       views.push_back(inputs[k].view);
     }
     constexpr Activation activations[] = {Activation::none, Activation::relu, Activation::relu6};
     weight_data = pointers(weights);
     bias_data = pointers(biases);
-    out = std::make_unique<Buffer>(batch * out_planes * views[0].height * views[0].width * bytes_of(dtype));
+    out = std::make_unique<Buffer>(batch * out_channels * views[0].height * views[0].width * bytes_of(dtype));
     args = {dtype,
             count,
             views.data(),
             weight_data.data(),
             biased ? bias_data.data() : nullptr,
-            out_planes,
+            out_channels,
             random->pick(activations),
             align_corners,
             out->get()};
   }
 
-  // rounding: as that of convolved(); interpolated_rounding: what maps of another size than the result's add to it.
+  // rounding: as for convolved(); interpolated_rounding is added for inputs of another size than the result's.
   Map exact(double rounding = 0, double interpolated_rounding = 0) const {
     std::vector<Map> maps;
     for (const Input& input : inputs) maps.push_back(input.map);
@@ -206,7 +209,7 @@ struct UpsampleArgmaxProblem {
   UpsampleArgmaxArgs args;
 
   UpsampleArgmaxProblem(Random* random, Dtype dtype) : values(random->pick(kValues)), align_corners(random->below(2)) {
-    const bool by_plane = random->below(3) == 0;
+    const bool nchw = random->below(3) == 0;
     constexpr int64_t classes[] = {1, 2, 7, 16, 21, 33, 48, 256}, sizes[] = {1, 2, 5, 8, 17, 33, 70, 131};
     constexpr int64_t corners[] = {3, 5, 9, 17, 33, 65}, centres[] = {1, 2, 4, 8, 16, 32};
     for (int64_t i = 0; i < 4; ++i) {
@@ -214,7 +217,7 @@ struct UpsampleArgmaxProblem {
       size[i] = values != Values::whole ? random->pick(sizes) : align_corners ? corners[step] : centres[step];
     }
     logits = std::make_unique<Input>(dtype, 1 + random->below(2), random->pick(classes), size[0], size[1],
-                                     by_plane ? Layout::by_plane : random->pick(kLayouts), values, random);
+                                     nchw ? Layout::nchw : random->pick(kLayouts), values, random);
     labels = std::make_unique<Buffer>(logits->map.batch * size[2] * size[3]);
     args = {dtype, logits->view, logits->stride_c, size[2], size[3], align_corners, labels->get()};
   }
@@ -255,7 +258,8 @@ struct NormaliseProblem {
             out->get()};
   }
 
-  // A triangle around the centre of each output pixel, two of the larger pixels wide.
+  // Return the weights of the source pixels: a triangle around the centre of the output pixel, as wide as two of the
+  // larger pixels.
   static std::vector<double> covered(int64_t i, int64_t source_size, int64_t size) {
     const double scale = static_cast<double>(source_size) / static_cast<double>(size), reach = std::max(scale, 1.0);
     std::vector<double> weights(source_size);
@@ -285,7 +289,7 @@ struct NormaliseProblem {
   }
 };
 
-// Counts what is wrong, and says what.
+// Counts failures and prints them.
 class Checks {
  public:
   int64_t failures = 0;
@@ -293,52 +297,54 @@ class Checks {
  protected:
   void describe(const char* op, uint64_t seed, Dtype dtype, const Map& map) {
     where_ = std::string(op) + " " + std::to_string(seed) + ", " + name_of(dtype);
-    for (int64_t size : {map.batch, map.planes, map.height, map.width}) where_ += " " + std::to_string(size);
+    for (int64_t size : {map.batch, map.channels, map.height, map.width}) where_ += " " + std::to_string(size);
   }
 
-  void expect(bool right, const std::string& message) {
-    if (right) return;
+  void expect(bool ok, const std::string& message) {
+    if (ok) return;
     if (++failures <= 10) std::printf("%s: %s\n", where_.c_str(), message.c_str());
   }
 
   void compare(Dtype dtype, const Buffer& out, Map exact, Values values) {
-    exact.may_be_rounded(dtype);
-    int64_t wrong = 0;
+    exact.add_rounding_error(dtype);
+    int64_t mismatches = 0;
     std::string first;
     for (size_t i = 0; i < exact.value.size(); ++i) {
-      const double got = decode(dtype, out.get(), i), wanted = exact.value[i];
-      bool right = std::fabs(got - wanted) <= exact.error[i];
-      if (std::isnan(wanted)) right = std::isnan(got);
-      if (std::isinf(wanted)) right = got == wanted;
-      if (values == Values::whole) right = got == rounded(dtype, wanted);
-      if (right) continue;
-      if (++wrong == 1)
-        first = "element " + std::to_string(i) + " is " + std::to_string(got) + ", not " + std::to_string(wanted) +
+      const double got = decode(dtype, out.get(), i), expected = exact.value[i];
+      bool ok = std::fabs(got - expected) <= exact.error[i];
+      if (std::isnan(expected)) ok = std::isnan(got);
+      if (std::isinf(expected)) ok = got == expected;
+      if (values == Values::whole) ok = got == rounded(dtype, expected);
+      if (ok) continue;
+      if (++mismatches == 1)
+        first = "element " + std::to_string(i) + " is " + std::to_string(got) + ", not " + std::to_string(expected) +
                 " within " + std::to_string(values == Values::whole ? 0 : exact.error[i]);
     }
-    expect(wrong == 0, std::to_string(wrong) + " of " + std::to_string(exact.value.size()) + " are wrong: " + first);
+    expect(mismatches == 0,
+           std::to_string(mismatches) + " of " + std::to_string(exact.value.size()) + " are wrong: " + first);
   }
 
-  // The first NaN, else the first of the largest; another class only where rounding may have decided.
+  // Compare labels with the argmax: the first NaN, else the first maximum. Accept another class only where rounding may
+  // have decided.
   void compare_labels(const Buffer& labels, const Map& exact, Values values) {
-    int64_t wrong = 0;
+    int64_t mismatches = 0;
     std::string first;
-    const int64_t pixels = static_cast<int64_t>(exact.value.size()) / exact.planes;
+    const int64_t pixels = static_cast<int64_t>(exact.value.size()) / exact.channels;
     for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-      const double *logit = &exact.value[pixel * exact.planes], *error = &exact.error[pixel * exact.planes];
+      const double *logit = &exact.value[pixel * exact.channels], *error = &exact.error[pixel * exact.channels];
       int64_t best = 0;
-      for (int64_t c = 1; c < exact.planes; ++c)
+      for (int64_t c = 1; c < exact.channels; ++c)
         if (!(logit[c] <= logit[best]) && !std::isnan(logit[best])) best = c;
       const int64_t label = labels.get()[pixel];
-      const bool close = values != Values::whole && label < exact.planes && std::isfinite(logit[best]) &&
+      const bool close = values != Values::whole && label < exact.channels && std::isfinite(logit[best]) &&
                          logit[label] + error[label] + error[best] >= logit[best];
       if (label == best || close) continue;
-      if (++wrong == 1)
+      if (++mismatches == 1)
         first = "label " + std::to_string(pixel) + " is " + std::to_string(label) + " with logit " +
-                std::to_string(logit[label % exact.planes]) + ", not " + std::to_string(best) + " with " +
+                std::to_string(logit[label % exact.channels]) + ", not " + std::to_string(best) + " with " +
                 std::to_string(logit[best]);
     }
-    expect(wrong == 0, std::to_string(wrong) + " of " + std::to_string(pixels) + " are wrong: " + first);
+    expect(mismatches == 0, std::to_string(mismatches) + " of " + std::to_string(pixels) + " are wrong: " + first);
   }
 
   std::string where_;

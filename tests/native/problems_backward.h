@@ -7,8 +7,8 @@
 
 namespace selfcheck {
 
-// Memory for gradients, each needed with a chance of two in three.
-struct Wanted {
+// Memory for gradients, each of which is requested with a chance of two in three.
+struct GradientBuffers {
   std::vector<std::unique_ptr<Buffer>> memory;
   std::vector<void*> data;
 
@@ -33,21 +33,21 @@ struct CrpBackwardProblem {
   std::vector<MapView> pooled_views;
   std::vector<Parameter> weights;
   std::vector<const void*> weight_data;
-  Wanted x, weight_grads, bias_grads;
+  GradientBuffers x, weight_grads, bias_grads;
   CrpBackwardArgs args;
 
-  // shape: planes, height and width.
+  // shape: channels, height and width.
   CrpBackwardProblem(Dtype dtype, Values values, int64_t batch, const int64_t (&shape)[3], Random* random)
       : values(values),
         depthwise(random->below(3) == 0),
         grad(dtype, batch, shape[0], shape[1], shape[2], random->pick(kLayouts), values, random) {
-    const int64_t stages = 1 + random->below(3), planes = shape[0];
+    const int64_t stages = 1 + random->below(3), channels = shape[0];
     for (int64_t i = 0; i < stages; ++i) {
-      pooled.emplace_back(dtype, batch, planes, shape[1], shape[2], random->pick(kLayouts), values, random);
+      pooled.emplace_back(dtype, batch, channels, shape[1], shape[2], random->pick(kLayouts), values, random);
       pooled_views.push_back(pooled.back().view);
-      weights.push_back(weight(dtype, planes, depthwise ? 1 : planes, values, random));
+      weights.push_back(weight(dtype, channels, depthwise ? 1 : channels, values, random));
       weight_grads.add(bytes_of(dtype, weights.back()), random);
-      bias_grads.add(planes * lwrn_fast::bytes_of(dtype), random);
+      bias_grads.add(channels * lwrn_fast::bytes_of(dtype), random);
     }
     x.add(bytes_of(dtype, grad.map), random);
     weight_data = pointers(weights);
@@ -72,7 +72,7 @@ struct CrpBackwardProblem {
 struct FusionBackwardProblem {
   FusionProblem forward;
   Input grad, out;
-  Wanted inputs, weight_grads, bias_grads;
+  GradientBuffers inputs, weight_grads, bias_grads;
   FusionBackwardArgs args;
 
   FusionBackwardProblem(Random* random, Dtype dtype)
@@ -98,7 +98,7 @@ struct FusionBackwardProblem {
             bias_grads.data.data()};
   }
 
-  // scale: so that results reach the upper bound of relu6.
+  // Return a random map like the result. scale: large enough to reach the upper bound of relu6.
   Input like_result(Random* random, double scale = 1) const {
     const Map& first = forward.inputs[0].map;
     return Input(forward.args.dtype, first.batch, forward.args.out_planes, first.height, first.width,
