@@ -46,7 +46,7 @@ CrpPlan choose_crp<Element>(const CrpArgs& args, const Device& device) {
 }
 
 template <>
-int64_t crp_most_planes<Element>(const Device& device) {
+int64_t crp_max_channels<Element>(const Device& device) {
   using Smallest = CrpSmallest<Element>;  // the kernel that needs the least shared memory
   int chunks = 0;
   while (Smallest::smem_bytes(Smallest::kPassChunks, chunks + 1) <= device.smem_bytes) ++chunks;

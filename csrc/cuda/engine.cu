@@ -86,9 +86,9 @@ const char* crp(const CrpArgs& args, Multiply multiply, const Device& device, vo
   });
 }
 
-int64_t crp_most_planes(Dtype dtype, const Device& device) {
+int64_t crp_max_channels(Dtype dtype, const Device& device) {
   return with_element(dtype, Multiply::exact,
-                      [&](auto type) { return crp_most_planes<typename decltype(type)::Element>(device); });
+                      [&](auto type) { return crp_max_channels<typename decltype(type)::Element>(device); });
 }
 
 const char* fusion(const FusionArgs& args, Multiply multiply, const Device& device) {

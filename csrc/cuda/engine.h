@@ -9,7 +9,7 @@
 namespace lwrn_fast::cuda {
 
 // Inputs of a fusion.
-constexpr int64_t kMostInputs = 16;
+constexpr int64_t kMaxInputs = 16;
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -48,7 +48,7 @@ Scratch crp_scratch(const CrpArgs& args, Multiply multiply, const Device& device
 const char* crp(const CrpArgs& args, Multiply multiply, const Device& device, void* scratch, int32_t* counters);
 
 // Return how many channels of a crp that is not depthwise fit into the device's shared memory.
-int64_t crp_most_planes(Dtype dtype, const Device& device);
+int64_t crp_max_channels(Dtype dtype, const Device& device);
 
 const char* fusion(const FusionArgs& args, Multiply multiply, const Device& device);
 

@@ -16,7 +16,7 @@ struct FusionTask {
     int channels;
     bool interpolated;
     bool aligned;  // map and weight allow loads of whole vectors
-  } inputs[kMostInputs];
+  } inputs[kMaxInputs];
   int count;
   int chunks;  // chunks of all inputs
   char* out;

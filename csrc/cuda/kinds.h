@@ -10,7 +10,7 @@ template <class Element>
 const char* crp(const CrpArgs& args, const Device& device, void* scratch, int32_t* counters);
 
 template <class Element>
-int64_t crp_most_planes(const Device& device);
+int64_t crp_max_channels(const Device& device);
 
 template <class Element>
 const char* fusion(const FusionArgs& args, const Device& device);

@@ -15,7 +15,7 @@ const char* crp(const CrpArgs&, const Device&, void*, int32_t*) {
   return kAbsent;
 }
 template <class Element>
-int64_t crp_most_planes(const Device&) {
+int64_t crp_max_channels(const Device&) {
   return 0;
 }
 template <class Element>
@@ -38,7 +38,7 @@ const char* fusion_sm90(const FusionArgs&, const Device&) {
 #define LWRN_ABSENT(Element)                                                              \
   template Scratch crp_scratch<Element>(const CrpArgs&, const Device&);                   \
   template const char* crp<Element>(const CrpArgs&, const Device&, void*, int32_t*);      \
-  template int64_t crp_most_planes<Element>(const Device&);                               \
+  template int64_t crp_max_channels<Element>(const Device&);                              \
   template const char* fusion<Element>(const FusionArgs&, const Device&);                 \
   template Scratch crp_sm90_scratch<Element>(const CrpArgs&, const Device&);              \
   template const char* crp_sm90<Element>(const CrpArgs&, const Device&, void*, int32_t*); \
