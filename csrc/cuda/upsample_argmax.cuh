@@ -68,7 +68,7 @@ struct UpsampleArgmax {
 
   LWRN_DEVICE static void label_tile(const Task& task, int64_t image, int64_t first_y, int64_t first_x) {
     Row* const rows = reinterpret_cast<Row*>(shared_memory());
-    float* const logits = reinterpret_cast<float*>(rows + kRows);  // kRows x kMostSources x pitch
+    float* const logits = reinterpret_cast<float*>(rows + kRows);  // kRows x kMaxSources x pixel_stride
     const int groups = (task.columns + 31) / 32;                   // groups of 32 columns, one per warp
     const int warp = thread() / 32, column = warp % groups * 32 + thread() % 32;
     const int64_t first_source = column_tap(task, first_x).low;
