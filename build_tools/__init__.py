@@ -1,1 +1,1 @@
-"""How lwrn_fast is built; no part of the installed package."""
+"""The build of lwrn_fast; not part of the installed package."""

@@ -1,4 +1,4 @@
-"""The PEP 517 backend: setuptools', which also asks for torch where the target environment has none."""
+"""PEP 517 backend: setuptools' own, which also requires torch where the target environment has none."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Compiles the C++ part with ninja: lwrn_fast/_ops.so (the operators), lwrn_fast/_C (facts about the build) and, as
-build_tools/cuda.py says, lwrn_fast/_ops_cuda.so (the operators on a GPU).
+"""Compile the C++ part with ninja: lwrn_fast/_ops.so (the operators), lwrn_fast/_C (facts about the build) and, with
+build_tools/cuda.py, lwrn_fast/_ops_cuda.so (the operators on a GPU).
 
 The build folder persists, so a second build compiles only what changed. Environment variables:
-LWRN_FAST_NATIVE=0      build the pure-Python package, which is also what other systems than Linux get
-LWRN_FAST_BUILD_DIR     the build folder, otherwise build/native
-CXX CXXFLAGS LDFLAGS    the compiler, and what to add to its command lines
-MAX_JOBS                compilers at once, otherwise one per core
+LWRN_FAST_NATIVE=0      build the pure-Python package, as on other systems than Linux
+LWRN_FAST_BUILD_DIR     the build folder; default build/native
+CXX CXXFLAGS LDFLAGS    the compiler, and words to add to its command lines
+MAX_JOBS                compilers at once; default one per core
 """
 
 from __future__ import annotations
@@ -27,25 +27,27 @@ from build_tools.ninja_file import NinjaFile, command_line
 from build_tools.torch_headers import REQUIREMENT, Torch, find_torch
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGET = "0x020a000000000000"  # torch 2.10: the oldest the binary serves
+# The oldest torch that the binary runs with: 2.10.
+TARGET = "0x020a000000000000"
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
 X86_SETS = {"avx512_bf16": [*AVX512, "-mavx512bf16"], "avx512": AVX512, "avx2": AVX2}
+# A source that compiles only with AVX-512 BF16.
 BF16_PROBE = "#include <immintrin.h>\n__m512 f(__m512 c, __m512bh a) { return _mm512_dpbf16_ps(c, a, a); }\n"
 
 COMMON = ["-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-std=c++17"]
-# GCC's own AVX-512 headers set off maybe-uninitialized.
+# GCC's own AVX-512 headers raise maybe-uninitialized.
 KERNEL = ["-fno-math-errno", "-ffp-contract=fast", "-Wno-maybe-uninitialized"]
 
 
 def wanted() -> bool:
-    """Whether the C++ part is to be built: on Linux, unless the user does without it."""
+    """Return True where the C++ part is built: on Linux, unless LWRN_FAST_NATIVE=0."""
     return os.environ.get("LWRN_FAST_NATIVE", "1") != "0" and sys.platform == "linux"
 
 
 def requirements() -> list[str]:
-    """What the isolated build needs beyond pyproject.toml: torch, only where the target environment has none."""
+    """Return what an isolated build needs beyond pyproject.toml: torch, where the target environment has none."""
     if not wanted():
         return []
     compiler()
@@ -56,7 +58,7 @@ def requirements() -> list[str]:
 
 
 def compiler() -> list[str]:
-    """The C++ compiler's command; ends the build with one line where there is none."""
+    """Return the C++ compiler's command; end the build with one line where there is none."""
     named = shlex.split(os.environ.get("CXX", ""))
     if named:
         if shutil.which(named[0]):
@@ -69,13 +71,13 @@ def compiler() -> list[str]:
 
 
 def build(version: str, outputs: dict[str, Path]) -> set[str]:
-    """Build `_ops`, `_C` and, if it can be, `_ops_cuda` for package version `version`, and copy each to its place in
-    `outputs`. Returns which have been built."""
+    """Build `_ops`, `_C` and, where possible, `_ops_cuda` for package version `version`, and copy each to its path in
+    `outputs`. Return the names of those built."""
     cxx = compiler()
     torch = find_torch()
     if torch is None or not torch.recent_enough():
-        found = f"torch {torch.version} is too old" if torch else "torch is not there"
-        raise failure(f"{found}: install {REQUIREMENT}, or set LWRN_FAST_NATIVE=0 to do without")
+        error = f"torch {torch.version} is too old" if torch else "torch is not there"
+        raise failure(f"{error}: install {REQUIREMENT}, or set LWRN_FAST_NATIVE=0 to do without")
     folder = Path(os.environ.get("LWRN_FAST_BUILD_DIR", ROOT / "build" / "native")).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     gpu = cuda.checked(cuda.find(), cxx, folder)
@@ -97,6 +99,7 @@ def build(version: str, outputs: dict[str, Path]) -> set[str]:
 
 
 def ninja() -> list[str]:
+    """Return ninja's command; end the build with one line where there is none."""
     if importlib.util.find_spec("ninja"):
         return [sys.executable, "-m", "ninja"]
     if not shutil.which("ninja"):
@@ -105,7 +108,7 @@ def ninja() -> list[str]:
 
 
 def instruction_sets(cxx: list[str], folder: Path) -> dict[str, list[str]]:
-    """The compiler's flags for each instruction set the kernels are built for."""
+    """Return the compiler's flags for each instruction set of the build."""
     sets: dict[str, list[str]] = {}
     if platform.machine() in ("x86_64", "AMD64") and sys.maxsize > 2**32:
         sets = dict(X86_SETS)
@@ -121,9 +124,9 @@ def instruction_sets(cxx: list[str], folder: Path) -> dict[str, list[str]]:
 def ninja_file(
     version: str, cxx: list[str], torch: Torch, sets: dict[str, list[str]], folder: Path, gpu: Cuda | str
 ) -> tuple[str, dict[str, str]]:
-    """The text of build.ninja, and the file name in `folder` of each object it builds."""
+    """Return the text of build.ninja, and the file name in `folder` of each library that it builds."""
     # Every path in the file leads through these links, so that its commands stay the same when an isolated build finds
-    # the headers elsewhere; since system headers are in no depfile, the commands name versions instead.
+    # the headers elsewhere. System headers are in no depfile; the commands name their versions instead.
     point(folder / "csrc", ROOT / "csrc")
     point(folder / "torch", torch.folder)
     point(folder / "pybind11", pybind11_include())
@@ -144,13 +147,13 @@ def ninja_file(
     once, per_set = sources()
     objects = [isa]
     objects += [file.add("compile", f"{Path(source).stem}.o", [source], [*common, *torch_flags]) for source in once]
-    # The plainest set first: of an inline function that several objects hold the linker keeps the first.
+    # Link the portable set first: the linker keeps the first copy of an inline function that several objects hold.
     for name, flags in reversed(sets.items()):
         for source in per_set:
             kernel_flags = [*common, *KERNEL, *flags, f"-DLWRN_ISA={name}"]
             objects.append(file.add("compile", f"{Path(source).stem}.{name}.o", [source], kernel_flags))
     user_link = [*user, *shlex.split(os.environ.get("LDFLAGS", ""))]
-    # libtorch_cpu is found by its name among what the process has loaded: no run path ties the binary to one torch.
+    # The loader resolves libtorch_cpu by name among the loaded libraries: no run path ties the binary to one torch.
     torch_link = ["-Ltorch/lib", "-ltorch_cpu", *user_link]
     built = {"_ops": file.add("link", "_ops.so", objects, torch_link)}
     if isinstance(gpu, Cuda):
@@ -164,16 +167,16 @@ def ninja_file(
 
 
 def cuda_facts(gpu: Cuda | str) -> list[str]:
-    """What build_info() says about the CUDA part."""
+    """Return the macros that tell build_info() about the CUDA part."""
     architectures, text = (gpu.architectures, f"nvcc {gpu.version}") if isinstance(gpu, Cuda) else ([], f"none: {gpu}")
     listed = "".join(f'"{name}",' for name in architectures)
     return [f'-DLWRN_CUDA="{text}"', f"-DLWRN_CUDA_ARCHITECTURES={listed}"]
 
 
 def sources() -> tuple[list[str], list[str]]:
-    """The sources of `_ops`: those compiled once, and those compiled once per instruction set.
+    """Return the sources of `_ops`: those compiled once, and those compiled once per instruction set.
 
-    The latter are the ones that put their code into a namespace named by the macro LWRN_ISA.
+    The latter put their code into a namespace named by the macro LWRN_ISA.
     """
     once: list[str] = []
     per_set: list[str] = []
@@ -185,6 +188,7 @@ def sources() -> tuple[list[str], list[str]]:
 
 
 def compiler_version(cxx: list[str]) -> str:
+    """Return the first line that the compiler prints about itself."""
     answer = subprocess.run([*cxx, "--version"], capture_output=True, text=True)
     if answer.returncode:
         raise failure(f"{' '.join(cxx)} --version failed")
@@ -192,6 +196,7 @@ def compiler_version(cxx: list[str]) -> str:
 
 
 def pybind11_include() -> Path:
+    """Return the folder of pybind11's headers; end the build with one line where there is none."""
     if not importlib.util.find_spec("pybind11"):
         raise failure("pybind11 is not there: pip install pybind11")
     import pybind11
@@ -200,6 +205,7 @@ def pybind11_include() -> Path:
 
 
 def python_include() -> Path:
+    """Return the folder of Python's headers; end the build with one line where there is none."""
     include = Path(sysconfig.get_path("include"))
     if not (include / "Python.h").exists():
         raise failure(f"Python.h is not in {include}: install Python's headers (Debian: apt-get install python3-dev)")
@@ -207,6 +213,6 @@ def python_include() -> Path:
 
 
 def point(link: Path, target: Path) -> None:
-    """Make `link` a symbolic link to `target`, whatever it was before."""
+    """Replace `link` by a symbolic link to `target`."""
     link.unlink(missing_ok=True)
     link.symlink_to(target)

@@ -1,4 +1,4 @@
-"""The text of a build.ninja, line by line."""
+"""Writes the text of a build.ninja."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import shlex
 
 
 class NinjaFile:
+    """The rules and build statements of a build.ninja."""
+
     def __init__(self) -> None:
         self._lines = ["ninja_required_version = 1.5"]
 
@@ -14,6 +16,7 @@ class NinjaFile:
         self._lines += [f"rule {name}", *(f"  {line}" for line in lines)]
 
     def add(self, rule: str, output: str, inputs: list[str], flags: list[str]) -> str:
+        """Add a build statement and return its output."""
         self._lines += [f"build {output}: {rule} {' '.join(inputs)}", f"  flags = {command_line(flags)}"]
         return output
 
@@ -22,4 +25,5 @@ class NinjaFile:
 
 
 def command_line(words: list[str]) -> str:
+    """Return the words quoted for the shell and for ninja."""
     return " ".join(shlex.quote(word) for word in words).replace("$", "$$")

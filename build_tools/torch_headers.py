@@ -1,4 +1,4 @@
-"""Finds the torch whose headers the C++ part is compiled against, without importing it."""
+"""Find the torch whose headers the C++ part is compiled against, without importing it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+# Version of torch.
 MINIMUM = (2, 10)
 REQUIREMENT = "torch>=2.10"
+# Program that prints the path of torch's __init__.py, or an empty line.
 _ASK = "import importlib.util as u; s = u.find_spec('torch'); print(s.origin if s and s.origin else '')"
 
 
@@ -26,12 +28,12 @@ class Torch(NamedTuple):
 
 
 def find_torch() -> Torch | None:
-    """The torch of this process, else of the environment that is installed into, else of the activated one.
+    """Find the torch of this process, else of the environment that is installed into, else of the activated one.
 
     Under build isolation this process cannot see the target environment, but its interpreter is the target's: started
-    again without the isolation's variables it answers for the target, .pth files and system packages included. With uv
-    the interpreter is the isolated one, and VIRTUAL_ENV names that too: the target is on PATH behind it, if it is
-    activated, or it is the .venv above the sources, which uv takes by itself.
+    again without the isolation's variables, it answers for the target, .pth files and system packages included. With uv
+    the interpreter is the isolated one, and VIRTUAL_ENV names that too: the target follows it on PATH, if it is
+    activated, or is the .venv above the sources, which uv uses by default.
     """
     spec = importlib.util.find_spec("torch")
     if spec is not None and spec.origin:
@@ -49,17 +51,18 @@ def find_torch() -> Torch | None:
 
 
 def _environments() -> list[Path]:
-    """The pythons of the virtual environments on PATH and above the current folder."""
+    """Return the interpreters of the virtual environments on PATH and above the current folder."""
     folders = [Path(entry).parent for entry in os.environ.get("PATH", "").split(os.pathsep) if entry]
     folders += [folder / ".venv" for folder in (Path.cwd(), *Path.cwd().parents)]
     if os.environ.get("CONDA_PREFIX"):
         folders.append(Path(os.environ["CONDA_PREFIX"]))
     marks = ("pyvenv.cfg", "conda-meta")
-    found = [folder / "bin" / "python" for folder in folders if any((folder / mark).exists() for mark in marks)]
-    return [python for python in dict.fromkeys(found) if python.exists()]
+    pythons = [folder / "bin" / "python" for folder in folders if any((folder / mark).exists() for mark in marks)]
+    return [python for python in dict.fromkeys(pythons) if python.exists()]
 
 
 def _ask(python: Path) -> str:
+    """Return the path of an interpreter's torch; an empty string without one."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
     try:
         answer = subprocess.run([python, "-c", _ASK], env=environment, cwd="/", capture_output=True, text=True)
@@ -69,6 +72,7 @@ def _ask(python: Path) -> str:
 
 
 def _describe(folder: Path) -> Torch | None:
+    """Return the torch in a folder; None where no version is to be read."""
     try:
         text = (folder / "version.py").read_text()
     except OSError:

@@ -34,7 +34,7 @@ CUDA_KERNELS = {
     "upsample_argmax": (),
 }
 # Errors of the ops where the only kernel that may run cannot.
-CANNOT = ("more planes or pixels than the kernels take on this device", "no kernel runs this on this device")
+CANNOT = ("more channels or pixels than the kernels take on this device", "no kernel runs this on this device")
 # Fields that nvidia-smi is asked for.
 FACTS = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
 

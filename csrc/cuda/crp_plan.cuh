@@ -1,4 +1,4 @@
-// Which kernel of crp runs a call, and how much of what it is given: host code.
+// Host code that chooses the kernel of a crp call, its launch and its scratch memory.
 #pragma once
 #include <device/launch.cuh>
 
@@ -11,8 +11,8 @@ namespace lwrn_fast::cuda {
 
 struct CrpPlan {
   CrpTask task = {};
-  int blocks = 0, shared_bytes = 0;  // no blocks: the kernel cannot run this call
-  double cycles = INFINITY;          // what it is expected to take
+  int blocks = 0, smem_bytes = 0;  // no blocks: the kernel cannot run this call
+  double cycles = INFINITY;        // expected duration
   Scratch scratch = {};
   const char* (*start)(const Device&, const CrpPlan&) = nullptr;
 };
@@ -27,60 +27,63 @@ inline bool is_aligned(const CrpArgs& args) {
   return all;
 }
 
-// What a multiprocessor is expected to do in a cycle. From counts of bytes and instructions, not yet from measurements.
-constexpr double kCopiedBytes = 40;      // from the L2 cache
-constexpr double kPooledRows = 1 / 5.5;  // of 128 bytes: reads of shared memory
-constexpr double kItemLatency = 2000;    // to learn of finished neighbours, and to wait for the first bytes
+// The cost model of a multiprocessor, from counts of bytes and instructions, not yet from measurements.
+// Bytes copied from the L2 cache per cycle.
+constexpr double kCopiedBytes = 40;
+// Rows of 128 bytes pooled per cycle, bound by reads of shared memory.
+constexpr double kPooledRows = 1 / 5.5;
+// Cycles per item until finished neighbours are seen and the first bytes arrive.
+constexpr double kItemLatency = 2000;
 
 template <class Kernel>
 double expected_cycles(const CrpPlan& plan, const Device& device, int64_t items, int64_t chunks) {
-  const double most_at_once = plan.blocks, stages = plan.task.schedule.stages;
+  const double max_at_once = plan.blocks, stages = plan.task.schedule.stages;
   const double busy = items < device.multiprocessors ? items : device.multiprocessors;
-  const double sharing = most_at_once > busy ? most_at_once / busy : 1;  // blocks that share a multiprocessor
+  const double sharing = max_at_once > busy ? max_at_once / busy : 1;  // blocks that share a multiprocessor
   const double copied = Kernel::copied_rows() * chunks * kRowBytes / kCopiedBytes;
   const double pooled = Kernel::kPixels * chunks / kPooledRows;
-  const double multiplied = Kernel::Multiplied::kCycles * plan.task.passes * chunks;
+  const double multiplied = Kernel::MatrixProduct::kCycles * plan.task.passes * chunks;
   const double item = kItemLatency + sharing * (copied + pooled + multiplied);
-  const double in_turn = stages * items / most_at_once;
+  const double in_turn = stages * items / max_at_once;
   return item * (in_turn > stages ? in_turn : stages);
 }
 
-// The launch of one kernel, if it can run the call.
+// Return the launch of one kernel; a plan without blocks where it cannot run the call.
 template <class Kernel>
 CrpPlan plan_crp(const CrpArgs& args, const Device& device) {
-  using Kind = typename Kernel::Number;
+  using Element = typename Kernel::Element;
   const MapView& x = args.x;
   const int64_t tiles_y = divide_up(x.height, Kernel::kTileHeight), tiles_x = divide_up(x.width, Kernel::kTileWidth);
-  const int64_t tiles = x.batch * tiles_y * tiles_x, chunks = divide_up(x.channels, kRowPlanes<Kind>);
-  const int64_t most_blocks = divide_up(x.channels, Kernel::kPlanes);
-  const int64_t enough = divide_up(device.multiprocessors * Kernel::kPrograms, tiles);
+  const int64_t tiles = x.batch * tiles_y * tiles_x, chunks = divide_up(x.channels, kRowChannels<Element>);
+  const int64_t max_blocks = divide_up(x.channels, Kernel::kChannels);
+  const int64_t enough = divide_up(device.multiprocessors * Kernel::kMinBlocksPerSm, tiles);
   int64_t passes = 1;
   if (Kernel::kResident)
-    passes = most_blocks;
+    passes = max_blocks;
   else if (!Kernel::kDepthwise)
-    passes = divide_up(most_blocks, enough < most_blocks ? enough : most_blocks);
-  const int64_t blocks = divide_up(most_blocks, passes), most = INT32_MAX;
+    passes = divide_up(max_blocks, enough < max_blocks ? enough : max_blocks);
+  const int64_t blocks = divide_up(max_blocks, passes), int_max = INT32_MAX;
 
   CrpPlan plan;
   if (!may_use(Kernel::kName)) return plan;
   const bool aligned = is_aligned(args);
-  if (Kernel::kResident && (!aligned || args.stages < 2 || chunks > Kernel::kMostChunks)) return plan;
-  if (tiles * blocks * args.stages > most - 2 * device.multiprocessors * Kernel::kPrograms || x.height > most / 2 ||
-      x.width > most / 2 || x.channels > most / 8)
+  if (Kernel::kResident && (!aligned || args.stages < 2 || chunks > Kernel::kMaxChunks)) return plan;
+  if (tiles * blocks * args.stages > int_max - 2 * device.multiprocessors * Kernel::kMinBlocksPerSm ||
+      x.height > int_max / 2 || x.width > int_max / 2 || x.channels > int_max / 8)
     return plan;
 
   const int panel = Kernel::kDepthwise ? 1 : static_cast<int>(chunks);
-  const int least = Kernel::kResident ? panel : Kernel::kPassChunks;
-  int held = panel > least ? panel : least;
-  const auto needed = [&] { return int64_t{Kernel::shared_bytes(held, panel)}; };
-  while (held > least && needed() > device.shared_bytes / Kernel::kPrograms) --held;
-  if (needed() > device.shared_bytes) return plan;
-  plan.shared_bytes = static_cast<int>(needed());
-  const int64_t resident = resident_blocks<Kernel>(device, plan.shared_bytes);
+  const int min_chunks = Kernel::kResident ? panel : Kernel::kPassChunks;
+  int smem_chunks = panel > min_chunks ? panel : min_chunks;
+  const auto needed = [&] { return int64_t{Kernel::smem_bytes(smem_chunks, panel)}; };
+  while (smem_chunks > min_chunks && needed() > device.smem_bytes / Kernel::kMinBlocksPerSm) --smem_chunks;
+  if (needed() > device.smem_bytes) return plan;
+  plan.smem_bytes = static_cast<int>(needed());
+  const int64_t resident = resident_blocks<Kernel>(device, plan.smem_bytes);
   if (resident == 0 || (Kernel::kResident && tiles > resident)) return plan;
   plan.blocks = static_cast<int>(tiles * blocks < resident ? tiles * blocks : resident);
 
-  const int64_t bytes = Kind::kBytes, pixels = x.batch * x.height * x.width;
+  const int64_t bytes = Element::kBytes, pixels = x.batch * x.height * x.width;
   CrpTask& task = plan.task;
   Schedule& s = task.schedule;
   s.batch = static_cast<int>(x.batch);
@@ -103,19 +106,19 @@ CrpPlan plan_crp(const CrpArgs& args, const Device& device) {
   }
   task.height = static_cast<int>(x.height);
   task.width = static_cast<int>(x.width);
-  task.planes = static_cast<int>(x.channels);
+  task.channels = static_cast<int>(x.channels);
   task.passes = static_cast<int>(passes);
-  task.held = held;
+  task.smem_chunks = smem_chunks;
   task.aligned = aligned;
   plan.cycles = expected_cycles<Kernel>(plan, device, tiles * blocks, chunks);
   plan.scratch = {(args.stages - 1) * pixels * x.channels * bytes, counters_used(s)};
   plan.start = [](const Device& on, const CrpPlan& p) {
-    return launch<Kernel>(on, p.blocks, p.shared_bytes, p.task, Kernel::kResident);
+    return launch<Kernel>(on, p.blocks, p.smem_bytes, p.task, Kernel::kResident);
   };
   return plan;
 }
 
-// Of the kernels that can run the call, the one that takes the least time.
+// Return the fastest of the kernels that can run the call, by expected cycles.
 template <class... Kernels>
 CrpPlan best_plan(const CrpArgs& args, const Device& device, CrpPlan best = {}) {
   for (const CrpPlan& plan : {plan_crp<Kernels>(args, device)...})
@@ -123,12 +126,12 @@ CrpPlan best_plan(const CrpArgs& args, const Device& device, CrpPlan best = {}) 
   return best;
 }
 
-// The best of the kernels in crp.cu.
-template <class Kind>
+// Return the best plan among the kernels in crp.cu.
+template <class Element>
 CrpPlan choose_crp(const CrpArgs& args, const Device& device);
 
 inline const char* start(CrpPlan plan, const Device& device, void* scratch, int32_t* counters) {
-  if (plan.blocks == 0) return "more planes or pixels than the kernels take on this device";
+  if (plan.blocks == 0) return "more channels or pixels than the kernels take on this device";
   plan.task.kept = static_cast<char*>(scratch);
   plan.task.schedule.counters = counters;
   return plan.start(device, plan);

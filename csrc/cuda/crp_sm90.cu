@@ -1,46 +1,46 @@
-// crp on Hopper, for numbers of LWRN_KIND: its own kernels where they are better than those of crp.cu.
+// Kernels of crp for Hopper (LWRN_ELEMENT), taken where they are expected to be faster than those of crp.cu.
 #include "crp_plan.cuh"
 
 namespace lwrn_fast::cuda {
 
-template <class Kind>
-struct CrpLargeSm90 : Crp<Kind, WarpgroupProduct<Kind, Layout<128, 128, 1>>, 8, 16, 3, false, 1> {
+template <class Element>
+struct CrpLargeSm90 : Crp<Element, WarpgroupProduct<Element, AccLayout<128, 128, 1>>, 8, 16, 3, false, 1> {
   static constexpr const char* kName = "large_sm90";
 };
-template <class Kind>
-struct CrpLargeResidentSm90 : Crp<Kind, WarpgroupProduct<Kind, Layout<128, 64, 1>>, 8, 16, 4, true, 1> {
+template <class Element>
+struct CrpLargeResidentSm90 : Crp<Element, WarpgroupProduct<Element, AccLayout<128, 64, 1>>, 8, 16, 4, true, 1> {
   static constexpr const char* kName = "large_resident_sm90";
 };
 
-using Kind = LWRN_KIND;
+using Element = LWRN_ELEMENT;
 
 namespace {
 
 CrpPlan own(const CrpArgs& args, const Device& device) {
-  return best_plan<CrpLargeSm90<Kind>, CrpLargeResidentSm90<Kind>>(args, device);
+  return best_plan<CrpLargeSm90<Element>, CrpLargeResidentSm90<Element>>(args, device);
 }
 
-// Two ways to multiply may round differently, and the result of an image must not depend on the batch. So which of them
-// is a matter of one image.
+// Choose between the two instructions by the shape of one image: they may round differently, and the result of an image
+// must not depend on the batch.
 CrpPlan choose(const CrpArgs& args, const Device& device) {
-  if (args.depthwise) return choose_crp<Kind>(args, device);
+  if (args.depthwise) return choose_crp<Element>(args, device);
   CrpArgs image = args;
   image.x.batch = 1;
-  const CrpPlan ours = own(image, device), others = choose_crp<Kind>(image, device);
+  const CrpPlan ours = own(image, device), others = choose_crp<Element>(image, device);
   const bool better = ours.cycles < others.cycles;
   if (args.x.batch == 1) return better ? ours : others;
-  return better ? own(args, device) : choose_crp<Kind>(args, device);
+  return better ? own(args, device) : choose_crp<Element>(args, device);
 }
 
 }  // namespace
 
 template <>
-Scratch crp_sm90_scratch<Kind>(const CrpArgs& args, const Device& device) {
+Scratch crp_sm90_scratch<Element>(const CrpArgs& args, const Device& device) {
   return choose(args, device).scratch;
 }
 
 template <>
-const char* crp_sm90<Kind>(const CrpArgs& args, const Device& device, void* scratch, int32_t* counters) {
+const char* crp_sm90<Element>(const CrpArgs& args, const Device& device, void* scratch, int32_t* counters) {
   return start(choose(args, device), device, scratch, counters);
 }
 

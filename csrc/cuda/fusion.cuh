@@ -1,6 +1,6 @@
-// act(sum over k of up(W_k * x_k + b_k)) as one product over the planes of all inputs, chunk after chunk of 128 bytes.
-// A 1x1 convolution and the interpolation commute: inputs of another size than the result's are interpolated while they
-// are loaded, rounded to the maps' type, and multiplied like the others.
+// act(sum over k of up(W_k * x_k + b_k)) as one matrix product over the channels of all inputs, in chunks of 128 bytes.
+// A 1x1 convolution and the interpolation commute: the loader interpolates inputs of another size than the result's,
+// rounds them to the element type, and the product takes them like the others.
 #pragma once
 #include "engine.h"
 #include "product.cuh"
@@ -10,45 +10,47 @@ namespace lwrn_fast::cuda {
 
 struct FusionTask {
   struct Input {
-    const char *data, *weight, *bias;      // no bias: null
+    const char *data, *weight, *bias;      // bias: null without
     int64_t stride_n, stride_h, stride_w;  // in bytes
     int64_t height, width;
-    int planes;
+    int channels;
     bool interpolated;
-    bool aligned;  // map and weight can be read by whole vectors
-  } inputs[kMostInputs];
+    bool aligned;  // map and weight allow loads of whole vectors
+  } inputs[kMaxInputs];
   int count;
-  int chunks;  // of all inputs
+  int chunks;  // chunks of all inputs
   char* out;
-  int64_t pixels, height, width;  // pixels: of all images
-  int out_planes, plane_blocks;
+  int64_t pixels, height, width;  // pixels of all images; height and width of one
+  int out_channels, channel_blocks;
   bool align_corners;
-  bool aligned;  // out can be written by whole vectors
-  float least, most;
+  bool aligned;                // out allows stores of whole vectors
+  float min_value, max_value;  // of the activation
 };
 
-// A block computes kPixels x kPlanes of the result. While a chunk is multiplied, kAhead others are being loaded, and
-// kPending before it may be still in the product. Of the vectors that a thread interpolates, kEarly are being read at
-// once, the first of them already when the product begins.
-template <class Kind, class Product, int kAhead_, int kPending, int kEarly, int kPrograms_>
+// A thread block computes a tile of kPixels x kChannels of the result. The pipeline multiplies a chunk while it loads
+// the next kPrefetch and while up to kPending earlier products finish. A thread keeps the corners of kCornersInFlight
+// vectors in flight to interpolate them; the first loads start before the product.
+template <class Element, class Product, int kPrefetch_, int kPending, int kCornersInFlight, int kMinBlocksPerSm_>
 struct Fusion {
   using Task = FusionTask;
-  static constexpr int kThreads = cuda::kThreads, kPrograms = kPrograms_;
-  static constexpr int kPixels = Product::kPixels, kPlanes = Product::kPlanes;
-  static constexpr int kChunkPlanes = kRowPlanes<Kind>, kAhead = kAhead_;
-  static constexpr int kPanelBytes = kPixels * kRowBytes, kBufferBytes = kPanelBytes + kPlanes * kRowBytes;
+  static constexpr int kThreads = cuda::kThreads, kMinBlocksPerSm = kMinBlocksPerSm_;
+  static constexpr int kPixels = Product::kPixels, kChannels = Product::kChannels;
+  static constexpr int kChunkChannels = kRowChannels<Element>, kPrefetch = kPrefetch_;
+  static constexpr int kPanelBytes = kPixels * kRowBytes, kStageBytes = kPanelBytes + kChannels * kRowBytes;
   static constexpr double kProductCycles = Product::kCycles;
 
  private:
-  static constexpr int kBytes = Kind::kBytes, kVectorPlanes = cuda::kVectorPlanes<Kind>;
-  static constexpr int kBuffers = kAhead + 1 + kPending;
-  static constexpr int kThreadRows = kThreads / kVectors;  // that all threads load at once, a vector each
-  static constexpr int kPanelSteps = kPixels / kThreadRows, kWeightSteps = kPlanes / kThreadRows;
-  static_assert(kPixels * kPlanes * kBytes <= kBuffers * kBufferBytes, "the result is staged in the buffers");
-  static_assert(kEarly >= 1 && kEarly <= kPanelSteps);
+  static constexpr int kBytes = Element::kBytes, kVectorChannels = cuda::kVectorChannels<Element>;
+  static constexpr int kPipelineStages = kPrefetch + 1 + kPending;
+  static constexpr int kThreadRows = kThreads / kVectors;  // rows that all threads load at once, a vector each
+  static constexpr int kPanelSteps = kPixels / kThreadRows, kWeightSteps = kChannels / kThreadRows;
+  static_assert(kPixels * kChannels * kBytes <= kPipelineStages * kStageBytes,
+                "the result is staged in the pipeline's memory");
+  static_assert(kCornersInFlight >= 1 && kCornersInFlight <= kPanelSteps);
 
-  // Of an output pixel in an input, in bytes: its source, and how far the pixels right of it and below are.
-  struct alignas(16) Place {
+  // The bilinear sample of an output pixel in an input, in bytes: the offset of its source pixel, and the distances to
+  // the pixels right of it and below.
+  struct alignas(16) Sample {
     int64_t source, right, below;
     float right_weight, below_weight;
   };
@@ -58,61 +60,65 @@ struct Fusion {
   };
 
  public:
-  static int shared_bytes(const Task& task) {
-    return kBuffers * kBufferBytes + kPlanes * static_cast<int>(sizeof(float)) +
-           task.count * kPixels * static_cast<int>(sizeof(Place));
+  static int smem_bytes(const Task& task) {
+    return kPipelineStages * kStageBytes + kChannels * static_cast<int>(sizeof(float)) +
+           task.count * kPixels * static_cast<int>(sizeof(Sample));
   }
 
   LWRN_DEVICE static void run(const Task& task) {
     char* const buffers = shared_memory();
-    float* const bias = reinterpret_cast<float*>(buffers + kBuffers * kBufferBytes);
-    Place* const places = reinterpret_cast<Place*>(bias + kPlanes);
-    const int64_t first_pixel = block() / task.plane_blocks * int64_t{kPixels};
-    const int first_plane = block() % task.plane_blocks * kPlanes;
-    for (int i = thread(); i < kPlanes; i += kThreads) bias[i] = bias_of(task, first_plane + i);
+    float* const bias = reinterpret_cast<float*>(buffers + kPipelineStages * kStageBytes);
+    Sample* const samples = reinterpret_cast<Sample*>(bias + kChannels);
+    // Compute the summed bias and the bilinear samples of the tile.
+    const int64_t first_pixel = block() / task.channel_blocks * int64_t{kPixels};
+    const int first_channel = block() % task.channel_blocks * kChannels;
+    for (int i = thread(); i < kChannels; i += kThreads) bias[i] = bias_of(task, first_channel + i);
     for (int i = thread(); i < task.count * kPixels; i += kThreads)
-      places[i] = place_of(task, task.inputs[i / kPixels], first_pixel + i % kPixels);
+      samples[i] = sample_at(task, task.inputs[i / kPixels], first_pixel + i % kPixels);
     sync();
 
-    Loader next{task, places, first_plane};
-    Corners corners[kEarly];
+    // Fill the pipeline.
+    Loader next{task, samples, first_channel};
+    Corners corners[kCornersInFlight];
 #pragma unroll 1
-    for (int i = 0; i < kAhead; ++i) {
-      next.begin(buffers + i * kBufferBytes, corners);
-      next.finish(buffers + i * kBufferBytes, corners);
+    for (int i = 0; i < kPrefetch; ++i) {
+      next.begin(buffers + i * kStageBytes, corners);
+      next.finish(buffers + i * kStageBytes, corners);
     }
-    float sums[Product::kCount] = {};
+    // Multiply chunk by chunk.
+    float acc[Product::kAccCount] = {};
     int i = 0;
 #pragma unroll 1
-    do {  // at least once: a way around the loop would make Hopper's products wait for each other
-      wait_copies<kAhead - 1>();
-      Product::template wait<kPending>(sums);
+    do {  // runs at least once: a branch around the loop would serialise the wgmma instructions
+      wait_copies<kPrefetch - 1>();
+      Product::template wait<kPending>(acc);
       Product::publish();
       sync();
-      char* const now = buffers + i % kBuffers * kBufferBytes;
-      char* const later = buffers + (i + kAhead) % kBuffers * kBufferBytes;
+      char* const now = buffers + i % kPipelineStages * kStageBytes;
+      char* const later = buffers + (i + kPrefetch) % kPipelineStages * kStageBytes;
       next.begin(later, corners);
-      Product::add(sums, now, now + kPanelBytes);
+      Product::add(acc, now, now + kPanelBytes);
       next.finish(later, corners);
     } while (++i < task.chunks);
-    Product::template wait<0>(sums);
+    // Activate the result, and store it in whole rows by way of shared memory.
+    Product::template wait<0>(acc);
     sync();
-    stage(task, sums, bias, buffers);
+    write_to_smem(task, acc, bias, buffers);
     sync();
-    store(task, buffers, first_pixel, first_plane);
+    store(task, buffers, first_pixel, first_channel);
   }
 
  private:
-  LWRN_DEVICE static float bias_of(const Task& task, int plane) {
+  LWRN_DEVICE static float bias_of(const Task& task, int channel) {
     float sum = 0;
-    if (plane < task.out_planes)
+    if (channel < task.out_channels)
       for (int k = 0; k < task.count; ++k)
-        if (task.inputs[k].bias) sum += load_number<Kind>(task.inputs[k].bias + int64_t{plane} * kBytes);
+        if (task.inputs[k].bias) sum += load_element<Element>(task.inputs[k].bias + int64_t{channel} * kBytes);
     return sum;
   }
 
-  // Pixels after the last repeat it, so that no load needs to ask.
-  LWRN_DEVICE static Place place_of(const Task& task, const Task::Input& input, int64_t pixel) {
+  // Return the sample of a pixel. Pixels after the last repeat it, so that loads need no mask.
+  LWRN_DEVICE static Sample sample_at(const Task& task, const Task::Input& input, int64_t pixel) {
     if (pixel >= task.pixels) pixel = task.pixels - 1;
     const int64_t row = pixel / task.width, column = pixel - row * task.width;
     const int64_t image = row / task.height, y = row - image * task.height;
@@ -123,96 +129,100 @@ struct Fusion {
             (v.high - v.low) * input.stride_h, h.high_weight, v.high_weight};
   }
 
-  // Fills buffers with one chunk after another: begin(), then finish(). A chunk is kPixels rows of an input's planes
-  // and kPlanes rows of their weights. After the last chunk there is nothing to do.
+  // Loads one chunk after another: begin(), then finish(). A chunk is kPixels rows of an input's channels and kChannels
+  // rows of their weights. Both do nothing after the last chunk.
   struct Loader {
     const Task& task;
-    const Place* places;  // those of the input's pixels
-    int first_plane;
-    int k = 0, first = 0;  // the input, and its first plane in this chunk
-    int index = 0;         // this thread, computed anew so that no addresses stay in registers
+    const Sample* samples;  // samples of the input's pixels
+    int first_channel;
+    int k = 0, first = 0;  // input, and its first channel in this chunk
+    int index = 0;         // thread(), hidden from the compiler so that no addresses stay in registers
 
     LWRN_DEVICE int row(int step) const { return index / kVectors + step * kThreadRows; }
     LWRN_DEVICE int vector() const { return index % kVectors; }
-    LWRN_DEVICE int plane() const { return first + vector() * kVectorPlanes; }  // the vector's first
+    LWRN_DEVICE int channel() const { return first + vector() * kVectorChannels; }  // first channel of the vector
     LWRN_DEVICE const Task::Input& input() const { return task.inputs[k]; }
-    LWRN_DEVICE const char* source(const Place& p) const { return input().data + p.source + int64_t{plane()} * kBytes; }
+    LWRN_DEVICE const char* source(const Sample& p) const {
+      return input().data + p.source + int64_t{channel()} * kBytes;
+    }
 
-    // Weights, and pixels that are as they lie, are copied by the hardware meanwhile.
+    // Start the asynchronous copies of weights and of pixels that need no interpolation, and the first loads of
+    // corners.
     LWRN_DEVICE void begin(char* buffer, Corners* corners) {
       index = opaque(thread());
       if (k < task.count) {
-        const int64_t planes = input().planes;
-        copy_rows<kWeightSteps>(buffer + kPanelBytes, task.out_planes - first_plane, [&](int i) {
-          return input().weight + ((first_plane + i) * planes + plane()) * kBytes;
+        const int64_t channels = input().channels;
+        copy_rows<kWeightSteps>(buffer + kPanelBytes, task.out_channels - first_channel, [&](int i) {
+          return input().weight + ((first_channel + i) * channels + channel()) * kBytes;
         });
         if (!input().interpolated) {
-          copy_rows<kPanelSteps>(buffer, kPixels, [&](int i) { return source(places[i]); });
-        } else if (input().aligned && plane() < planes) {
+          copy_rows<kPanelSteps>(buffer, kPixels, [&](int i) { return source(samples[i]); });
+        } else if (input().aligned && channel() < channels) {
 #pragma unroll
-          for (int step = 0; step < kEarly; ++step) corners[step] = corners_at(places[row(step)]);
+          for (int step = 0; step < kCornersInFlight; ++step) corners[step] = corners_at(samples[row(step)]);
         }
       }
       commit_copies();
     }
 
-    // The first `rows` rows of a matrix; the others become zero. from(row): where this thread's vector of a row lies.
+    // Copy the first `rows` rows of a matrix and zero the others. from(row): the address of this thread's vector.
     template <int kSteps, class From>
     LWRN_DEVICE void copy_rows(char* matrix, int rows, const From& from) const {
-      const int count = input().planes - plane();
+      const int count = input().channels - channel();
       if (input().aligned) {
 #pragma unroll
         for (int step = 0; step < kSteps; ++step)
-          copy_async(matrix + place(row(step), vector()), from(row(step)), row(step) < rows && count > 0);
+          copy_async(matrix + swizzled_offset(row(step), vector()), from(row(step)), row(step) < rows && count > 0);
       } else {
 #pragma unroll 1
         for (int step = 0; step < kSteps; ++step)
-          store_shared(matrix + place(row(step), vector()),
-                       load_planes<Kind>(from(row(step)), row(step) < rows ? count : 0, false));
+          store_shared(matrix + swizzled_offset(row(step), vector()),
+                       load_channels<Element>(from(row(step)), row(step) < rows ? count : 0, false));
       }
     }
 
-    // Interpolates, and goes on to the next chunk.
+    // Interpolate the pixels, and advance to the next chunk.
     LWRN_DEVICE void finish(char* buffer, Corners* corners) {
       if (k == task.count) return;
       index = opaque(thread());
       if (input().interpolated) {
-        if (input().aligned && plane() < input().planes) {
+        if (input().aligned && channel() < input().channels) {
 #pragma unroll
           for (int step = 0; step < kPanelSteps; ++step) {
-            const Place& p = places[row(step)];
-            const Corners at = corners[step % kEarly];
-            if (step + kEarly < kPanelSteps) corners[step % kEarly] = corners_at(places[row(step + kEarly)]);
+            const Sample& p = samples[row(step)];
+            const Corners at = corners[step % kCornersInFlight];
+            if (step + kCornersInFlight < kPanelSteps)
+              corners[step % kCornersInFlight] = corners_at(samples[row(step + kCornersInFlight)]);
             interpolate<4>(buffer, step, p, [&](int corner) { return at.at[corner]; });
           }
         } else {
-          const int count = input().planes - plane();
+          const int count = input().channels - channel();
 #pragma unroll 1
           for (int step = 0; step < kPanelSteps; ++step) {
-            const Place& p = places[row(step)];
+            const Sample& p = samples[row(step)];
             interpolate<1>(buffer, step, p, [&](int corner) {
-              return load_planes<Kind>(source(p) + (corner & 1 ? p.right : 0) + (corner & 2 ? p.below : 0), count,
-                                       false);
+              return load_channels<Element>(source(p) + (corner & 1 ? p.right : 0) + (corner & 2 ? p.below : 0), count,
+                                            false);
             });
           }
         }
       }
-      first += kChunkPlanes;
-      if (first < input().planes) return;
+      first += kChunkChannels;
+      if (first < input().channels) return;
       first = 0;
       ++k;
-      places += kPixels;
+      samples += kPixels;
     }
 
-    LWRN_DEVICE Corners corners_at(const Place& p) const {
+    LWRN_DEVICE Corners corners_at(const Sample& p) const {
       const char *const top = source(p), *const bottom = top + p.below;
       return {
           {load_constant(top), load_constant(top + p.right), load_constant(bottom), load_constant(bottom + p.right)}};
     }
 
     template <int kAtOnce, class Corner>
-    LWRN_DEVICE void interpolate(char* buffer, int step, const Place& p, const Corner& corner) const {
-      float sums[kVectorPlanes] = {};
+    LWRN_DEVICE void interpolate(char* buffer, int step, const Sample& p, const Corner& corner) const {
+      float acc[kVectorChannels] = {};
 #pragma unroll kAtOnce
       for (int i = 0; i < 4; ++i) {
         const float weight =
@@ -220,42 +230,44 @@ struct Fusion {
         const Vector v = corner(i);
 #pragma unroll
         for (int word = 0; word < 4; ++word) {
-          float values[kPerWord<Kind>];
-          unpack<Kind>(v.words[word], values);
+          float values[kPerWord<Element>];
+          unpack<Element>(v.words[word], values);
 #pragma unroll
-          for (int j = 0; j < kPerWord<Kind>; ++j) sums[word * kPerWord<Kind> + j] += values[j] * weight;
+          for (int j = 0; j < kPerWord<Element>; ++j) acc[word * kPerWord<Element> + j] += values[j] * weight;
         }
       }
-      store_shared(buffer + place(row(step), vector()), round_planes<Kind>(sums));
+      store_shared(buffer + swizzled_offset(row(step), vector()), round_channels<Element>(acc));
     }
   };
 
-  // The result in shared memory: matrices of kChunkPlanes planes, one after another.
-  LWRN_DEVICE static char* staged(char* buffers, int pixel, int plane) {
-    return buffers + plane / kChunkPlanes * kPanelBytes + place(pixel, plane % kChunkPlanes / kVectorPlanes) +
-           plane % kVectorPlanes * kBytes;
+  // Return the address of an element of the result in shared memory: matrices of kChunkChannels channels, one after
+  // another.
+  LWRN_DEVICE static char* smem_result(char* buffers, int pixel, int channel) {
+    return buffers + channel / kChunkChannels * kPanelBytes +
+           swizzled_offset(pixel, channel % kChunkChannels / kVectorChannels) + channel % kVectorChannels * kBytes;
   }
 
-  LWRN_DEVICE static void stage(const Task& task, const float (&sums)[Product::kCount], const float* bias,
-                                char* buffers) {
+  LWRN_DEVICE static void write_to_smem(const Task& task, const float (&acc)[Product::kAccCount], const float* bias,
+                                        char* buffers) {
     const auto activate = [&](float x) {  // NaN stays NaN
-      x = x < task.least ? task.least : x;
-      return x > task.most ? task.most : x;
+      x = x < task.min_value ? task.min_value : x;
+      return x > task.max_value ? task.max_value : x;
     };
-    Product::each_pair(sums, [&](int pixel, int plane, float a, float b) {
-      store_pair<Kind>(staged(buffers, pixel, plane), activate(a + bias[plane]), activate(b + bias[plane + 1]));
+    Product::each_pair(acc, [&](int pixel, int channel, float a, float b) {
+      store_pair<Element>(smem_result(buffers, pixel, channel), activate(a + bias[channel]),
+                          activate(b + bias[channel + 1]));
     });
   }
 
-  LWRN_DEVICE static void store(const Task& task, char* buffers, int64_t first_pixel, int first_plane) {
-    constexpr int kRow = kPlanes / kVectorPlanes;  // vectors
+  LWRN_DEVICE static void store(const Task& task, char* buffers, int64_t first_pixel, int first_channel) {
+    constexpr int kRow = kChannels / kVectorChannels;  // vectors of a row
 #pragma unroll 4
     for (int i = thread(); i < kPixels * kRow; i += kThreads) {
-      const int pixel = i / kRow, plane = i % kRow * kVectorPlanes;
-      const int count = task.out_planes - first_plane - plane;
+      const int pixel = i / kRow, channel = i % kRow * kVectorChannels;
+      const int count = task.out_channels - first_channel - channel;
       if (first_pixel + pixel >= task.pixels || count <= 0) continue;
-      store_planes<Kind>(task.out + ((first_pixel + pixel) * task.out_planes + first_plane + plane) * kBytes,
-                         load_shared(staged(buffers, pixel, plane)), count, task.aligned);
+      store_channels<Element>(task.out + ((first_pixel + pixel) * task.out_channels + first_channel + channel) * kBytes,
+                              load_shared(smem_result(buffers, pixel, channel)), count, task.aligned);
     }
   }
 };

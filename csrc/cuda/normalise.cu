@@ -1,4 +1,4 @@
-// normalise on every architecture.
+// Launches normalise on every architecture.
 #include "normalise.cuh"
 
 #include <device/launch.cuh>
@@ -6,9 +6,9 @@
 namespace lwrn_fast::cuda {
 namespace {
 
-template <class Kind>
+template <class Element>
 const char* start(const NormaliseArgs& args, const Device& device) {
-  using Kernel = Normalise<Kind>;
+  using Kernel = Normalise<Element>;
   const int64_t blocks = divide_up(args.batch * args.height * args.width, Kernel::kThreads);
   return launch<Kernel>(device, static_cast<int>(blocks < INT32_MAX ? blocks : INT32_MAX), 0, args);
 }

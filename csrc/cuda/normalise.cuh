@@ -1,15 +1,15 @@
-// The input of a network from pictures. A thread computes a pixel, all three colours, from the pixels that it covers;
-// neighbouring threads find most of theirs in the same cache lines.
+// The input of a model from images. A thread computes the three colours of a pixel from the source pixels that it
+// covers; neighbouring threads read mostly the same cache lines.
 #pragma once
 #include "../normalise.h"
 #include "tile.cuh"
 
 namespace lwrn_fast::cuda {
 
-template <class Kind>
+template <class Element>
 struct Normalise {
   using Task = NormaliseArgs;
-  static constexpr int kThreads = cuda::kThreads, kPrograms = 4;
+  static constexpr int kThreads = cuda::kThreads, kMinBlocksPerSm = 4;
 
   LWRN_DEVICE static void run(const Task& task) {
     const int64_t pixels = task.batch * task.height * task.width;
@@ -17,7 +17,7 @@ struct Normalise {
       const int64_t row = i / task.width, image = row / task.height;
       const Covered rows = covered_by(row - image * task.height, task.source_height, task.height);
       const Covered columns = covered_by(i - row * task.width, task.source_width, task.width);
-      float sums[kColours] = {};
+      float acc[kColours] = {};
       for (int64_t y = rows.first; y < rows.end; ++y) {
         const uint8_t* const from = task.images + image * task.stride_n + y * task.stride_h;
         const float row_weight = weight_of(rows, y);
@@ -25,13 +25,14 @@ struct Normalise {
           const float weight = row_weight * weight_of(columns, x);
 #pragma unroll
           for (int colour = 0; colour < kColours; ++colour)
-            sums[colour] += weight * static_cast<float>(from[kColours * x + colour]);
+            acc[colour] += weight * static_cast<float>(from[kColours * x + colour]);
         }
       }
-      char* const to = static_cast<char*>(task.out) + i * kColours * Kind::kBytes;
+      char* const to = static_cast<char*>(task.out) + i * kColours * Element::kBytes;
 #pragma unroll
       for (int colour = 0; colour < kColours; ++colour)
-        store_number<Kind>(to + colour * Kind::kBytes, (sums[colour] - task.mean[colour]) / task.deviation[colour]);
+        store_element<Element>(to + colour * Element::kBytes,
+                               (acc[colour] - task.mean[colour]) / task.deviation[colour]);
     }
   }
 };

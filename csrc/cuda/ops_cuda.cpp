@@ -98,8 +98,8 @@ Tensor crp(const Tensor& x, const std::vector<Tensor>& weights, const std::vecto
 Tensor fusion(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
               StringHandle activation_name, bool align_corners) {
   const Activation activation = take_activation(activation_name);
-  require(!inputs.empty() && static_cast<int64_t>(inputs.size()) <= cuda::kMostInputs, "fusion: inputs must be 1 to ",
-          cuda::kMostInputs, " tensors, got ", inputs.size());
+  require(!inputs.empty() && static_cast<int64_t>(inputs.size()) <= cuda::kMaxInputs, "fusion: inputs must be 1 to ",
+          cuda::kMaxInputs, " tensors, got ", inputs.size());
   const DeviceScope scope("fusion", inputs[0]);
   FusionCall call = fusion_call(inputs, weights, biases, activation, align_corners);
   const Tensor out = call.empty_result();
@@ -139,12 +139,12 @@ __attribute__((visibility("default"))) void lwrn_fast_ask_for_tf32(bool (*asks)(
 __attribute__((visibility("default"))) void lwrn_fast_use_only(const char* name) { lwrn_fast::cuda::use_only(name); }
 
 // Return how many channels of float32, else of 16 bits, a crp may have on a device.
-__attribute__((visibility("default"))) int64_t lwrn_fast_crp_most_planes(int index, bool float32) {
+__attribute__((visibility("default"))) int64_t lwrn_fast_crp_max_channels(int index, bool float32) {
   try {
     const lwrn_fast::cuda::CurrentDevice current(index);
     lwrn_fast::cuda::Device device;
     if (lwrn_fast::cuda::describe(index, nullptr, &device)) return 0;
-    return lwrn_fast::cuda::crp_most_planes(float32 ? lwrn_fast::Dtype::f32 : lwrn_fast::Dtype::bf16, device);
+    return lwrn_fast::cuda::crp_max_channels(float32 ? lwrn_fast::Dtype::f32 : lwrn_fast::Dtype::bf16, device);
   } catch (const std::exception&) {
     return 0;
   }

@@ -1,21 +1,22 @@
-// Who works on what within one launch of crp, and who waits for whom.
+// The schedule of one launch of crp: the items of the thread blocks, and the counters that they wait for.
 //
-// An item is one stage of one tile of one image, for one block of planes. A finished item counts itself; an item of the
-// next stage waits until all blocks of the 3 x 3 tiles around its own are counted. Thread blocks either draw tickets,
-// which name the items in an order in which every item comes after all that it waits for, so that any number of them
+// An item is one stage of one tile of one image, for one block of channels. A finished item increments a counter; an
+// item of the next stage waits until all blocks of the 3 x 3 tiles around its own are counted. Thread blocks either
+// draw tickets, which number the items so that each comes after all that it waits for, and any number of thread blocks
 // finishes; or all of them run at once, and each has a tile of its own.
 #pragma once
 #include <device/flags.cuh>
 
 namespace lwrn_fast::cuda {
 
-constexpr int kTickets = 0, kFinished = 32, kCounters = 64;  // places in the counters
+// Offsets in the counters, 128 bytes apart: the next ticket, the thread blocks that have left, the items of each stage.
+constexpr int kTickets = 0, kFinished = 32, kCounters = 64;
 
 struct Schedule {
   int* counters;  // zero before and after the launch
   int batch, group, stages, tiles_y, tiles_x;
-  int blocks;        // of planes
-  bool independent;  // a block of planes reads only the same block of the stage before
+  int blocks;        // blocks of channels
+  bool independent;  // a block of channels reads only the same block of the stage before
 
   LWRN_BOTH int tiles() const { return tiles_y * tiles_x; }
   LWRN_BOTH int items() const { return batch * stages * tiles() * blocks; }
@@ -25,8 +26,8 @@ struct Item {
   int stage, image, tile, block;
 };
 
-// Images are worked on `group` at a time: all stages of a group come before the next group, so that what the stages
-// hand on stays in the cache.
+// Return the item of a ticket. All stages of a group of images come before the next group, so that the maps between the
+// stages stay in the L2 cache.
 LWRN_BOTH Item locate(const Schedule& s, int ticket) {
   const int per_image = s.tiles() * s.blocks, per_group = s.group * s.stages * per_image;
   const int first = ticket / per_group * s.group;
@@ -36,10 +37,10 @@ LWRN_BOTH Item locate(const Schedule& s, int ticket) {
           in_stage % s.blocks};
 }
 
-// Where finished items of a stage before the last are counted.
+// Return the counter of the finished items of a tile in a stage before the last.
 LWRN_DEVICE int* counter(const Schedule& s, int stage, int image, int tile, int block) {
-  const int place = (stage * s.batch + image) * s.tiles() + tile;
-  return s.counters + kCounters + (s.independent ? place * s.blocks + block : place);
+  const int index = (stage * s.batch + image) * s.tiles() + tile;
+  return s.counters + kCounters + (s.independent ? index * s.blocks + block : index);
 }
 
 LWRN_BOTH int counters_used(const Schedule& s) {
@@ -48,7 +49,7 @@ LWRN_BOTH int counters_used(const Schedule& s) {
 
 LWRN_DEVICE int next_ticket(const Schedule& s) { return add_relaxed(s.counters + kTickets, 1); }
 
-// Returns when all that the item reads is there. Each of nine threads watches one.
+// Wait until the 3 x 3 tiles that the item reads are finished. Each of nine threads polls one counter.
 LWRN_DEVICE void await(const Schedule& s, const Item& item) {
   if (item.stage == 0) return;
   const int neighbour = opaque(thread());
@@ -64,18 +65,18 @@ LWRN_DEVICE void await(const Schedule& s, const Item& item) {
   sync();
 }
 
-// The item's result is stored, by all threads.
+// Count the item as finished, after all threads have stored its result.
 LWRN_DEVICE void arrive(const Schedule& s, const Item& item) {
   sync();
   if (thread() == 0 && item.stage < s.stages - 1)
     add_release(counter(s, item.stage, item.image, item.tile, item.block), 1);
 }
 
-// The last block to leave makes all counters zero. `place` is shared memory.
-LWRN_DEVICE void leave(const Schedule& s, int* place) {
-  if (thread() == 0) *place = add_acquire_release(s.counters + kFinished, 1);
+// Zero all counters in the last block that leaves. smem_word is shared memory.
+LWRN_DEVICE void leave(const Schedule& s, int* smem_word) {
+  if (thread() == 0) *smem_word = add_acquire_release(s.counters + kFinished, 1);
   sync();
-  if (*place != blocks() - 1) return;
+  if (*smem_word != blocks() - 1) return;
   for (int i = thread(); i < counters_used(s); i += threads()) store_relaxed(s.counters + i, 0);
 }
 

@@ -1,16 +1,16 @@
-// Where an upsampled pixel lies between the pixels of the source, as torch.nn.functional.interpolate places it.
+// The taps of linear interpolation, at the positions of torch.nn.functional.interpolate.
 #pragma once
 #include <device/threads.cuh>
 
 namespace lwrn_fast::cuda {
 
 struct Tap {
-  int64_t low, high;  // the source's pixels before and after
+  int64_t low, high;  // source pixels before and after the position
   float high_weight;
 };
 
-// The place is a fraction of whole numbers, so only its division is rounded, and the weight is right to the last bit
-// where the denominator is below 2**24.
+// Return the taps of an output pixel. The position is a fraction of integers, so only its division rounds: the weight
+// is correctly rounded where the denominator is below 2**24.
 LWRN_DEVICE Tap tap_at(int64_t index, int64_t source_size, int64_t size, bool align_corners) {
   int64_t numerator = index * (source_size - 1), denominator = size > 1 ? size - 1 : 1;
   if (!align_corners) {
@@ -22,7 +22,7 @@ LWRN_DEVICE Tap tap_at(int64_t index, int64_t source_size, int64_t size, bool al
   return {low, low + 1 < source_size ? low + 1 : low, static_cast<float>(remainder) / static_cast<float>(denominator)};
 }
 
-// a and b weighted. A weight of 0 counts, so that it makes an infinity NaN, as in PyTorch.
+// Interpolate between a and b. A weight of 0 is multiplied too: it makes an infinity NaN, as in PyTorch.
 LWRN_DEVICE float between(float a, float b, float high_weight) { return a * (1.0f - high_weight) + b * high_weight; }
 
 }  // namespace lwrn_fast::cuda

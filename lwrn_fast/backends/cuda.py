@@ -72,7 +72,7 @@ def _why_not_on(index: int) -> str | None:
 
 @cache
 def _max_channels(index: int, float32: bool) -> int:
-    ask = _library().lwrn_fast_crp_most_planes
+    ask = _library().lwrn_fast_crp_max_channels
     ask.restype = ctypes.c_int64
     return int(ask(index, ctypes.c_bool(float32)))
 

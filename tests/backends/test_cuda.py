@@ -1,4 +1,4 @@
-"""The CUDA kernels' ops beyond the op tests, which run on them too: what they need, limits, precision and errors."""
+"""The ops on the CUDA kernels beyond the op tests: requirements, limits, precision and errors."""
 
 import ctypes
 import subprocess
@@ -21,7 +21,7 @@ X, W = torch.randn(2, 4, 5, 6), torch.randn(4, 4, 1, 1)
 
 @pytest.fixture
 def cuda(request) -> str:
-    """The backend "cuda", on a GPU or on the CPU; the type of its device."""
+    """Select the backend "cuda", on a GPU or emulated on the CPU; return the type of its device."""
     if torch.cuda.is_available():
         if _cuda.missing() is not None:
             pytest.skip(_cuda.missing())
@@ -93,23 +93,23 @@ def test_limits(cuda):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_planes_that_shared_memory_does_not_hold(cuda, dtype):
-    most = _cuda.max_channels(torch.device(cuda), dtype)
-    assert most >= 512
-    for planes in (most, most + 1):
-        x, weight = torch.ones(1, planes, 1, 1, dtype=dtype), torch.ones(planes, planes, 1, 1, dtype=dtype)
-        found = lwrn_fast.explain("crp", x, [weight])["cuda"]
-        if planes > most:
-            assert found == f"shared memory holds at most {most} planes of {dtype}, not {planes}"
-            with pytest.raises(RuntimeError, match="crp: more planes or pixels than the kernels take on this device"):
+def test_channels_that_shared_memory_does_not_hold(cuda, dtype):
+    limit = _cuda.max_channels(torch.device(cuda), dtype)
+    assert limit >= 512
+    for channels in (limit, limit + 1):
+        x, weight = torch.ones(1, channels, 1, 1, dtype=dtype), torch.ones(channels, channels, 1, 1, dtype=dtype)
+        reason = lwrn_fast.explain("crp", x, [weight])["cuda"]
+        if channels > limit:
+            assert reason == f"shared memory holds at most {limit} channels of {dtype}, not {channels}"
+            with pytest.raises(RuntimeError, match="crp: more channels or pixels than the kernels take on this device"):
                 torch.ops.lwrn_fast.crp(x, [weight], [], 1)
-            assert lwrn_fast.explain("crp", x, [weight[:, :1]], groups=planes)["cuda"] == "ready"
+            assert lwrn_fast.explain("crp", x, [weight[:, :1]], groups=channels)["cuda"] == "ready"
         else:
-            assert found == "ready"
-            assert torch.equal(lwrn_fast.crp(x, [weight]), (x * (planes + 1)).to(dtype))
+            assert reason == "ready"
+            assert torch.equal(lwrn_fast.crp(x, [weight]), (x * (channels + 1)).to(dtype))
 
 
-def test_the_ops_name_what_is_wrong(cuda):
+def test_errors_name_the_argument(cuda):
     x, weight, ops = X.to(cuda), W.to(cuda), torch.ops.lwrn_fast
     with pytest.raises(RuntimeError, match=r"crp: weights\[0\] must be \(4, 4, 1, 1\), got \(4, 3, 1, 1\)"):
         ops.crp(x, [weight[:, :3]], [], 1)
@@ -123,7 +123,7 @@ def test_the_ops_name_what_is_wrong(cuda):
 
 @pytest.fixture
 def asked(cuda):
-    """The kernels on the CPU do not ask how to multiply, or the op tests of float32 would be those of TF32."""
+    """Let kernels on the CPU follow PyTorch's setting. Elsewhere they ignore it: the op tests of float32 are exact."""
     if cuda == "cuda":
         yield
         return
@@ -135,7 +135,7 @@ def asked(cuda):
 
 @pytest.mark.usefixtures("asked")
 def test_float32_is_multiplied_as_pytorch_is_told():
-    """Else exactly. The setting is read at each call, that of a compiled function too."""
+    """TF32 where PyTorch allows it, else exact. Each call reads the setting, that of a compiled function too."""
     x, weights = torch.randn(1, 32, 6, 7), [torch.randn(32, 32, 1, 1) for _ in range(2)]
     compiled = torch.compile(lwrn_fast.crp, backend="aot_eager", fullgraph=True)
     exact = reference.crp(*in_double([x, weights]))
@@ -150,7 +150,7 @@ def test_float32_is_multiplied_as_pytorch_is_told():
 
 
 def test_auto_leaves_it_alone_until_it_has_run_on_a_gpu(cuda, monkeypatch):
-    """A test to delete, with `Cuda.unproven`, once bench/gpu/gpu_check.sh has passed."""
+    """Delete this test, with `Cuda.unproven`, once bench/gpu/gpu_check.sh has passed."""
     monkeypatch.setitem(selection._ORDER, "cpu", (_cuda.Cuda(),))
     with lwrn_fast.use_backend("auto"):
         assert backends.select(backends.Call(CRP, [X.to(cuda), W.to(cuda)])) is backends.REFERENCE

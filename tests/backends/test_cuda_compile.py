@@ -1,4 +1,4 @@
-"""Resources of the compiled CUDA kernels, by cuda_resources.py: the package's against the table, and broken ones."""
+"""Resources of the compiled CUDA kernels in cuda_resources.py: the package against the table, and broken kernels."""
 
 import json
 import subprocess
@@ -65,27 +65,27 @@ def test_rules_that_are_broken(message):
 
 
 def test_table():
-    """What is in it, what is not, and sizes only where the same compiler made them."""
+    """The table reports changed and missing kernels, and sizes only where the same compiler made them."""
     rows = {"registers": 100, "shared": 0}
     table = {"ptxas": "13.0.88", "sm_80": {HALF.name: rows, "OldKernel": rows}, "sm_90a": {HOPPER.name: rows}}
-    told = "128 registers, the table has 100"
+    message = "128 registers, the table has 100"
     assert list(cuda_resources.broken_rules([HALF, FUSION], table, "13.0.88")) == [
-        f"sm_80 {HALF.name}: {told}",
+        f"sm_80 {HALF.name}: {message}",
         f"sm_80 {FUSION.name}: not in the table",
         "sm_80 OldKernel: in the table, not in what was compiled",
     ]
     assert list(cuda_resources.broken_rules([FUSION], table, "13.0.88", whole=False)) == [
         f"sm_80 {FUSION.name}: not in the table"
     ]
-    assert list(cuda_resources.broken_rules([HOPPER], table, "13.0.88")) == [f"sm_90a {HOPPER.name}: {told}"]
+    assert list(cuda_resources.broken_rules([HOPPER], table, "13.0.88")) == [f"sm_90a {HOPPER.name}: {message}"]
     assert list(cuda_resources.broken_rules([HOPPER], table, "13.1.80")) == []
 
 
 def test_names():
     space = "lwrn_fast::cuda::"
-    product = f"{space}WarpProduct<{space}Bf16, {space}Layout<128, 128, 2> >"
+    product = f"{space}WarpProduct<{space}Bf16, {space}AccLayout<128, 128, 2> >"
     mangled = f"void {space}kernel<{space}Crp<{product}, true> >({space}Crp<{product}, true>::Task)"
-    assert cuda_resources.readable(mangled) == "Crp<WarpProduct<Bf16, Layout<128, 128, 2>>, true>"
+    assert cuda_resources.readable(mangled) == "Crp<WarpProduct<Bf16, AccLayout<128, 128, 2>>, true>"
 
 
 def resources(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -93,11 +93,11 @@ def resources(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(c) for c in command], capture_output=True, text=True)
 
 
-# Without tensor cores, wide loads and the maximum that keeps NaN, and with an array that no register can hold.
+# A kernel without tensor cores, wide loads and the maximum that keeps NaN, with an array too large for registers.
 BAD_KERNEL = """
 #include <device/numbers.cuh>
 namespace lwrn_fast::cuda {
-template <class Kind>
+template <class Element>
 struct Crp {
   struct Task { const int* from; float* to; };
 };
@@ -114,7 +114,7 @@ template __global__ void kernel<Crp<Bf16>>(Crp<Bf16>::Task);
 
 @needs_cuobjdump
 @pytest.mark.skipif(NVCC is not None, reason=str(NVCC))
-def test_a_bad_kernel_is_told(tmp_path):
+def test_a_bad_kernel_is_reported(tmp_path):
     source, table = tmp_path / "bad.cu", tmp_path / "table.json"
     source.write_text(BAD_KERNEL)
     include = f"-I{ROOT / 'csrc' / 'cuda'}"
@@ -132,7 +132,7 @@ def test_a_bad_kernel_is_told(tmp_path):
     assert " registers, the table has 8\n" in resources(tmp_path / "bad.o", "--table", table).stdout
 
 
-def test_what_is_missing_is_told(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     done = resources(tmp_path / "none.o")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"missing: {tmp_path / 'none.o'}\n"

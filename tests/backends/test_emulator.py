@@ -1,5 +1,4 @@
-"""The CUDA kernels without a GPU and without torch: on the machine in emulator/, with sanitizers, and with faults that
-must be found."""
+"""The CUDA kernels without GPU and torch: on the emulated machine, with sanitizers, and with planted faults."""
 
 import fcntl
 import os
@@ -15,10 +14,11 @@ import pytest
 from support.compiling import TESTS, missing, run
 from support.sanitizing import OPTIONS, without
 
-KERNELS = TESTS.parent / "build" / "emulator"  # where the library of the op tests is built, too
+# The folder where the library of the op tests is built, too.
+KERNELS = TESTS.parent / "build" / "emulator"
 ADDRESS = "-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
 THREAD = "-O1 -g1 -fsanitize=thread"
-# To this sanitizer each thread of a block is a thread of its own, of which there may be some thousands.
+# ThreadSanitizer counts each thread of a block as a thread of its own: some thousands.
 THREAD_OPTIONS = "halt_on_error=1 history_size=0"
 
 pytestmark = pytest.mark.skipif(bool(missing("g++")), reason=f"{missing('g++')}")
@@ -26,16 +26,17 @@ needs_asan = pytest.mark.skipif(bool(without("libasan.so")), reason=f"{without('
 needs_tsan = pytest.mark.skipif(bool(without("libtsan.so")), reason=f"{without('libtsan.so')}")
 
 
-def build(folder: Path, target: str, flags: str, *kinds: str) -> Path:
+def build(folder: Path, target: str, flags: str, *elements: str) -> Path:
+    """Build a target of tests/emulator/build.py and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        run(sys.executable, TESTS / "emulator" / "build.py", folder, target, *kinds, CXXFLAGS=flags)
+        run(sys.executable, TESTS / "emulator" / "build.py", folder, target, *elements, CXXFLAGS=flags)
     return folder / target
 
 
 def problems(output: str) -> dict[str, int]:
-    """How many problems each kernel was given; none may have gone wrong."""
+    """Return the number of problems of each kernel; none may have failed."""
     lines = re.findall(r"^(.+): (\d+) problems, (\d+) wrong$", output, re.MULTILINE)
     assert {wrong for _, _, wrong in lines} == {"0"}, output
     return {kernel: int(count) for kernel, count, _ in lines}
@@ -62,7 +63,7 @@ def test_with_addresses_and_undefined_behaviour(tmp_path):
 
 @pytest.fixture(scope="module")
 def threaded(tmp_path_factory):
-    """A build for bfloat16 with the sanitizer of threads."""
+    """Build for bfloat16 with ThreadSanitizer."""
     folder = tmp_path_factory.mktemp("threaded")
     build(folder, "selfcheck", THREAD, "Bf16")
     build(folder, "layer", THREAD)
@@ -77,24 +78,24 @@ def test_with_threads(threaded):
 
 
 class Fault(NamedTuple):
-    """A text in a file of csrc/cuda, what takes its place, and what the self-check of a kernel then says.
+    """A text in a file of csrc/cuda, its replacement, and the error that the self-check of a kernel then reports.
 
-    All faults are in one program, each where `planted` is its number: PLANTED stands for that.
+    All faults are in one program; fault N acts where `planted` is N. The replacement writes this condition as PLANTED.
     """
 
     file: str
     text: str
-    instead: str
+    replacement: str
     kernel: str
-    found: str
+    error: str
 
 
 RACE, WRONG, UNFENCED = "ThreadSanitizer: data race", "are wrong", "not fenced"
 FAULTS = {
     "halo off by one": Fault(
         "crp.cuh",
-        "smaller(kHaloH, task_.height - y0_ + 2)",
-        "smaller(kHaloH, task_.height - y0_ + (PLANTED ? 1 : 2))",
+        "min(kHaloH, task_.height - y0_ + 2)",
+        "min(kHaloH, task_.height - y0_ + (PLANTED ? 1 : 2))",
         "small",
         WRONG,
     ),
@@ -126,7 +127,11 @@ FAULTS = {
         RACE,
     ),
     "no barrier after a ticket": Fault(
-        "crp.cuh", "    value = *word_;\n    sync();", "    value = *word_;\n    if (!PLANTED) sync();", "small", RACE
+        "crp.cuh",
+        "    value = *smem_word_;\n    sync();",
+        "    value = *smem_word_;\n    if (!PLANTED) sync();",
+        "small",
+        RACE,
     ),
     "no barrier after the wait": Fault(
         "schedule.cuh", "      }\n    }\n  }\n  sync();", "      }\n    }\n  }\n  if (!PLANTED) sync();", "small", RACE
@@ -158,16 +163,16 @@ FAULTS = {
     ),
     "running sum not reset": Fault(
         "crp.cuh",
-        "for (float& sum : sums[i]) sum = 0;\n",
-        "for (float& sum : sums[i]) sum = PLANTED ? sum : 0;\n",
+        "for (float& sum : acc[i]) sum = 0;\n",
+        "for (float& sum : acc[i]) sum = PLANTED ? sum : 0;\n",
         "small_resident",
         WRONG,
     ),
     "sum of products not reset": Fault(
         "crp.cuh",
-        "float sums[Product::kCount] = {};",
-        "static thread_local float stale[Product::kCount];\n"
-        "float fresh[Product::kCount] = {}, (&sums)[Product::kCount] = PLANTED ? stale : fresh;",
+        "float acc[Product::kAccCount] = {};",
+        "static thread_local float stale[Product::kAccCount];\n"
+        "float fresh[Product::kAccCount] = {}, (&acc)[Product::kAccCount] = PLANTED ? stale : fresh;",
         "small",
         WRONG,
     ),
@@ -180,15 +185,15 @@ FAULTS = {
     ),
     "copies not waited for": Fault(
         "crp.cuh",
-        "wait_copies<kAhead - 1>()",
-        "PLANTED ? wait_copies<kAhead>() : wait_copies<kAhead - 1>()",
+        "wait_copies<kPrefetch - 1>()",
+        "PLANTED ? wait_copies<kPrefetch>() : wait_copies<kPrefetch - 1>()",
         "small",
         f"{WRONG}|{RACE}",
     ),
     "product not waited for": Fault(
         "crp.cuh",
-        "    Product::template wait<0>(sums);\n",
-        "    if (!PLANTED) Product::template wait<0>(sums);\n",
+        "    Product::template wait<0>(acc);\n",
+        "    if (!PLANTED) Product::template wait<0>(acc);\n",
         "large_sm90",
         f"{WRONG}|{UNFENCED}",
     ),
@@ -204,7 +209,7 @@ inline const int planted = std::atoi(std::getenv("PLANTED"));
 
 @pytest.fixture(scope="module")
 def faulty(threaded, tmp_path_factory):
-    """A build with all faults, of which none shows as long as none is asked for."""
+    """Build a program with all faults; without a number in PLANTED none acts."""
     folder = tmp_path_factory.mktemp("faulty") / "build"
     shutil.copytree(threaded, folder, symlinks=True)
     (folder / "csrc").unlink()
@@ -216,7 +221,7 @@ def faulty(threaded, tmp_path_factory):
         for number, fault in enumerate(FAULTS.values()):
             if fault.file == name:
                 assert text.count(fault.text) == 1, fault
-                text = text.replace(fault.text, fault.instead.replace("PLANTED", f"(planted == {number})"))
+                text = text.replace(fault.text, fault.replacement.replace("PLANTED", f"(planted == {number})"))
         (cuda / name).write_text(text)
     program = build(folder, "selfcheck", THREAD, "Bf16")
     problems(run(program, 3, "bf16", "crp", PLANTED="-1", TSAN_OPTIONS=THREAD_OPTIONS))
@@ -232,4 +237,4 @@ def test_faults_are_found(faulty, name):
     variables = {**os.environ, "TSAN_OPTIONS": THREAD_OPTIONS, "PLANTED": str(number)}
     done = subprocess.run(command, env=variables, capture_output=True, text=True)
     assert done.returncode != 0
-    assert re.search(fault.found, done.stdout + done.stderr)
+    assert re.search(fault.error, done.stdout + done.stderr)

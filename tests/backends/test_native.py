@@ -1,4 +1,4 @@
-"""The kernels without torch: a program that tries them, built for this machine and for aarch64."""
+"""The kernels without torch: the self-check, built for this machine and for aarch64."""
 
 import shutil
 
@@ -14,7 +14,7 @@ CROSS_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 def test_every_instruction_set_of_this_machine(tmp_path, everything):
     folder, cases = tmp_path / "build", 300 if everything else 60
     compiled = TESTS.parent / "build" / "native"
-    if compiled.exists():  # what the package is made of: ninja compiles again whatever differs
+    if compiled.exists():  # objects of the package: ninja compiles again those that differ
         shutil.copytree(compiled, folder, symlinks=True)
     assert f"portable: {cases} problems of each op, 0 wrong" in run(build(folder, "selfcheck", ""), cases)
 

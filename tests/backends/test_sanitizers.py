@@ -1,4 +1,4 @@
-"""The C++ part built with sanitizers: the op tests run on it, and the self-check of the kernels."""
+"""The C++ part built with sanitizers, under the op tests and the self-check of the kernels."""
 
 import re
 import shutil
@@ -14,8 +14,8 @@ from support.sanitizing import OPTIONS, library, without
 
 ADDRESS = "-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
 THREAD = "-O1 -g1 -fsanitize=thread"
-# The op tests, with the C++ part as backend, that reach every op, dtype, tail and layout and all of the registration;
-# the self-check has the sizes of maps.
+# The op tests with the C++ part as backend that reach every op, dtype, tail, layout and registration. The self-check
+# covers the sizes of maps.
 CHOSEN = "cpu and (channels or classes or layouts or stages or numbers or threads or empty or nan or infinit)"
 OP_TESTS = [f"ops/test_{op}.py" for op in ("crp", "fusion", "upsample_argmax")]
 
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sets():
-    """The instruction sets of this machine; the others would be compiled in vain."""
+    """Return the instruction sets that this machine runs."""
     if native.missing() is not None:
         pytest.skip(native.missing())
     return native.extension().cpu_isas()
@@ -39,7 +39,7 @@ def sets():
 
 @pytest.fixture
 def cases(everything):
-    """How many problems: every twentieth is of maps too large to be kept whole."""
+    """Return the number of problems: every twentieth has maps too large for the workspace."""
     return 60 if everything else 20
 
 
@@ -49,13 +49,13 @@ def test_ops_with_addresses_and_undefined_behaviour(folder, sets, tmp_path):
     package = tmp_path / "lwrn_fast"
     shutil.copytree(Path(lwrn_fast.__file__).parent, package, ignore=shutil.ignore_patterns("_ops.so", "__pycache__"))
     shutil.copy(build(folder, "_ops.so", ADDRESS, *sets), package)
-    # A sanitizer has to be loaded before everything else, and the C++ library before it looks for its exceptions.
+    # Load the sanitizers before all other libraries, and the C++ library before they look up its exceptions.
     preloaded = " ".join(map(library, ("libasan.so", "libubsan.so", "libstdc++.so")))
     script = f"""
 import sys, pytest
 from support import comparing
 from lwrn_fast.backends import native
-comparing.eager_error = lambda function, variants: 1.0  # to find it takes long, and exactness is seen elsewhere
+comparing.eager_error = lambda function, variants: 1.0  # slow to compute; other runs check the accuracy
 assert str(native.OPS) == {str(package / "_ops.so")!r} and native.missing() is None, native.missing()
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", {CHOSEN!r}, *{OP_TESTS}]))
 """

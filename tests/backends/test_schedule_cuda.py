@@ -1,4 +1,4 @@
-"""The schedule of csrc/cuda/schedule.cuh: its protocol on a simulated machine, and that the source is this protocol."""
+"""The schedule of csrc/cuda/schedule.cuh: its protocol on a simulated machine, and the source against this protocol."""
 
 import random
 from dataclasses import replace
@@ -92,7 +92,7 @@ def arrives_first(*item):
 
 
 def resets_first(case):
-    """Who leaves first resets."""
+    """Reset the counters in the first block that leaves."""
     return Streaming().leave(replace(case, programs=1))
 
 
@@ -113,7 +113,7 @@ COMMON = {
     "first_to_leave_resets": ("written twice|deadlock", {"leave": resets_first}),
 }
 STREAMING = {
-    "one_block_of_planes_is_enough": ("too early", where(["poll"], lambda poll: poll._replace(value=1))),
+    "one_block_of_channels_is_enough": ("too early", where(["poll"], lambda poll: poll._replace(value=1))),
     "tickets_not_reset": ("not reset", not_reset(schedule.TICKETS, schedule.TICKETS)),
     "last_stage_first": ("deadlock", {"locate": last_stage_first}),
     "tile_by_tile": ("deadlock", {"locate": tile_by_tile}),
@@ -136,7 +136,7 @@ def test_planted_faults_show(fault):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """A program that tells what csrc/cuda/schedule.cuh does."""
+    """Build the program that prints the accesses of csrc/cuda/schedule.cuh to its counters."""
     program = tmp_path_factory.mktemp("schedule") / "schedule"
     native = ROOT / "tests" / "native"
     include = (f"-I{native / 'recorded'}", f"-I{ROOT / 'csrc' / 'cuda'}")
@@ -145,7 +145,7 @@ def source(tmp_path_factory) -> Path:
 
 
 def expected(case):
-    """What the program tells, from the functions that the simulated machine runs."""
+    """Yield the accesses that the program must print, from the functions that the simulated machine runs."""
     kernel = Streaming()
     for ticket in range(len(items(case))):
         item = kernel.locate(ticket, case.batch, case.group, case.stages, case.tiles, case.blocks)
@@ -160,7 +160,7 @@ def expected(case):
 
 
 def unused(line):
-    """In gaps of the workspace, which are zeroed too."""
+    """Return True for a store to a gap of the workspace, which is zeroed too."""
     return line[0] == "store" and int(line[1]) < schedule.COUNTERS and int(line[1]) not in (0, schedule.FINISHED)
 
 
@@ -172,8 +172,8 @@ def test_the_source_does_what_the_machine_runs(source):
         stages, tiles_y, tiles_x = rng.randint(1, 5), rng.randint(1, 4), rng.randint(1, 5)
         case = Case(batch, rng.randint(1, batch), stages, tiles_y, tiles_x, blocks, rng.random() < 0.5)
         sizes = (case.batch, case.group, case.stages, case.tiles_y, case.tiles_x, case.blocks, int(case.depthwise))
-        told = [tuple(line.split()) for line in compiling.run(source, *sizes).splitlines()]
-        right = [tuple(map(str, line)) for line in expected(case)]
-        last = right.index(("store", "0", "0"))  # threads store in an order of their own
-        assert [line for line in told if line[0] != "store"] == right[:last], case
-        assert sorted(line for line in told[last:] if not unused(line)) == sorted(right[last:]), case
+        printed = [tuple(line.split()) for line in compiling.run(source, *sizes).splitlines()]
+        expected_lines = [tuple(map(str, line)) for line in expected(case)]
+        last = expected_lines.index(("store", "0", "0"))  # the threads store in any order
+        assert [line for line in printed if line[0] != "store"] == expected_lines[:last], case
+        assert sorted(line for line in printed[last:] if not unused(line)) == sorted(expected_lines[last:]), case

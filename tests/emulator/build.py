@@ -1,10 +1,9 @@
-"""Builds the GPU's kernels for the CPU, over the machine that device/ stands for, in a folder of their own.
+"""Build the CUDA kernels for the CPU, over the emulated machine of device/, in a folder of their own.
 
-build.py FOLDER TARGET [KIND...]: ops.so, the ops, registered for the CPU as lwrn_fast_emulated::crp and so on;
-selfcheck, a program that tries the kernels without torch; layer, one that tries the machine itself. Of KIND, which is
-Bf16, F16, Tf32 or F32, are the numbers that the programs have kernels for, otherwise all.
-CXX names the compiler and CXXFLAGS adds to its command lines, as in the real build. Where FOLDER has a csrc of its
-own, that is what is built.
+build.py FOLDER TARGET [ELEMENT...]. Targets: ops.so, the ops, registered for the CPU as lwrn_fast_emulated::crp and so
+on; selfcheck, a program that tests the kernels without torch; layer, one that tests the machine itself. ELEMENT (Bf16,
+F16, Tf32 or F32) limits the kernels of the programs to these element types; default all. CXX names the compiler and
+CXXFLAGS adds to its command lines, as in the real build. Where FOLDER has a csrc of its own, that is built.
 """
 
 from __future__ import annotations
@@ -27,7 +26,8 @@ MACHINE = {"fiber": ["-O2"], "machine": ["-O3"]}
 REGISTERED = ["-DLWRN_LIBRARY=lwrn_fast_emulated", "-DLWRN_KEY=CPU"]
 
 
-def ninja_file(folder: Path, kinds: list[str]) -> str:
+def ninja_file(folder: Path, elements: list[str]) -> str:
+    """Return the text of build.ninja, and link the sources into `folder`."""
     torch = native.find_torch()
     assert torch is not None
     if (folder / "csrc").is_symlink() or not (folder / "csrc").exists():
@@ -41,17 +41,17 @@ def ninja_file(folder: Path, kinds: list[str]) -> str:
     file.rule("compile", f"{cxx} $flags -MMD -MF $out.d -c -x c++ $in -o $out", "depfile = $out.d", "deps = gcc")
     file.rule("link", f"{cxx} $in -o $out $flags")
 
-    # The machine has no sanitizer: what its threads do with its memory says nothing of the kernels.
+    # Build the machine without sanitizers: accesses to its own memory say nothing about the kernels.
     plain = [flag for flag in flags if "sanitize" not in flag]
     machine = [
         file.add("compile", f"{name}.o", [f"tests/emulator/{name}.cpp"], [*plain, *level])
         for name, level in MACHINE.items()
     ]
-    kernels, chosen, wanted = [], [], [f"-DLWRN_KIND={kind}" for kind in kinds]
-    for name, source, kind in cuda.units(with_hopper=True):
-        compiled = file.add("compile", f"{name}.o", [source], [*flags, *kind])
+    kernels, chosen, wanted = [], [], [f"-DLWRN_ELEMENT={element}" for element in elements]
+    for name, source, macros in cuda.units(with_hopper=True):
+        compiled = file.add("compile", f"{name}.o", [source], [*flags, *macros])
         kernels.append(compiled)
-        if not (kinds and kind) or kind[0] in wanted:
+        if not (elements and macros) or macros[0] in wanted:
             chosen.append(compiled)
     torch_flags = [f"-DTORCH_TARGET_VERSION={native.TARGET}", "-isystem", "torch/include"]
     ops = file.add("compile", "ops_cuda.o", ["csrc/cuda/ops_cuda.cpp"], [*flags, *torch_flags, *REGISTERED])
@@ -63,9 +63,10 @@ def ninja_file(folder: Path, kinds: list[str]) -> str:
     return file.text()
 
 
-def main(folder: Path, target: str, *kinds: str) -> None:
+def main(folder: Path, target: str, *elements: str) -> None:
+    """Write build.ninja and build the target."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "build.ninja").write_text(ninja_file(folder, list(kinds)))
+    (folder / "build.ninja").write_text(ninja_file(folder, list(elements)))
     subprocess.run([*native.ninja(), "-C", str(folder), target], check=True)
 
 

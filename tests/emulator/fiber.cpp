@@ -1,4 +1,4 @@
-// Compiled without sanitizers even where the program has one; which one it has is seen when it runs.
+// Compiled without sanitizers even where the program has one: weak symbols tell at run time which one it has.
 #include "fiber.h"
 
 #include <pthread.h>
@@ -23,17 +23,21 @@ __attribute__((weak)) void __sanitizer_start_switch_fiber(void** save, const voi
 __attribute__((weak)) void __sanitizer_finish_switch_fiber(void* saved, const void** stack, size_t* bytes);
 __attribute__((weak)) void __asan_unpoison_memory_region(const volatile void* memory, size_t bytes);
 
-// Keeps the registers that a function must leave alone on the stack, the stack in *save, and goes on with another.
+// Save the callee-saved registers on the stack and the stack pointer in *save, and continue on another stack.
 void emulator_swap(void** save, void* to);
-// Where a new stack goes on: calls the function in the first kept register with what the second holds.
+// The entry of a new stack: calls the function in the first saved register with the argument in the second.
 void emulator_begin();
 }
 
 namespace emulator {
 namespace {
 
-constexpr size_t kStackBytes = 128 * 1024, kPage = 64 * 1024;  // no page is larger
-constexpr unsigned kNoOrder = 1;                               // __tsan_switch_to_fiber_no_sync
+// Bytes of a stack.
+constexpr size_t kStackBytes = 128 * 1024;
+// Bytes of the guard below a stack: the largest page size.
+constexpr size_t kPage = 64 * 1024;
+// __tsan_switch_to_fiber_no_sync.
+constexpr unsigned kNoOrder = 1;
 
 #if defined(__x86_64__)
 asm(R"(
@@ -62,7 +66,8 @@ emulator_begin:
   callq *%r15
   ud2
 )");
-constexpr int kKept = 7, kFunction = 0, kArgument = 1, kReturn = 6;
+// Words of a saved context, and the indices of the function, its argument and the return address.
+constexpr int kSaved = 7, kFunction = 0, kArgument = 1, kReturn = 6;
 #elif defined(__aarch64__)
 asm(R"(
 .text
@@ -99,12 +104,12 @@ emulator_begin:
   blr x19
   brk #1
 )");
-constexpr int kKept = 20, kFunction = 0, kArgument = 1, kReturn = 11;
+constexpr int kSaved = 20, kFunction = 0, kArgument = 1, kReturn = 11;
 #endif
 
 #if defined(__x86_64__) || defined(__aarch64__)
 void* new_stack(char* stack, size_t bytes, void (*function)(void*), void* argument) {
-  auto* top = reinterpret_cast<uint64_t*>(stack + bytes) - kKept;
+  auto* top = reinterpret_cast<uint64_t*>(stack + bytes) - kSaved;
   top[kFunction] = reinterpret_cast<uint64_t>(function);
   top[kArgument] = reinterpret_cast<uint64_t>(argument);
   top[kReturn] = reinterpret_cast<uint64_t>(&emulator_begin);

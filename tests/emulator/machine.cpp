@@ -1,5 +1,5 @@
-// Compiled without sanitizers even where the kernels have one: their memory accesses are in the kernels and in
-// device/*.cuh, and what is exchanged here orders none of them.
+// Compiled without sanitizers even where the kernels have one: the memory accesses of kernels lie in their own sources
+// and in device/*.cuh, and the exchanges here order none of them.
 #include "machine.h"
 
 #include <algorithm>
@@ -16,9 +16,10 @@ __thread Thread* current;
 
 namespace {
 
-constexpr int kPatience = 10000;  // rounds in which all who wait look at their flags and none has changed
+// Rounds without progress, in which all waiting threads poll their flags, before a deadlock is reported.
+constexpr int kMaxIdleRounds = 10000;
 
-// Quick, for it is asked at every step.
+// A fast random generator (xorshift), called at every step.
 struct Dice {
   uint64_t state;
   uint32_t below(uint32_t count) {
@@ -29,17 +30,17 @@ struct Dice {
   }
 };
 
-enum class Together { nothing, exchange, multiply };
+enum class Operation { none, exchange, multiply };
 
-// What the threads of a warp brought to what they do together, by lane.
+// The operands of a warp-wide operation, by lane.
 struct Warp {
   int count = 0;
-  Together doing = Together::nothing;
-  Number number;
+  Operation operation = Operation::none;
+  OperandType type;
   Words a[32];
   uint32_t b[32][2];
   uint32_t* matrices[32];
-  float* sums[32];
+  float* acc[32];
 };
 
 }  // namespace
@@ -51,20 +52,20 @@ class Block {
   Block(Machine* machine, int thread_count) : machine(machine) {
     for (int i = 0; i < thread_count; ++i) threads.push_back(std::make_unique<Thread>(this, i));
     warps.resize((thread_count + 31) / 32);
-    ready.reserve(thread_count);  // no fiber allocates what others use: ThreadSanitizer sees that
+    ready.reserve(thread_count);  // no fiber may allocate memory that others use: ThreadSanitizer would report it
     polling.reserve(thread_count);
   }
 
   Machine* const machine;
   int index = 0, left = 0, waiting = 0;
-  int64_t phase = 0;  // of barriers
+  int64_t phase = 0;  // barriers passed
   std::vector<std::unique_ptr<Thread>> threads;
   std::vector<Warp> warps;
-  std::vector<Thread*> ready, polling;  // the last of `ready` runs next
+  std::vector<Thread*> ready, polling;  // the back of `ready` runs next
   std::unique_ptr<char, decltype(&std::free)> shared{nullptr, &std::free};
-  // Who stored to each 16 bytes of shared memory, and its fences before that.
+  // The last thread that stored to each 16 bytes of shared memory, and its count of fences then.
   std::vector<std::pair<const Thread*, uint32_t>> written;
-  char barriers[2] = {};  // objects that release() and acquire() name
+  char barriers[2] = {};  // tags for release() and acquire()
 };
 
 class Machine {
@@ -73,7 +74,7 @@ class Machine {
     if (!home_) home_ = std::make_unique<Fiber>();
     task_ = &task;
     message_ = nullptr;
-    favourite_ = left_ = nullptr;
+    current_block_ = ended_ = nullptr;
     rounds_ = started_ = 0;
     dice_.state = settings.seed * 0x9e3779b97f4a7c15u | 1;
     if (!blocks_.empty() && static_cast<int>(blocks_[0]->threads.size()) != task.threads) blocks_.clear();
@@ -87,10 +88,10 @@ class Machine {
       current = next;
       home_->switch_to(next->fiber);
       acquire(&end_);
-      if (left_) {  // a block has ended
-        live_.erase(std::find(live_.begin(), live_.end(), left_));
-        if (started_ < task.blocks) start(left_);
-        left_ = nullptr;
+      if (ended_) {  // a block has ended
+        live_.erase(std::find(live_.begin(), live_.end(), ended_));
+        if (started_ < task.blocks) start(ended_);
+        ended_ = nullptr;
       }
     }
     current = nullptr;
@@ -101,7 +102,7 @@ class Machine {
   const Launch& task() const { return *task_; }
   uint32_t below(uint32_t count) { return dice_.below(count); }
 
-  // What every thread does, launch after launch.
+  // Run the body of a thread, launch after launch.
   void run() {
     Thread* self = current;
     for (;;) {
@@ -110,16 +111,16 @@ class Machine {
       release(&end_);
       rounds_ = 0;
       if (--self->block->left == 0) {
-        left_ = self->block;
+        ended_ = self->block;
         self->fiber.switch_to(*home_);
       } else {
         go_on();
       }
-      // Here it begins anew.
+      // The next launch continues here.
     }
   }
 
-  // Leaves the running thread, which has put itself where it will be found.
+  // Switch from the running thread, which is in a queue already, to the next.
   void go_on() {
     Thread* self = current;
     Thread* next = choose();
@@ -153,14 +154,14 @@ class Machine {
       ++block->phase;
       rounds_ = 0;
       all_ready(block);
-      if (below(8) == 0) favourite_ = nullptr;  // others overtake
+      if (below(8) == 0) current_block_ = nullptr;  // lets other blocks overtake
     }
     go_on();
     acquire(barrier);
   }
 
  private:
-  // Forgets all threads, which are somewhere in the kernel.
+  // Drop all threads, which are suspended inside the kernel.
   void abandon() {
     for (auto& block : blocks_)
       for (auto& thread : block->threads) home_->release_for(thread->fiber, &end_);
@@ -173,7 +174,7 @@ class Machine {
     block->left = task_->threads;
     block->waiting = 0;
     void* memory = nullptr;
-    const auto bytes = static_cast<size_t>(std::max(task_->shared_bytes, 1));
+    const auto bytes = static_cast<size_t>(std::max(task_->smem_bytes, 1));
     if (posix_memalign(&memory, 1024, bytes)) std::abort();
     std::memset(memory, 0xff, bytes);
     block->shared.reset(static_cast<char*>(memory));
@@ -197,13 +198,13 @@ class Machine {
       std::swap(block->ready[i - 1], block->ready[below(static_cast<uint32_t>(i))]);
   }
 
-  // Who runs next: of the same block where possible. Null with a message where none can.
+  // Return the thread that runs next, of the same block where possible; null, with message_ set, where none can.
   Thread* choose() {
     for (;;) {
-      if (!favourite_ || favourite_->ready.empty()) favourite_ = find_ready();
-      if (favourite_) {
-        Thread* next = favourite_->ready.back();
-        favourite_->ready.pop_back();
+      if (!current_block_ || current_block_->ready.empty()) current_block_ = find_ready();
+      if (current_block_) {
+        Thread* next = current_block_->ready.back();
+        current_block_->ready.pop_back();
         return next;
       }
       bool polls = false;
@@ -211,7 +212,7 @@ class Machine {
         polls = polls || !block->polling.empty();
         wake(block);
       }
-      if (polls && ++rounds_ < kPatience) continue;
+      if (polls && ++rounds_ < kMaxIdleRounds) continue;
       message_ = polls ? "deadlock: blocks wait for flags that none will set"
                        : "deadlock: threads wait for others of their block or warp that do something else or have left";
       return nullptr;
@@ -228,7 +229,7 @@ class Machine {
   std::unique_ptr<Fiber> home_;
   std::vector<std::unique_ptr<Block>> blocks_;
   std::vector<Block*> live_;
-  Block *favourite_ = nullptr, *left_ = nullptr;
+  Block *current_block_ = nullptr, *ended_ = nullptr;
   const Launch* task_ = nullptr;
   const char* message_ = nullptr;
   int started_ = 0, rounds_ = 0;
@@ -238,16 +239,16 @@ class Machine {
 
 namespace {
 
-// Of what all threads of a warp do, the last to come does the work; then all go on, in another order.
-template <class Bring, class Work>
-void together(Together doing, const Bring& bring, const Work& work) {
+// Run a warp-wide operation: the last lane to arrive does the work, then all continue in a random order.
+template <class Pass, class Work>
+void warp_operation(Operation operation, const Pass& pass, const Work& work) {
   Block* block = current->block;
   Machine* machine = block->machine;
   const int lane = current->index % 32, first = current->index - lane;
   Warp& warp = block->warps[first / 32];
-  if (warp.count == 0) warp.doing = doing;
-  require(warp.doing == doing, "the threads of a warp do different things together");
-  bring(warp, lane);
+  if (warp.count == 0) warp.operation = operation;
+  require(warp.operation == operation, "the threads of a warp do different operations together");
+  pass(warp, lane);
   if (++warp.count < 32) return machine->go_on();
   warp.count = 0;
   work(warp);
@@ -275,44 +276,44 @@ struct Halves {
 };
 const Halves halves;
 
-// The numbers in some words. A tensor core does not see the last 13 bits of a float32.
-void decode(Number number, const uint32_t* words, int count, float* to) {
+// Convert words to float. A tensor core ignores the last 13 bits of a float32.
+void decode(OperandType type, const uint32_t* words, int count, float* to) {
   for (int i = 0; i < count; ++i) {
     const uint32_t word = words[i];
-    switch (number) {
-      case Number::bf16:
+    switch (type) {
+      case OperandType::bf16:
         to[2 * i] = from_bits(word << 16);
         to[2 * i + 1] = from_bits(word & 0xffff0000u);
         break;
-      case Number::f16:
+      case OperandType::f16:
         to[2 * i] = halves.values[word & 0xffff];
         to[2 * i + 1] = halves.values[word >> 16];
         break;
-      case Number::tf32:
+      case OperandType::tf32:
         to[i] = from_bits(word & 0xffffe000u);
     }
   }
 }
 
 void multiply(const Warp& warp) {
-  const int per_word = warp.number == Number::tf32 ? 1 : 2, depth = 8 * per_word;
-  float a[16][16], b[16][8], sums[16][8];
+  const int per_word = warp.type == OperandType::tf32 ? 1 : 2, depth = 8 * per_word;
+  float a[16][16], b[16][8], acc[16][8];
   for (int lane = 0; lane < 32; ++lane) {
     const int g = lane / 4, t = lane % 4;
     for (int i = 0; i < 4; ++i)
-      decode(warp.number, &warp.a[lane].words[i], 1, &a[g + i % 2 * 8][(t + i / 2 * 4) * per_word]);
+      decode(warp.type, &warp.a[lane].words[i], 1, &a[g + i % 2 * 8][(t + i / 2 * 4) * per_word]);
     for (int i = 0; i < 2; ++i) {
       float pair[2];
-      decode(warp.number, &warp.b[lane][i], 1, pair);
+      decode(warp.type, &warp.b[lane][i], 1, pair);
       for (int j = 0; j < per_word; ++j) b[(t + 4 * i) * per_word + j][g] = pair[j];
     }
-    for (int i = 0; i < 4; ++i) sums[g + i / 2 * 8][2 * t + i % 2] = warp.sums[lane][i];
+    for (int i = 0; i < 4; ++i) acc[g + i / 2 * 8][2 * t + i % 2] = warp.acc[lane][i];
   }
   for (int row = 0; row < 16; ++row)
     for (int k = 0; k < depth; ++k)
-      for (int column = 0; column < 8; ++column) sums[row][column] += a[row][k] * b[k][column];
+      for (int column = 0; column < 8; ++column) acc[row][column] += a[row][k] * b[k][column];
   for (int lane = 0; lane < 32; ++lane)
-    for (int i = 0; i < 4; ++i) warp.sums[lane][i] = sums[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+    for (int i = 0; i < 4; ++i) warp.acc[lane][i] = acc[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
 }
 
 }  // namespace
@@ -336,8 +337,8 @@ void wrote_flag() { current->block->machine->wrote_flag(); }
 void sync() { current->block->machine->sync(current->block); }
 
 void exchange_rows(const Words& row, uint32_t (&matrices)[4]) {
-  together(
-      Together::exchange,
+  warp_operation(
+      Operation::exchange,
       [&](Warp& warp, int lane) {
         warp.a[lane] = row;
         warp.matrices[lane] = matrices;
@@ -348,45 +349,45 @@ void exchange_rows(const Words& row, uint32_t (&matrices)[4]) {
       });
 }
 
-void multiply_tile(Number number, float* sums, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  together(
-      Together::multiply,
+void multiply_tile(OperandType type, float* acc, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  warp_operation(
+      Operation::multiply,
       [&](Warp& warp, int lane) {
-        warp.number = number;
+        warp.type = type;
         std::copy(a, a + 4, warp.a[lane].words);
         warp.b[lane][0] = b0;
         warp.b[lane][1] = b1;
-        warp.sums[lane] = sums;
+        warp.acc[lane] = acc;
       },
       [](Warp& warp) { multiply(warp); });
 }
 
-void multiply_rows(Number number, float* sums, const Words (&a)[2][2], const Words (*b)[2][2], int tiles) {
+void multiply_rows(OperandType type, float* acc, const Words (&a)[2][2], const Words (*b)[2][2], int tiles) {
   float rows[2][16], column[16];
-  for (int i = 0; i < 2; ++i) decode(number, a[i][0].words, 8, rows[i]);
+  for (int i = 0; i < 2; ++i) decode(type, a[i][0].words, 8, rows[i]);
   for (int tile = 0; tile < tiles; ++tile)
     for (int i = 0; i < 2; ++i) {
-      decode(number, b[tile][i][0].words, 8, column);
+      decode(type, b[tile][i][0].words, 8, column);
       for (int row = 0; row < 2; ++row) {
         float sum = 0;
         for (int k = 0; k < 16; ++k) sum += rows[row][k] * column[k];
-        sums[4 * tile + 2 * row + i] += sum;
+        acc[4 * tile + 2 * row + i] += sum;
       }
     }
 }
 
 void wrote_shared(const void* to) {
   Block& block = *current->block;
-  const int64_t place = static_cast<const char*>(to) - block.shared.get();
-  require(place >= 0 && place + 16 <= block.machine->task().shared_bytes, "a store beside shared memory");
-  block.written[place / 16] = {current, current->fences};
+  const int64_t offset = static_cast<const char*>(to) - block.shared.get();
+  require(offset >= 0 && offset + 16 <= block.machine->task().smem_bytes, "a store outside shared memory");
+  block.written[offset / 16] = {current, current->fences};
 }
 
 bool fenced(const void* from) {
   Block& block = *current->block;
-  const int64_t place = static_cast<const char*>(from) - block.shared.get();
-  require(place >= 0 && place + 16 <= block.machine->task().shared_bytes, "a product of what is not in shared memory");
-  const auto& [thread, fences] = block.written[place / 16];
+  const int64_t offset = static_cast<const char*>(from) - block.shared.get();
+  require(offset >= 0 && offset + 16 <= block.machine->task().smem_bytes, "a product reads outside shared memory");
+  const auto& [thread, fences] = block.written[offset / 16];
   return !thread || thread->fences != fences;
 }
 

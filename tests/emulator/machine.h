@@ -1,5 +1,5 @@
-// A GPU in one thread: the threads of a launch are fibers, which take turns wherever they may wait for each other, in
-// an order that a seed decides. device/*.cuh puts what kernels are written in on top of it.
+// An emulated GPU in one thread: the threads of a launch are fibers, which take turns wherever they may wait for each
+// other, in an order that a seed decides. device/*.cuh implements the primitives of the kernels on top of it.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -12,38 +12,38 @@ struct Settings {
   uint64_t seed = 1;
   int capability = 90;
   int multiprocessors = 3;
-  int shared_bytes = 227 * 1024;  // that a block may have
-  int at_once = 0;                // blocks that run at once in a launch that is not cooperative; 0: all that fit
+  int smem_bytes = 227 * 1024;  // maximum of a block
+  int at_once = 0;              // resident blocks of a launch that is not cooperative; 0: all that fit
 };
 
-// Of all launches that follow, on any thread.
+// The settings of all launches that follow, on any thread.
 extern Settings settings;
 
 struct Words {
   uint32_t words[4];
 };
 
-// A copy that has begun.
+// A copy that has started and is not finished.
 struct Copy {
   void* to;
-  const void* from;  // null: of zeros
-  Words early;       // what lay there when it began
-  bool is_early;     // that is what arrives; else what lies there when it is waited for
+  const void* from;  // null: the copy writes zeros
+  Words early;       // the source when the copy started
+  bool is_early;     // the copy delivers `early`; else the source at the time of the wait
   int64_t group;
 };
 
-// A product of a warpgroup that has begun: one thread's part.
+// One thread's part of a warpgroup's product that has started.
 struct Product {
-  float* sums;
+  float* acc;
   const char *a, *b;
   int step;
   int64_t group;
   void (*run)(const Product&);
 };
 
-// What a thread began and did not wait for yet.
+// Asynchronous work that a thread has started and not waited for.
 template <class T>
-struct Begun {
+struct InFlight {
   std::vector<T> items;
   size_t first = 0;
   int64_t groups = 0;
@@ -53,7 +53,7 @@ struct Begun {
     items.push_back(item);
   }
   bool empty() const { return first == items.size(); }
-  // The next that must be done before at most `pending` of the latest groups are left; null: none.
+  // Return the next item to finish so that at most `pending` of the latest groups remain; null: none.
   const T* next(int pending) {
     if (empty()) {
       items.clear();
@@ -70,20 +70,20 @@ struct Thread {
 
   Block* const block;
   const int index;
-  Begun<Copy> copies;
-  Begun<Product> products;
-  bool may_multiply = false;  // since begin_wgmma()
+  InFlight<Copy> copies;
+  InFlight<Product> products;
+  bool may_multiply = false;  // true since begin_wgmma()
   uint32_t fences = 0;
   Fiber fiber;
 };
 
-// The thread that runs; null outside launches.
+// The running thread; null outside launches.
 extern __thread Thread* current __attribute__((tls_model("initial-exec")));
 
-// Ends the launch, which then returns the message; a literal.
+// End the launch, which then returns the message; message is a literal.
 [[noreturn]] void fail(const char* message);
-inline void require(bool right, const char* message) {
-  if (!right) fail(message);
+inline void require(bool ok, const char* message) {
+  if (!ok) fail(message);
 }
 
 bool coin();
@@ -91,21 +91,21 @@ int thread_count();
 int block_index();
 int block_count();
 char* shared_memory();
-// Where a thread may be overtaken by others, for it reads a flag; and where a flag has been written.
+// Yield to other threads before a flag is read; and announce that a flag was written.
 void poll();
 void wrote_flag();
 
-// Barriers and what the 32 threads of a warp do together. A warp's part orders no memory accesses.
+// The barrier of a block, and the operations of the 32 threads of a warp together, which order no memory accesses.
 void sync();
 void exchange_rows(const Words& row, uint32_t (&matrices)[4]);
-enum class Number { bf16, f16, tf32 };
-void multiply_tile(Number number, float* sums, const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+enum class OperandType { bf16, f16, tf32 };
+void multiply_tile(OperandType type, float* acc, const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 
-// What one thread of a warpgroup adds: two rows of `a` by two of each eight rows of `b`, all of 32 bytes.
-void multiply_rows(Number number, float* sums, const Words (&a)[2][2], const Words (*b)[2][2], int tiles);
+// Add one thread's part of a warpgroup's product: two rows of `a` by two of each eight rows of `b`, of 32 bytes each.
+void multiply_rows(OperandType type, float* acc, const Words (&a)[2][2], const Words (*b)[2][2], int tiles);
 
-// For multiplications by a warpgroup: `to`, 16 bytes of shared memory, is stored to by this thread; and whether what
-// was stored there last has been fenced.
+// For products by a warpgroup: record that this thread stores to 16 bytes of shared memory; and return true where the
+// last store there has been fenced.
 void wrote_shared(const void* to);
 bool fenced(const void* from);
 
@@ -113,13 +113,13 @@ float half_to_float(uint16_t half);
 uint16_t float_to_half(float value);
 
 struct Launch {
-  int blocks, threads, shared_bytes;
-  int at_once;  // blocks
+  int blocks, threads, smem_bytes;
+  int at_once;  // resident blocks
   void (*run)(const void* task);
   const void* task;
 };
 
-// Null, or what went wrong.
+// Run a launch; return null or an error text.
 const char* launch(const Launch& launch);
 
 }  // namespace emulator

@@ -1,6 +1,6 @@
-"""Builds the self-check, the kernels without torch and a program that tries them, or _ops.so, in a folder of its own.
+"""Build the self-check, a program that tests the kernels without torch, or _ops.so, in a folder of its own.
 
-build.py FOLDER selfcheck|_ops.so [SET...]: for these instruction sets beside portable, else for all the compiler knows.
+build.py FOLDER selfcheck|_ops.so [SET...]: for portable and these instruction sets; default all of the compiler.
 As in the real build, CXX names the compiler, which may be a cross-compiler, and CXXFLAGS adds to its command lines.
 """
 
@@ -19,7 +19,7 @@ from build_tools import native  # noqa: E402
 
 
 def ninja_file(folder: Path, wanted: list[str]) -> str:
-    """The real build's ninja file with the self-check added."""
+    """Return the real build's ninja file with the self-check added."""
     cxx = native.compiler()
     machine = subprocess.run([*cxx, "-dumpmachine"], capture_output=True, text=True, check=True).stdout
     sets = native.instruction_sets(cxx, folder) if machine.startswith("x86_64") else {"portable": []}
@@ -41,6 +41,7 @@ build selfcheck: program selfcheck.o isa.o engine.o {" ".join(kernels)}
 
 
 def main(folder: Path, target: str, *wanted: str) -> None:
+    """Write build.ninja and build the target."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "build.ninja").write_text(ninja_file(folder, list(wanted)))
     subprocess.run([*native.ninja(), "-C", str(folder), target], check=True)

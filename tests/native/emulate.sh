@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the self-check's AVX-512 kernels, bf16 dot products included, on a machine that has no AVX-512: under Linux in the
-# emulator Bochs, in some minutes. No test needs it. What it needs: a Debian kernel's vmlinuz (linux-image-cloud-amd64),
+# Run the self-check's AVX-512 kernels, bf16 dot products included, on a machine without AVX-512: under Linux in the
+# emulator Bochs, in some minutes. No test calls this script. It needs a Debian kernel's vmlinuz (linux-image-cloud-amd64),
 # the packages isolinux, syslinux-common, genisoimage and cpio, and the folder of a Bochs that emulates AVX-512 (3 or later).
 # usage: emulate.sh BOCHS_FOLDER VMLINUZ [CASES [INSTRUCTION_SET...]]
 set -eu
@@ -17,7 +17,7 @@ mv "$work/build/selfcheck" "$work/root/init"
 (cd "$work/root" && echo init | cpio --quiet -o -H newc | gzip >"$work/disc/initrd.gz")
 cp "$vmlinuz" "$work/disc/vmlinuz"
 cp /usr/lib/ISOLINUX/isolinux.bin /usr/lib/syslinux/modules/bios/ldlinux.c32 "$work/disc"
-# The kernel panics when the self-check, its first process, ends, and prints its exit status.
+# The kernel panics when its first process, the self-check, ends, and prints the exit status.
 cat >"$work/disc/isolinux.cfg" <<EOF
 DEFAULT selfcheck
 PROMPT 0
@@ -28,7 +28,7 @@ LABEL selfcheck
 EOF
 cd "$work"
 genisoimage -quiet -o disc.iso -b isolinux.bin -c boot.cat -no-emul-boot -boot-load-size 4 -boot-info-table disc
-# Linux boots on this model, which says nothing of bf16; so the self-check is told which sets to run.
+# Linux boots on this model, which does not report bf16: the arguments name the sets to run.
 cat >bochsrc <<EOF
 config_interface: textconfig
 display_library: nogui

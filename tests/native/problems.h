@@ -13,14 +13,16 @@ namespace selfcheck {
 
 using namespace lwrn_fast;
 
-// uniform: between -1 and 1. whole: all sums are exact, and so must be the result. special: with NaN and infinities.
+// The values of a problem. uniform: between -1 and 1. whole: integers whose sums are exact, so the result must be exact
+// too. special: with NaN and infinities.
 enum class Values { uniform, whole, special };
-enum class Layout { contiguous, gaps, wide_gaps, same_rows, same_pixels, by_plane };
+enum class Layout { contiguous, gaps, wide_gaps, same_rows, same_pixels, nchw };
 
 constexpr Dtype kDtypes[] = {Dtype::f32, Dtype::bf16, Dtype::f16};
 constexpr Values kValues[] = {Values::uniform, Values::uniform, Values::whole, Values::whole, Values::special};
 constexpr Layout kLayouts[] = {Layout::contiguous, Layout::contiguous, Layout::gaps,
                                Layout::wide_gaps,  Layout::same_rows,  Layout::same_pixels};
+// Heights, widths and channel counts to choose from.
 constexpr int64_t kSizes[] = {1, 2, 5, 8, 17, 33}, kChannels[] = {1, 7, 16, 21, 33, 48, 64, 70, 150};
 
 inline double value(Values values, Random* random) {
@@ -30,8 +32,8 @@ inline double value(Values values, Random* random) {
   return random->uniform();
 }
 
-// A map and the memory it lies in. Gaps between its pixels, rows and images are multiples of 16 numbers if wide.
-// scale: of its numbers.
+// A map and its memory. Gaps between pixels, rows and images are multiples of 16 elements if wide. scale: a factor on
+// its values.
 struct Input {
   MapView view;
   int64_t stride_c = 1;
@@ -47,7 +49,7 @@ struct Input {
     view.stride_h = width * view.stride_w + 5 * gap;
     if (layout == Layout::same_rows) view.stride_h = 0;
     view.stride_n = height * view.stride_h + 7 * gap;
-    if (layout == Layout::by_plane) {
+    if (layout == Layout::nchw) {
       view.stride_w = 1;
       view.stride_h = width;
       stride_c = height * width;
@@ -67,7 +69,7 @@ struct Input {
   }
 };
 
-// Numbers of `dtype`, as the engine and as the reference take them.
+// The values of a parameter, in `dtype` for the engine and in double for the reference.
 struct Parameter {
   std::unique_ptr<Buffer> memory;
   std::vector<double> values;
@@ -81,7 +83,8 @@ struct Parameter {
   }
 };
 
-// Whole weights have two ones in a row, of either sign, so that sums stay small enough to be exact in every dtype.
+// Return a random weight. Whole weights have at most two entries of 1 or -1 per row, so that sums stay small enough to
+// be exact in every dtype.
 inline Parameter weight(Dtype dtype, int64_t out_channels, int64_t in_channels, Values values, Random* random) {
   std::vector<double> numbers(out_channels * in_channels);
   if (values == Values::whole)
@@ -136,7 +139,7 @@ struct CrpProblem {
             out.get(), nullptr};
   }
 
-  // rounding: as that of convolved().
+  // rounding: as for convolved().
   Map exact(double rounding = 0) const {
     return selfcheck::crp(args.dtype, x.map, numbers(weights), numbers(biases), depthwise, rounding);
   }
@@ -154,7 +157,7 @@ struct FusionProblem {
   explicit FusionProblem(Random* random, const Dtype dtype) : values(random->pick(kValues)) {
     const bool align_corners = random->below(2), biased = random->below(2);
     const int64_t batch = 1 + random->below(2), out_channels = random->pick(kChannels), count = 1 + random->below(3);
-    // Sizes between which an interpolation's weights are whole multiples of 1/16.
+    // Pairs of these sizes give interpolation weights that are multiples of 1/16.
     constexpr int64_t corners[] = {3, 5, 9, 17, 33}, centres[] = {1, 2, 4, 8, 16};
     int64_t size[2];
     for (int64_t k = 0; k < count; ++k) {
@@ -186,7 +189,7 @@ struct FusionProblem {
             out->get()};
   }
 
-  // rounding: as that of convolved(); interpolated_rounding: what maps of another size than the result's add to it.
+  // rounding: as for convolved(); interpolated_rounding is added for inputs of another size than the result's.
   Map exact(double rounding = 0, double interpolated_rounding = 0) const {
     std::vector<Map> maps;
     for (const Input& input : inputs) maps.push_back(input.map);
@@ -206,7 +209,7 @@ struct UpsampleArgmaxProblem {
   UpsampleArgmaxArgs args;
 
   UpsampleArgmaxProblem(Random* random, Dtype dtype) : values(random->pick(kValues)), align_corners(random->below(2)) {
-    const bool by_plane = random->below(3) == 0;
+    const bool nchw = random->below(3) == 0;
     constexpr int64_t classes[] = {1, 2, 7, 16, 21, 33, 48, 256}, sizes[] = {1, 2, 5, 8, 17, 33, 70, 131};
     constexpr int64_t corners[] = {3, 5, 9, 17, 33, 65}, centres[] = {1, 2, 4, 8, 16, 32};
     for (int64_t i = 0; i < 4; ++i) {
@@ -214,7 +217,7 @@ struct UpsampleArgmaxProblem {
       size[i] = values != Values::whole ? random->pick(sizes) : align_corners ? corners[step] : centres[step];
     }
     logits = std::make_unique<Input>(dtype, 1 + random->below(2), random->pick(classes), size[0], size[1],
-                                     by_plane ? Layout::by_plane : random->pick(kLayouts), values, random);
+                                     nchw ? Layout::nchw : random->pick(kLayouts), values, random);
     labels = std::make_unique<Buffer>(logits->map.batch * size[2] * size[3]);
     args = {dtype, logits->view, logits->stride_c, size[2], size[3], align_corners, labels->get()};
   }
@@ -255,7 +258,8 @@ struct NormaliseProblem {
             out->get()};
   }
 
-  // A triangle around the centre of each output pixel, two of the larger pixels wide.
+  // Return the weights of the source pixels: a triangle around the centre of the output pixel, as wide as two of the
+  // larger pixels.
   static std::vector<double> covered(int64_t i, int64_t source_size, int64_t size) {
     const double scale = static_cast<double>(source_size) / static_cast<double>(size), reach = std::max(scale, 1.0);
     std::vector<double> weights(source_size);
@@ -285,7 +289,7 @@ struct NormaliseProblem {
   }
 };
 
-// Counts what is wrong, and says what.
+// Counts failures and prints them.
 class Checks {
  public:
   int64_t failures = 0;
@@ -296,32 +300,34 @@ class Checks {
     for (int64_t size : {map.batch, map.channels, map.height, map.width}) where_ += " " + std::to_string(size);
   }
 
-  void expect(bool right, const std::string& message) {
-    if (right) return;
+  void expect(bool ok, const std::string& message) {
+    if (ok) return;
     if (++failures <= 10) std::printf("%s: %s\n", where_.c_str(), message.c_str());
   }
 
   void compare(Dtype dtype, const Buffer& out, Map exact, Values values) {
-    exact.may_be_rounded(dtype);
-    int64_t wrong = 0;
+    exact.add_rounding_error(dtype);
+    int64_t mismatches = 0;
     std::string first;
     for (size_t i = 0; i < exact.value.size(); ++i) {
-      const double got = decode(dtype, out.get(), i), wanted = exact.value[i];
-      bool right = std::fabs(got - wanted) <= exact.error[i];
-      if (std::isnan(wanted)) right = std::isnan(got);
-      if (std::isinf(wanted)) right = got == wanted;
-      if (values == Values::whole) right = got == rounded(dtype, wanted);
-      if (right) continue;
-      if (++wrong == 1)
-        first = "element " + std::to_string(i) + " is " + std::to_string(got) + ", not " + std::to_string(wanted) +
+      const double got = decode(dtype, out.get(), i), expected = exact.value[i];
+      bool ok = std::fabs(got - expected) <= exact.error[i];
+      if (std::isnan(expected)) ok = std::isnan(got);
+      if (std::isinf(expected)) ok = got == expected;
+      if (values == Values::whole) ok = got == rounded(dtype, expected);
+      if (ok) continue;
+      if (++mismatches == 1)
+        first = "element " + std::to_string(i) + " is " + std::to_string(got) + ", not " + std::to_string(expected) +
                 " within " + std::to_string(values == Values::whole ? 0 : exact.error[i]);
     }
-    expect(wrong == 0, std::to_string(wrong) + " of " + std::to_string(exact.value.size()) + " are wrong: " + first);
+    expect(mismatches == 0,
+           std::to_string(mismatches) + " of " + std::to_string(exact.value.size()) + " are wrong: " + first);
   }
 
-  // The first NaN, else the first of the largest; another class only where rounding may have decided.
+  // Compare labels with the argmax: the first NaN, else the first maximum. Accept another class only where rounding may
+  // have decided.
   void compare_labels(const Buffer& labels, const Map& exact, Values values) {
-    int64_t wrong = 0;
+    int64_t mismatches = 0;
     std::string first;
     const int64_t pixels = static_cast<int64_t>(exact.value.size()) / exact.channels;
     for (int64_t pixel = 0; pixel < pixels; ++pixel) {
@@ -333,12 +339,12 @@ class Checks {
       const bool close = values != Values::whole && label < exact.channels && std::isfinite(logit[best]) &&
                          logit[label] + error[label] + error[best] >= logit[best];
       if (label == best || close) continue;
-      if (++wrong == 1)
+      if (++mismatches == 1)
         first = "label " + std::to_string(pixel) + " is " + std::to_string(label) + " with logit " +
                 std::to_string(logit[label % exact.channels]) + ", not " + std::to_string(best) + " with " +
                 std::to_string(logit[best]);
     }
-    expect(wrong == 0, std::to_string(wrong) + " of " + std::to_string(pixels) + " are wrong: " + first);
+    expect(mismatches == 0, std::to_string(mismatches) + " of " + std::to_string(pixels) + " are wrong: " + first);
   }
 
   std::string where_;

@@ -7,8 +7,8 @@
 
 namespace selfcheck {
 
-// Memory for gradients, each needed with a chance of two in three.
-struct Wanted {
+// Memory for gradients, each of which is requested with a chance of two in three.
+struct GradientBuffers {
   std::vector<std::unique_ptr<Buffer>> memory;
   std::vector<void*> data;
 
@@ -33,7 +33,7 @@ struct CrpBackwardProblem {
   std::vector<MapView> pooled_views;
   std::vector<Parameter> weights;
   std::vector<const void*> weight_data;
-  Wanted x, weight_grads, bias_grads;
+  GradientBuffers x, weight_grads, bias_grads;
   CrpBackwardArgs args;
 
   // shape: channels, height and width.
@@ -72,7 +72,7 @@ struct CrpBackwardProblem {
 struct FusionBackwardProblem {
   FusionProblem forward;
   Input grad, out;
-  Wanted inputs, weight_grads, bias_grads;
+  GradientBuffers inputs, weight_grads, bias_grads;
   FusionBackwardArgs args;
 
   FusionBackwardProblem(Random* random, Dtype dtype)
@@ -98,7 +98,7 @@ struct FusionBackwardProblem {
             bias_grads.data.data()};
   }
 
-  // scale: so that results reach the upper bound of relu6.
+  // Return a random map like the result. scale: large enough to reach the upper bound of relu6.
   Input like_result(Random* random, double scale = 1) const {
     const Map& first = forward.inputs[0].map;
     return Input(forward.args.dtype, first.batch, forward.args.out_channels, first.height, first.width,

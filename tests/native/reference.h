@@ -1,4 +1,4 @@
-// The three ops written down naively in double, each value with a bound on how far the engine may be from it.
+// Naive implementations of the ops in double. Each value has a bound on the error of a correct engine.
 #pragma once
 #include <algorithm>
 
@@ -6,7 +6,7 @@
 
 namespace selfcheck {
 
-// A map (batch, height, width, channels), contiguous. error: how far a correct engine's value may be from `value`.
+// A map (batch, height, width, channels), contiguous. error: the maximum error of a correct engine's value.
 struct Map {
   int64_t batch, channels, height, width;
   std::vector<double> value, error;
@@ -20,15 +20,17 @@ struct Map {
         error(value) {}
   int64_t at(int64_t n, int64_t y, int64_t x, int64_t c) const { return ((n * height + y) * width + x) * channels + c; }
 
-  // Rounding every value to `dtype` may move it by half a unit in its last place.
-  void may_be_rounded(Dtype dtype) {
+  // Add the error of rounding to `dtype`: half a unit in the last place.
+  void add_rounding_error(Dtype dtype) {
     const Format format = format_of(dtype);
     for (size_t i = 0; i < value.size(); ++i)
-      if (std::isfinite(value[i])) error[i] += (std::fabs(value[i]) + error[i]) * format.roundoff() + format.smallest();
+      if (std::isfinite(value[i]))
+        error[i] += (std::fabs(value[i]) + error[i]) * format.roundoff() + format.min_subnormal();
   }
 };
 
-// A sum of `terms` products in float32, in any order, may be off by so much times the sum of their magnitudes.
+// Return the error bound of a sum of `terms` products in float32, in any order, relative to the sum of their
+// magnitudes.
 inline double sum_error(int64_t terms) { return static_cast<double>(terms + 4) * std::ldexp(1.0, -23); }
 
 inline Map read(Dtype dtype, const MapView& view, int64_t stride_c) {
@@ -42,7 +44,7 @@ inline Map read(Dtype dtype, const MapView& view, int64_t stride_c) {
   return map;
 }
 
-// Maxima of 5x5 windows, NaN where one is NaN. One of the two largest errors of a window bounds the error of its
+// Return the maxima of 5x5 windows, NaN where one is NaN. The largest error of a window bounds the error of its
 // maximum.
 inline Map pooled(const Map& in) {
   Map out(in.batch, in.channels, in.height, in.width);
@@ -63,8 +65,8 @@ inline Map pooled(const Map& in) {
   return out;
 }
 
-// weight: (out_channels, in.channels), or (in.channels) where depthwise. terms: of the sum that the products become
-// part of. rounding: how far, as a fraction, a product may be off because its factors are rounded first.
+// weight: (out_channels, in.channels), or (in.channels) where depthwise. terms: terms of the sum that the products are
+// part of. rounding: relative error of a product whose operands are rounded first.
 inline Map convolved(const Map& in, const std::vector<double>& weight, int64_t out_channels, bool depthwise,
                      int64_t terms, double rounding = 0) {
   Map out(in.batch, out_channels, in.height, in.width);
@@ -110,18 +112,18 @@ inline Map crp(Dtype dtype, const Map& x, const std::vector<std::vector<double>>
   for (size_t i = 0; i < weights.size(); ++i) {
     top = convolved(pooled(top), weights[i], x.channels, depthwise, x.channels, rounding);
     if (!biases.empty()) add_bias(&top, biases[i]);
-    top.may_be_rounded(dtype);
+    top.add_rounding_error(dtype);
     add_to(&sum, top);
   }
   return sum;
 }
 
-struct Place {
+struct Tap {
   int64_t low, high;
   double high_weight;
 };
 
-inline Place place(int64_t index, int64_t from, int64_t to, bool align_corners) {
+inline Tap tap_at(int64_t index, int64_t from, int64_t to, bool align_corners) {
   double at = (index + 0.5) * from / to - 0.5;
   if (align_corners) at = to > 1 ? static_cast<double>(index) * (from - 1) / (to - 1) : 0.0;
   at = std::max(at, 0.0);
@@ -136,14 +138,14 @@ inline Map resized(const Map& in, int64_t height, int64_t width, bool align_corn
     for (int64_t y = 0; y < height; ++y)
       for (int64_t x = 0; x < width; ++x)
         for (int64_t c = 0; c < out.channels; ++c) {
-          const Place v = place(y, in.height, height, align_corners), u = place(x, in.width, width, align_corners);
+          const Tap v = tap_at(y, in.height, height, align_corners), u = tap_at(x, in.width, width, align_corners);
           double sum = 0, magnitude = 0, error = 0;
           for (int corner = 0; corner < 4; ++corner) {
             const double weight =
                 (corner & 1 ? u.high_weight : 1 - u.high_weight) * (corner & 2 ? v.high_weight : 1 - v.high_weight);
             const int64_t i = in.at(n, corner & 2 ? v.high : v.low, corner & 1 ? u.high : u.low, c);
             sum += weight * in.value[i];
-            magnitude += std::fabs(in.value[i]);  // not times weight: 1 - weight cancels
+            magnitude += std::fabs(in.value[i]);  // without the weight: 1 - weight cancels
             error += weight * in.error[i];
           }
           out.value[out.at(n, y, x, c)] = sum;
@@ -152,10 +154,10 @@ inline Map resized(const Map& in, int64_t height, int64_t width, bool align_corn
   return out;
 }
 
-// limit: of the activation; minus infinity to infinity where there is none.
+// min_value, max_value: limits of the activation; minus infinity to infinity without one.
 inline Map fusion(const std::vector<Map>& inputs, const std::vector<std::vector<double>>& weights,
                   const std::vector<std::vector<double>>& biases, int64_t out_channels, bool align_corners,
-                  double least, double most, double rounding, double interpolated_rounding) {
+                  double min_value, double max_value, double rounding, double interpolated_rounding) {
   int64_t terms = 0;
   for (const Map& input : inputs) terms += input.channels + 8;
   Map sum(inputs[0].batch, out_channels, inputs[0].height, inputs[0].width);
@@ -166,7 +168,7 @@ inline Map fusion(const std::vector<Map>& inputs, const std::vector<std::vector<
     add_to(&sum, resized(product, sum.height, sum.width, align_corners));
     if (!biases.empty()) add_bias(&sum, biases[k]);
   }
-  for (double& value : sum.value) value = std::isnan(value) ? value : std::min(std::max(value, least), most);
+  for (double& value : sum.value) value = std::isnan(value) ? value : std::min(std::max(value, min_value), max_value);
   return sum;
 }
 

@@ -1,16 +1,16 @@
-// The gradients of crp and fusion, as naively in double as reference.h has the ops.
+// Naive implementations of the gradients of crp and fusion in double; see reference.h.
 #pragma once
 #include "reference.h"
 
 namespace selfcheck {
 
-// Each weight's gradient is a map of one pixel per output channel, each bias's one of a pixel.
+// Gradients as maps: a weight's has one pixel per output channel, a bias's a single pixel.
 struct Gradients {
   std::vector<Map> inputs, weights, biases;
 };
 
-// Adds rounding to the errors of sums of `terms` terms; `magnitude` has the sums of their absolute values.
-inline void may_be_summed(Map* map, const std::vector<double>& magnitude, int64_t terms) {
+// Add the error of sums of `terms` terms; magnitude: the sums of their absolute values.
+inline void add_sum_error(Map* map, const std::vector<double>& magnitude, int64_t terms) {
   for (size_t i = 0; i < map->value.size(); ++i)
     map->error[i] = std::isfinite(map->value[i]) ? map->error[i] + magnitude[i] * sum_error(terms) : 0;
 }
@@ -37,7 +37,7 @@ inline Map weight_grad(const Map& grad, const Map& in, bool depthwise) {
         magnitude[o * columns + k] += std::fabs(g * x[k]);
       }
     }
-  may_be_summed(&out, magnitude, pixels);
+  add_sum_error(&out, magnitude, pixels);
   return out;
 }
 
@@ -49,13 +49,13 @@ inline Map bias_grad(const Map& grad) {
     out.error[i % grad.channels] += grad.error[i];
     magnitude[i % grad.channels] += std::fabs(grad.value[i]);
   }
-  may_be_summed(&out, magnitude, grad.batch * grad.height * grad.width);
+  add_sum_error(&out, magnitude, grad.batch * grad.height * grad.width);
   return out;
 }
 
-// For each window its first maximum in the order of rows, or its last NaN.
-inline std::vector<size_t> winners(const Map& in) {
-  std::vector<size_t> places(in.value.size());
+// Return the index of the maximum of each window: the first in row-major order, or the last NaN.
+inline std::vector<size_t> argmax(const Map& in) {
+  std::vector<size_t> indices(in.value.size());
   for (int64_t n = 0; n < in.batch; ++n)
     for (int64_t y = 0; y < in.height; ++y)
       for (int64_t x = 0; x < in.width; ++x)
@@ -64,12 +64,12 @@ inline std::vector<size_t> winners(const Map& in) {
           int64_t best = in.at(n, top, left, c);
           for (int64_t v = top; v <= std::min(y + 2, in.height - 1); ++v)
             for (int64_t u = left; u <= std::min(x + 2, in.width - 1); ++u) {
-              const int64_t place = in.at(n, v, u, c);
-              if (in.value[place] > in.value[best] || std::isnan(in.value[place])) best = place;
+              const int64_t index = in.at(n, v, u, c);
+              if (in.value[index] > in.value[best] || std::isnan(in.value[index])) best = index;
             }
-          places[in.at(n, y, x, c)] = static_cast<size_t>(best);
+          indices[in.at(n, y, x, c)] = static_cast<size_t>(best);
         }
-  return places;
+  return indices;
 }
 
 // pooled: the maps that the stages pool.
@@ -78,9 +78,9 @@ inline Gradients crp_backward(const Map& grad, const std::vector<Map>& pooled,
   Gradients result;
   Map stage_grad = grad;
   for (size_t i = weights.size(); i-- > 0;) {
-    const std::vector<size_t> places = winners(pooled[i]);
+    const std::vector<size_t> indices = argmax(pooled[i]);
     Map maxima = pooled[i];
-    for (size_t j = 0; j < places.size(); ++j) maxima.value[j] = pooled[i].value[places[j]];
+    for (size_t j = 0; j < indices.size(); ++j) maxima.value[j] = pooled[i].value[indices[j]];
     result.weights.insert(result.weights.begin(), weight_grad(stage_grad, maxima, depthwise));
     result.biases.insert(result.biases.begin(), bias_grad(stage_grad));
 
@@ -89,19 +89,19 @@ inline Gradients crp_backward(const Map& grad, const std::vector<Map>& pooled,
     const Map product = convolved(stage_grad, weight, channels, depthwise, channels);
     stage_grad = grad;
     std::vector<double> magnitude(grad.value.size());
-    for (size_t j = 0; j < places.size(); ++j) {
-      stage_grad.value[places[j]] += product.value[j];
-      stage_grad.error[places[j]] += product.error[j];
-      magnitude[places[j]] += std::fabs(product.value[j]);
+    for (size_t j = 0; j < indices.size(); ++j) {
+      stage_grad.value[indices[j]] += product.value[j];
+      stage_grad.error[indices[j]] += product.error[j];
+      magnitude[indices[j]] += std::fabs(product.value[j]);
     }
-    for (size_t j = 0; j < places.size(); ++j) magnitude[j] += std::fabs(grad.value[j]);
-    may_be_summed(&stage_grad, magnitude, 26);
+    for (size_t j = 0; j < indices.size(); ++j) magnitude[j] += std::fabs(grad.value[j]);
+    add_sum_error(&stage_grad, magnitude, 26);
   }
   result.inputs.push_back(stage_grad);
   return result;
 }
 
-// What each pixel of a map gets back where it was interpolated to the size of grad.
+// Return the gradient of a map (height, width) that was interpolated to the size of grad.
 inline Map resized_backward(const Map& grad, int64_t height, int64_t width, bool align_corners) {
   if (grad.height == height && grad.width == width) return grad;
   Map out(grad.batch, grad.channels, height, width);
@@ -109,7 +109,7 @@ inline Map resized_backward(const Map& grad, int64_t height, int64_t width, bool
   for (int64_t n = 0; n < grad.batch; ++n)
     for (int64_t y = 0; y < grad.height; ++y)
       for (int64_t x = 0; x < grad.width; ++x) {
-        const Place v = place(y, height, grad.height, align_corners), u = place(x, width, grad.width, align_corners);
+        const Tap v = tap_at(y, height, grad.height, align_corners), u = tap_at(x, width, grad.width, align_corners);
         for (int corner = 0; corner < 4; ++corner) {
           const double weight =
               (corner & 1 ? u.high_weight : 1 - u.high_weight) * (corner & 2 ? v.high_weight : 1 - v.high_weight);
@@ -117,22 +117,22 @@ inline Map resized_backward(const Map& grad, int64_t height, int64_t width, bool
             const int64_t to = out.at(n, corner & 2 ? v.high : v.low, corner & 1 ? u.high : u.low, c);
             const double value = grad.value[grad.at(n, y, x, c)];
             out.value[to] += weight * value;
-            magnitude[to] += std::fabs(value);  // not times weight: 1 - weight cancels
+            magnitude[to] += std::fabs(value);  // without the weight: 1 - weight cancels
           }
         }
       }
-  // A pixel's terms, and the two products of each.
-  may_be_summed(&out, magnitude, 4 * (grad.height / height + 2) * (grad.width / width + 2) + 2);
+  // The number of terms of a pixel, and the two products of each.
+  add_sum_error(&out, magnitude, 4 * (grad.height / height + 2) * (grad.width / width + 2) + 2);
   return out;
 }
 
-// out: the result, which stops the gradient at or below `least` and at or above `most`.
+// out: the result of fusion. The gradient is zero where it is at or below min_value, or at or above max_value.
 inline Gradients fusion_backward(const Map& grad, const Map& out, const std::vector<Map>& inputs,
-                                 const std::vector<std::vector<double>>& weights, bool align_corners, double least,
-                                 double most) {
+                                 const std::vector<std::vector<double>>& weights, bool align_corners, double min_value,
+                                 double max_value) {
   Map masked = grad;
   for (size_t i = 0; i < masked.value.size(); ++i)
-    if (out.value[i] <= least || out.value[i] >= most) masked.value[i] = 0;
+    if (out.value[i] <= min_value || out.value[i] >= max_value) masked.value[i] = 0;
   Gradients result;
   for (size_t k = 0; k < inputs.size(); ++k) {
     const Map low = resized_backward(masked, inputs[k].height, inputs[k].width, align_corners);

@@ -1,5 +1,5 @@
-// Tells what the blocks of csrc/cuda/schedule.cuh do with counters: schedule BATCH GROUP STAGES ROWS COLUMNS BLOCKS
-// INDEPENDENT, for test_schedule_cuda.py. Each item, what it waits for, and what it does when finished; then the end.
+// Prints the accesses of csrc/cuda/schedule.cuh to its counters, for test_schedule_cuda.py: for each item its waits and
+// its arrival, then those of leave(). Usage: schedule BATCH GROUP STAGES ROWS COLUMNS BLOCKS INDEPENDENT.
 #include <schedule.cuh>
 
 #include <cstdlib>
@@ -7,7 +7,7 @@
 
 using namespace lwrn_fast::cuda;
 
-// All threads of a block, one after another; they meet nowhere, for values in shared memory are the first one's.
+// Run all threads of a block, one after another. They never meet: values in shared memory come from the first thread.
 template <class Body>
 static void each_thread(const Body& body) {
   for (current_thread = 0; current_thread < kThreads; ++current_thread) body();
@@ -24,11 +24,11 @@ int main(int count, char** arguments) {
     const Item item = locate(schedule, ticket);
     std::printf("item %d %d %d %d\n", item.stage, item.image, item.tile, item.block);
     each_thread([&] { await(schedule, item); });
-    for (const auto& [counter, value] : awaited) tell("poll", counter, value);
+    for (const auto& [counter, value] : awaited) record("poll", counter, value);
     awaited.clear();
     each_thread([&] { arrive(schedule, item); });
   }
   next_ticket(schedule);
-  int place = 0;
-  each_thread([&] { leave(schedule, &place); });
+  int smem_word = 0;
+  each_thread([&] { leave(schedule, &smem_word); });
 }

@@ -1,6 +1,6 @@
-// Runs the three ops and the backward passes of every instruction set that this machine has on small problems, and
-// compares with reference.h. selfcheck [CASES [INSTRUCTION_SET...]]: prints a line for each set; exit status 1 where a
-// value is wrong. The sets are those that the machine says it can run, or the ones named, whatever it says.
+// Runs the ops and the backward passes of every instruction set on small problems, and compares with reference.h.
+// selfcheck [CASES [INSTRUCTION_SET...]]: prints a line for each set; exit status 1 on a mismatch. The sets are those
+// that the machine reports to run, or exactly the named ones.
 #include <termios.h>
 
 #include "../../csrc/cpu/engine.h"
@@ -9,7 +9,7 @@
 namespace selfcheck {
 namespace {
 
-// Too large for crp() to keep whole: wide, tall and square.
+// Maps (channels, height, width) too large for the workspace of crp() to hold whole: wide, tall and square.
 constexpr int64_t kLargeMaps[][3] = {{7, 300, 260}, {12, 9001, 5}, {12, 5, 9001}, {72, 90, 85}};
 
 class Check : public Checks {
@@ -46,7 +46,7 @@ class Check : public Checks {
     engine_.crp.run(problem.args, workspace.get(), threads);
 
     describe("crp", seed, dtype, problem.x.map);
-    expect(problem.out.intact() && workspace.intact(), "memory beside the result or the workspace is overwritten");
+    expect(problem.out.intact() && workspace.intact(), "memory outside the result or the workspace is overwritten");
     compare(dtype, problem.out, problem.exact(), values);
   }
 
@@ -63,7 +63,7 @@ class Check : public Checks {
     engine_.fusion.run(problem.args, workspace.get(), threads);
 
     describe("fusion", seed, dtype, problem.inputs[0].map);
-    expect(problem.out->intact() && workspace.intact(), "memory beside the result or the workspace is overwritten");
+    expect(problem.out->intact() && workspace.intact(), "memory outside the result or the workspace is overwritten");
     compare(dtype, *problem.out, problem.exact(), problem.values);
   }
 
@@ -78,11 +78,11 @@ class Check : public Checks {
     engine_.crp_backward.run(problem.args, workspace.get(), threads);
 
     describe("crp_backward", seed, dtype, problem.grad.map);
-    expect(workspace.intact(), "memory beside the workspace is overwritten");
+    expect(workspace.intact(), "memory outside the workspace is overwritten");
     const Gradients exact = problem.exact();
-    compare_wanted(dtype, problem.x, exact.inputs, problem.values);
-    compare_wanted(dtype, problem.weight_grads, exact.weights, problem.values);
-    compare_wanted(dtype, problem.bias_grads, exact.biases, problem.values);
+    compare_gradients(dtype, problem.x, exact.inputs, problem.values);
+    compare_gradients(dtype, problem.weight_grads, exact.weights, problem.values);
+    compare_gradients(dtype, problem.bias_grads, exact.biases, problem.values);
   }
 
   void fusion_backward(uint64_t seed) {
@@ -94,11 +94,11 @@ class Check : public Checks {
     engine_.fusion_backward.run(problem.args, workspace.get(), threads);
 
     describe("fusion_backward", seed, dtype, problem.grad.map);
-    expect(workspace.intact(), "memory beside the workspace is overwritten");
+    expect(workspace.intact(), "memory outside the workspace is overwritten");
     const Gradients exact = problem.exact();
-    compare_wanted(dtype, problem.inputs, exact.inputs, problem.forward.values);
-    compare_wanted(dtype, problem.weight_grads, exact.weights, problem.forward.values);
-    compare_wanted(dtype, problem.bias_grads, exact.biases, problem.forward.values);
+    compare_gradients(dtype, problem.inputs, exact.inputs, problem.forward.values);
+    compare_gradients(dtype, problem.weight_grads, exact.weights, problem.forward.values);
+    compare_gradients(dtype, problem.bias_grads, exact.biases, problem.forward.values);
   }
 
   void upsample_argmax(uint64_t seed) {
@@ -110,7 +110,7 @@ class Check : public Checks {
     engine_.upsample_argmax.run(problem.args, workspace.get(), threads);
 
     describe("upsample_argmax", seed, dtype, problem.logits->map);
-    expect(problem.labels->intact() && workspace.intact(), "memory beside the result or the workspace is overwritten");
+    expect(problem.labels->intact() && workspace.intact(), "memory outside the result or the workspace is overwritten");
     compare_labels(*problem.labels, problem.exact(), problem.values);
   }
 
@@ -124,14 +124,14 @@ class Check : public Checks {
 
     const Map exact = problem.exact();
     describe("normalise", seed, dtype, exact);
-    expect(problem.out->intact() && workspace.intact(), "memory beside the result or the workspace is overwritten");
+    expect(problem.out->intact() && workspace.intact(), "memory outside the result or the workspace is overwritten");
     compare(dtype, *problem.out, exact, Values::uniform);
   }
 
  private:
-  void compare_wanted(Dtype dtype, const Wanted& got, const std::vector<Map>& exact, Values values) {
+  void compare_gradients(Dtype dtype, const GradientBuffers& got, const std::vector<Map>& exact, Values values) {
     for (size_t i = 0; i < exact.size(); ++i) {
-      expect(got.memory[i]->intact(), "memory beside a gradient is overwritten");
+      expect(got.memory[i]->intact(), "memory outside a gradient is overwritten");
       if (got.data[i]) compare(dtype, *got.memory[i], exact[i], values);
     }
   }
@@ -140,7 +140,7 @@ class Check : public Checks {
                    const Threads& threads, std::vector<std::unique_ptr<Buffer>>* packed) {
     packed->push_back(std::make_unique<Buffer>(engine_.packed_bytes(dtype, out_channels, in_channels), 64));
     engine_.pack(dtype, weight.memory->get(), out_channels, in_channels, packed->back()->get(), threads);
-    expect(packed->back()->intact(), "memory beside the packed weights is overwritten");
+    expect(packed->back()->intact(), "memory outside the packed weights is overwritten");
     return packed->back()->get();
   }
 
@@ -169,18 +169,18 @@ bool passes(Isa isa, int64_t cases) {
 
 int main(int argc, char** argv) {
   const long long cases = argc > 1 ? std::atoll(argv[1]) : 300;
-  bool right = true;
+  bool ok = true;
   for (lwrn_fast::Isa isa : lwrn_fast::kIsasBestFirst) {
     const std::string name = lwrn_fast::isa_name(isa);
     bool named = false;
     for (int i = 2; i < argc; ++i) named = named || name == argv[i];
     if (!lwrn_fast::isa_built(isa) || (argc > 2 && !named)) continue;
     if (named || lwrn_fast::isa_runs(isa))
-      right = selfcheck::passes(isa, cases) && right;
+      ok = selfcheck::passes(isa, cases) && ok;
     else
       std::printf("%s: built, but not run by this machine\n", name.c_str());
   }
   std::fflush(stdout);
-  tcdrain(STDOUT_FILENO);  // where this is all that runs on an emulated machine, its kernel stops here
-  return right ? 0 : 1;
+  tcdrain(STDOUT_FILENO);  // as the first process of an emulated machine, the program ends the machine with it
+  return ok ? 0 : 1;
 }

@@ -1,4 +1,4 @@
-// Numbers in the engine's element types, guarded memory to keep them in, and threads to run on.
+// Conversion to and from the engine's dtypes, guarded memory and worker threads.
 #pragma once
 #include <sys/mman.h>
 #include <unistd.h>
@@ -20,13 +20,13 @@ using lwrn_fast::Dtype;
 using lwrn_fast::MapView;
 using lwrn_fast::Threads;
 
-// Written here once more, in double and by the definition of the formats, so that the engine's own conversions count as
-// checked too.
+// The format of a dtype. Conversions are implemented here again, in double and by the definition of the formats, so
+// that they check the engine's own.
 struct Format {
-  int fraction_bits, least_exponent;  // of a normal number
+  int fraction_bits, min_exponent;  // of a normal number
   uint32_t infinity;
   double roundoff() const { return std::ldexp(1.0, -fraction_bits - 1); }
-  double smallest() const { return std::ldexp(1.0, least_exponent - fraction_bits); }
+  double min_subnormal() const { return std::ldexp(1.0, min_exponent - fraction_bits); }
 };
 
 inline Format format_of(Dtype dtype) {
@@ -53,9 +53,9 @@ inline void encode(Dtype dtype, double x, void* data, int64_t index) {
   } else if (x != 0 && !std::isinf(x)) {
     int exponent;
     std::frexp(x, &exponent);
-    exponent = exponent - 1 < format.least_exponent ? format.least_exponent : exponent - 1;
+    exponent = exponent - 1 < format.min_exponent ? format.min_exponent : exponent - 1;
     const double units = std::nearbyint(std::ldexp(std::fabs(x), format.fraction_bits - exponent));
-    const double all = units + std::ldexp(exponent - format.least_exponent, format.fraction_bits);
+    const double all = units + std::ldexp(exponent - format.min_exponent, format.fraction_bits);
     if (all < format.infinity) bits = static_cast<uint32_t>(all);
   } else if (x == 0) {
     bits = 0;
@@ -85,9 +85,9 @@ inline double decode(Dtype dtype, const void* data, int64_t index) {
   else if (rest == format.infinity)
     x = std::numeric_limits<double>::infinity();
   else if (exponent == 0)
-    x = std::ldexp(fraction, format.least_exponent - format.fraction_bits);
+    x = std::ldexp(fraction, format.min_exponent - format.fraction_bits);
   else
-    x = std::ldexp(one + fraction, static_cast<int>(exponent) - 1 + format.least_exponent - format.fraction_bits);
+    x = std::ldexp(one + fraction, static_cast<int>(exponent) - 1 + format.min_exponent - format.fraction_bits);
   return bits & sign ? -x : x;
 }
 
@@ -97,7 +97,7 @@ inline double rounded(Dtype dtype, double x) {
   return decode(dtype, &memory, 0);
 }
 
-// The same numbers on every machine.
+// A random generator that gives the same numbers on every machine.
 class Random {
  public:
   explicit Random(uint64_t seed) : state_(seed) {}
@@ -118,8 +118,8 @@ class Random {
   uint64_t state_;
 };
 
-// Memory whose every byte is 0xff, NaN in all formats. It ends where no access is allowed, and the bytes around it that
-// can be written are watched.
+// Memory filled with 0xff, NaN in all formats. It ends at a guard page, and intact() checks the writable bytes around
+// it.
 class Buffer {
  public:
   explicit Buffer(int64_t bytes, int64_t alignment = 1) : bytes_(bytes) {
@@ -147,12 +147,13 @@ class Buffer {
   }
 
  private:
+  // Checked bytes before the data.
   static constexpr int64_t kBefore = 64;
   int64_t bytes_, usable_, mapped_;
   unsigned char *start_, *data_;
 };
 
-// Workers at once, each in a thread of its own, or one after another, the last first.
+// Return threads that run workers at once, each in a thread of its own, or one after another, the last first.
 inline Threads workers(int64_t count, bool at_once) {
   if (!at_once)
     return {count, [](int64_t many, void* context, void (*body)(void*, int64_t)) {

@@ -1,5 +1,5 @@
-// A camera at /dev/video0 for programs that begin with this in LD_PRELOAD: the ioctls of Video4Linux2 by which pictures
-// stream through mapped memory, on a file without a name. After CAMERA_FRAMES pictures it is unplugged.
+// A fake camera at /dev/video0 for programs started with this library in LD_PRELOAD: the Video4Linux2 ioctls that
+// stream frames through mapped memory, on an anonymous file. After CAMERA_FRAMES frames the camera is unplugged.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <linux/videodev2.h>
@@ -14,17 +14,17 @@
 
 namespace {
 
-// kBytes are whole pages, as memory is mapped
+// Pixels of a frame; bytes of a frame, a multiple of the page size; buffers; frames per second; bars of colour.
 enum { kWidth = 64, kHeight = 64, kBytes = 2 * kWidth * kHeight, kBuffers = 8, kRate = 30, kBars = 4 };
 
-// Y, U, V of grey, red, green and blue, as BT.601 has them
+// Y, U, V of grey, red, green and blue in BT.601.
 constexpr unsigned char kColours[kBars][3] = {{126, 128, 128}, {81, 90, 240}, {145, 54, 34}, {41, 240, 110}};
 
 struct {
   int file = -1;
   unsigned char* memory;
   unsigned buffers, waiting[kBuffers], first, last;
-  long long begun, given;
+  long long start, delivered;
 } camera;
 
 long long now() {
@@ -33,7 +33,7 @@ long long now() {
   return time.tv_sec * 1000000000LL + time.tv_nsec;
 }
 
-int fails(int reason) {
+int fail(int reason) {
   errno = reason;
   return -1;
 }
@@ -50,27 +50,27 @@ void describe(v4l2_format* format) {
   };
 }
 
-// Bars of colour, which the picture of number N has moved 2 N pixels to the left.
-void draw(unsigned char* picture, long long number) {
+// Draw bars of colour, which move 2 pixels to the left per frame.
+void draw(unsigned char* frame, long long number) {
   for (int i = 0; i < kWidth * kHeight; i++) {
     const unsigned char* colour = kColours[(i + 2 * number) % kWidth * kBars / kWidth];
-    picture[2 * i] = colour[0];
-    picture[2 * i + 1] = colour[1 + i % 2];
+    frame[2 * i] = colour[0];
+    frame[2 * i + 1] = colour[1 + i % 2];
   }
 }
 
-int give(v4l2_buffer* buffer) {
+int dequeue(v4l2_buffer* buffer) {
   const char* frames = std::getenv("CAMERA_FRAMES");
-  if (frames != nullptr && camera.given >= std::atoll(frames)) return fails(ENODEV);
-  if (camera.first == camera.last) return fails(EAGAIN);
+  if (frames != nullptr && camera.delivered >= std::atoll(frames)) return fail(ENODEV);
+  if (camera.first == camera.last) return fail(EAGAIN);
   const long long period = 1000000000LL / kRate;
-  // a picture that nobody waited for is lost
-  const long long number = (now() - camera.begun) / period + 1, due = camera.begun + number * period;
+  // A frame that nobody waited for is lost.
+  const long long number = (now() - camera.start) / period + 1, due = camera.start + number * period;
   const timespec time = {due / 1000000000LL, due % 1000000000LL};
   while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &time, nullptr) != 0) continue;
   const unsigned index = camera.waiting[camera.first++ % kBuffers];
   draw(camera.memory + index * kBytes, number);
-  camera.given++;
+  camera.delivered++;
   buffer->index = index;
   buffer->bytesused = kBytes;
   buffer->sequence = number;
@@ -79,14 +79,14 @@ int give(v4l2_buffer* buffer) {
   return 0;
 }
 
-int answer(unsigned long request, void* argument) {
+int handle_ioctl(unsigned long request, void* argument) {
   auto* buffer = static_cast<v4l2_buffer*>(argument);
   switch (request) {
     case VIDIOC_QUERYCAP: {
-      auto* what = static_cast<v4l2_capability*>(argument);
-      *what = {};
-      std::strcpy(reinterpret_cast<char*>(what->card), "Bars");
-      what->capabilities = V4L2_CAP_VIDEO_CAPTURE | V4L2_CAP_STREAMING;
+      auto* capability = static_cast<v4l2_capability*>(argument);
+      *capability = {};
+      std::strcpy(reinterpret_cast<char*>(capability->card), "Bars");
+      capability->capabilities = V4L2_CAP_VIDEO_CAPTURE | V4L2_CAP_STREAMING;
       return 0;
     }
     case VIDIOC_G_INPUT:
@@ -94,7 +94,7 @@ int answer(unsigned long request, void* argument) {
       return 0;
     case VIDIOC_ENUMINPUT: {
       auto* input = static_cast<v4l2_input*>(argument);
-      if (input->index > 0) return fails(EINVAL);
+      if (input->index > 0) return fail(EINVAL);
       *input = {};
       input->type = V4L2_INPUT_TYPE_CAMERA;
       return 0;
@@ -110,31 +110,31 @@ int answer(unsigned long request, void* argument) {
       return 0;
     }
     case VIDIOC_REQBUFS: {
-      auto* wanted = static_cast<v4l2_requestbuffers*>(argument);
-      if (wanted->memory != V4L2_MEMORY_MMAP) return fails(EINVAL);
-      if (wanted->count > kBuffers) wanted->count = kBuffers;
-      camera.buffers = wanted->count;
+      auto* requested = static_cast<v4l2_requestbuffers*>(argument);
+      if (requested->memory != V4L2_MEMORY_MMAP) return fail(EINVAL);
+      if (requested->count > kBuffers) requested->count = kBuffers;
+      camera.buffers = requested->count;
       return 0;
     }
     case VIDIOC_QUERYBUF:
-      if (buffer->index >= camera.buffers) return fails(EINVAL);
+      if (buffer->index >= camera.buffers) return fail(EINVAL);
       buffer->length = kBytes;
       buffer->m.offset = buffer->index * kBytes;
       return 0;
     case VIDIOC_QBUF:
-      if (buffer->index >= camera.buffers || camera.last - camera.first >= camera.buffers) return fails(EINVAL);
+      if (buffer->index >= camera.buffers || camera.last - camera.first >= camera.buffers) return fail(EINVAL);
       camera.waiting[camera.last++ % kBuffers] = buffer->index;
       return 0;
     case VIDIOC_DQBUF:
-      return give(buffer);
+      return dequeue(buffer);
     case VIDIOC_STREAMON:
-      camera.begun = now();
+      camera.start = now();
       return 0;
     case VIDIOC_STREAMOFF:
       camera.first = camera.last = 0;
       return 0;
     default:
-      return fails(ENOTTY);
+      return fail(ENOTTY);
   }
 }
 
@@ -170,7 +170,7 @@ int ioctl(int file, unsigned long request, ...) {
   va_start(rest, request);
   void* argument = va_arg(rest, void*);
   va_end(rest);
-  if (file == camera.file && file >= 0) return answer(request, argument);
+  if (file == camera.file && file >= 0) return handle_ioctl(request, argument);
   const auto next = reinterpret_cast<int (*)(int, unsigned long, ...)>(dlsym(RTLD_NEXT, "ioctl"));
   return next(file, request, argument);
 }

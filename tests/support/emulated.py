@@ -1,4 +1,4 @@
-"""The CUDA kernels on the CPU, over the machine in emulator/, for where there is no GPU: the backend "cuda" then runs
+"""The CUDA kernels on the CPU, over the machine in emulator/, for machines without a GPU: the backend "cuda" then runs
 them on tensors of the CPU."""
 
 import ctypes
@@ -22,13 +22,13 @@ FOLDER = TESTS.parent / "build" / "emulator"
 
 
 def why_not() -> str | None:
-    """Why it cannot be built here, None where it can."""
+    """Return why the kernels cannot be built here; None where they can."""
     return missing("g++")
 
 
 @contextmanager
 def in_place_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What runs the ops on the CPU meanwhile: these kernels, instead of the CPU's own."""
+    """Run the ops on the CPU by these kernels, instead of the CPU's own, within the context."""
     library()
     monkeypatch.setattr(cuda, "missing", _ready)
     monkeypatch.setattr(cuda, "why_not_on", _why_not_on)
@@ -36,7 +36,7 @@ def in_place_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(cuda, "_library", lambda: ctypes.CDLL(str(library())))
     override = torch.library.Library("lwrn_fast", "IMPL")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is a kernel already
+        warnings.simplefilter("ignore")  # about the existing kernel
         for op in (name for name, op in OPS.items() if "cuda" in op.kernels):
             override.impl(op, getattr(torch.ops.lwrn_fast_emulated, op).default, "CPU", allow_override=True)
     try:
@@ -47,7 +47,7 @@ def in_place_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @cache
 def library() -> Path:
-    """The library with `torch.ops.lwrn_fast_emulated`, loaded. One process at a time builds what is not up to date."""
+    """Load the library with `torch.ops.lwrn_fast_emulated` and return its path. One process at a time builds it."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     with open(FOLDER / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -69,6 +69,6 @@ def _why_not_on(device: torch.device) -> str | None:
     return None if device.type == "cpu" else f"the tensors are on {device}"
 
 
-# As the functions whose places they take.
+# torch.compile treats these as constants, like the functions that they replace.
 for _function in (_ready, _why_not_on):
     _function._dynamo_marked_constant = True  # type: ignore[attr-defined]

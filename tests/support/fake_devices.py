@@ -1,4 +1,4 @@
-"""A camera and a screen, for machines that have neither."""
+"""A fake camera and a virtual screen, for machines that have neither."""
 
 import subprocess
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from support.compiling import TESTS, run
 
 
 def camera(folder: Path, frames: int) -> dict[str, str]:
-    """The environment of a program that then finds a camera at /dev/video0, of so many pictures; it needs g++."""
+    """Return environment variables that give a program a camera at /dev/video0 with so many frames. Needs g++."""
     library = folder / "camera.so"
     source = TESTS / "support" / "camera.cpp"
     run("g++", "-std=c++20", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, source)
@@ -18,7 +18,7 @@ def camera(folder: Path, frames: int) -> dict[str, str]:
 
 @contextmanager
 def screen() -> Iterator[dict[str, str]]:
-    """The environment of a program that then has a screen; it needs Xvfb."""
+    """Return environment variables that give a program a screen, while the context lasts. Needs Xvfb."""
     with subprocess.Popen(["Xvfb", "-displayfd", "1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
         try:
             yield {"DISPLAY": f":{int(server.stdout.readline())}"}

@@ -1,36 +1,36 @@
-"""What the thread blocks of csrc/cuda/schedule.cuh do with each other, for the simulated machine of protocol.py."""
+"""The protocol of the thread blocks of csrc/cuda/schedule.cuh, for the simulated machine of protocol.py."""
 
 from lwrn_fast.kernels import schedule
 from support.protocol import Kernel, Operation
 
 
 class Streaming(Kernel):
-    """Blocks draw tickets. A finished item counts itself; who reads it watches its counter."""
+    """Blocks draw tickets. A finished item increments its counter; its readers poll the counter."""
 
     @staticmethod
     def counter(case, stage, image, tile, block):
-        place = (stage * case.batch + image) * case.tiles + tile
-        return schedule.COUNTERS + (place * case.blocks + block if case.depthwise else place)
+        index = (stage * case.batch + image) * case.tiles + tile
+        return schedule.COUNTERS + (index * case.blocks + block if case.depthwise else index)
 
     @staticmethod
     def workspace_size(case):
         return Streaming.counter(case, case.stages - 1, 0, 0, 0)
 
     def wait(self, case, stage, image, tile, block):
-        """One after another, where nine threads watch a neighbour each: counters only grow."""
+        """Poll the neighbours in turn. On a GPU nine threads poll one each: the same, for counters only grow."""
         for index in range(9 if stage > 0 else 0):
             near, inside = self.neighbour(tile, index, case.tiles_y, case.tiles_x)
             if inside:
                 yield Operation("poll", self.counter(case, stage - 1, image, near, block), case.readers)
 
     def arrive(self, case, stage, image, tile, block):
-        if stage < case.stages - 1:  # no one reads the last
+        if stage < case.stages - 1:  # nobody reads the last stage
             yield Operation("release", self.counter(case, stage, image, tile, block), 1)
 
     def leave(self, case):
         if (yield Operation("acq_rel", schedule.FINISHED, 1)) == case.programs - 1:
-            for place in (schedule.TICKETS, schedule.FINISHED, *range(schedule.COUNTERS, self.workspace_size(case))):
-                yield Operation("store", place, 0)
+            for offset in (schedule.TICKETS, schedule.FINISHED, *range(schedule.COUNTERS, self.workspace_size(case))):
+                yield Operation("store", offset, 0)
 
     def finish(self, case, *item):
         yield Operation("write", item)
@@ -52,7 +52,7 @@ class Streaming(Kernel):
 
 
 class Resident(Streaming):
-    """All blocks run at once, and each has a tile of its own, with all planes."""
+    """All blocks run at once, and each has a tile of its own, with all channels."""
 
     alike = False
 

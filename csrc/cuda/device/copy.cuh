@@ -1,4 +1,4 @@
-// Moving 16 bytes at a time, to and from addresses that are multiples of 16.
+// Loads, stores and asynchronous copies of 16 bytes, at addresses that are multiples of 16.
 #pragma once
 #include "threads.cuh"
 
@@ -8,7 +8,7 @@ struct alignas(16) Vector {
   uint32_t words[4];
 };
 
-// These go past the L1 cache, which does not see what other blocks write.
+// Load past the L1 cache, which does not see what other blocks write.
 LWRN_DEVICE Vector load_global(const void* from) {
   Vector v;
   asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -18,7 +18,7 @@ LWRN_DEVICE Vector load_global(const void* from) {
   return v;
 }
 
-// For what no one writes during the launch.
+// Load memory that nobody writes during the launch, through the L1 cache.
 LWRN_DEVICE Vector load_constant(const void* from) {
   Vector v;
   asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -27,7 +27,7 @@ LWRN_DEVICE Vector load_constant(const void* from) {
   return v;
 }
 
-// One number of 32 or 16 bits, aligned to its size.
+// Load 32 or 16 bits, aligned to their size, past the L1 cache.
 LWRN_DEVICE uint32_t load_global_word(const void* from) {
   uint32_t value;
   asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
@@ -54,17 +54,17 @@ LWRN_DEVICE void store_global(void* to, const Vector& v) { *static_cast<Vector*>
 LWRN_DEVICE Vector load_shared(const void* from) { return *static_cast<const Vector*>(from); }
 LWRN_DEVICE void store_shared(void* to, const Vector& v) { *static_cast<Vector*>(to) = v; }
 
-// Begins to copy from global to shared memory, past L1; zeros where not `inside`, and then `from` is not read.
-LWRN_DEVICE void copy_async(void* to, const void* from, bool inside = true) {
+// Start a copy from global to shared memory, past L1. Where `mask` is false, write zeros and do not read `from`.
+LWRN_DEVICE void copy_async(void* to, const void* from, bool mask = true) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(inside ? 16 : 0)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(mask ? 16 : 0)
                : "memory");
 }
 
-// Ends a group of copies that this thread began.
+// Close the group of the copies that this thread started.
 LWRN_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits until at most `kPending` of the latest groups of this thread are unfinished; other threads see the copies after
+// Wait until at most `kPending` of the latest groups of this thread are unfinished. Other threads see the copies after
 // the next sync().
 template <int kPending>
 LWRN_DEVICE void wait_copies() {

@@ -1,17 +1,18 @@
-// Counters in global memory, by which blocks of one launch wait for each other.
+// Atomic counters in global memory, on which blocks of one launch wait for each other.
 #pragma once
 #include "threads.cuh"
 
 namespace lwrn_fast::cuda {
 
-// The value before. No order with other memory.
+// Add, and return the value before. Orders no other memory access.
 LWRN_DEVICE int add_relaxed(int* counter, int value) {
   int before;
   asm volatile("atom.relaxed.gpu.global.add.s32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(value) : "memory");
   return before;
 }
 
-// What this thread wrote, and what it saw written (all of its block, after a sync()), is there for who acquires it.
+// Add with release: who acquires the value sees what this thread wrote, and what it saw written (by all of its block,
+// after a sync()).
 LWRN_DEVICE void add_release(int* counter, int value) {
   asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(counter), "r"(value) : "memory");
 }

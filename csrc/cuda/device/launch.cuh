@@ -1,5 +1,5 @@
-// Starting a kernel: a type with `Task`, `kThreads`, `kPrograms` (blocks that share a multiprocessor, at least) and a
-// device function `run(const Task&)`.
+// Launches a kernel: a type with `Task`, `kThreads`, `kMinBlocksPerSm` (blocks that share a multiprocessor, at least)
+// and a device function `run(const Task&)`.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -14,48 +14,48 @@
 namespace lwrn_fast::cuda {
 
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kPrograms)
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kMinBlocksPerSm)
     kernel(const __grid_constant__ typename Kernel::Task task) {
   Kernel::run(task);
 }
 
 inline const char* failure(cudaError_t error) {
   if (error == cudaSuccess) return nullptr;
-  cudaGetLastError();  // not left behind for others to find
+  cudaGetLastError();  // clears the error, so that later calls do not report it
   return cudaGetErrorString(error);
 }
 
-// Lets the kernel have all shared memory that the current device gives a block; asks the runtime once per device.
+// Allow the kernel all shared memory that the current device gives a block. Calls the runtime once per device.
 template <class Kernel>
 const char* allow_shared_memory(const Device& device) {
-  static std::atomic<uint64_t> allowed{0};  // a bit for each of the first devices
+  static std::atomic<uint64_t> allowed{0};  // one bit per device, for the first 64
   const uint64_t bit = device.index < 64 ? uint64_t{1} << device.index : 0;
   if (allowed.load(std::memory_order_relaxed) & bit) return nullptr;
   const char* error =
-      failure(cudaFuncSetAttribute(kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_bytes));
+      failure(cudaFuncSetAttribute(kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, device.smem_bytes));
   if (!error) allowed.fetch_or(bit, std::memory_order_relaxed);
   return error;
 }
 
-// How many blocks with so much dynamic shared memory run at once on the current device; 0: none.
+// Return how many blocks with so much dynamic shared memory run at once on the current device; 0: none.
 template <class Kernel>
-int resident_blocks(const Device& device, int shared_bytes) {
+int resident_blocks(const Device& device, int smem_bytes) {
   static std::mutex mutex;
-  static std::map<std::pair<int, int>, int> known;
+  static std::map<std::pair<int, int>, int> cache;
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = known.find({device.index, shared_bytes});
-  if (found != known.end()) return found->second;
+  const auto entry = cache.find({device.index, smem_bytes});
+  if (entry != cache.end()) return entry->second;
   int per_multiprocessor = 0;
   if (allow_shared_memory<Kernel>(device) ||
       failure(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel<Kernel>, Kernel::kThreads,
-                                                            static_cast<size_t>(shared_bytes))))
+                                                            static_cast<size_t>(smem_bytes))))
     return 0;
-  return known[{device.index, shared_bytes}] = per_multiprocessor * device.multiprocessors;
+  return cache[{device.index, smem_bytes}] = per_multiprocessor * device.multiprocessors;
 }
 
-// Null, or the error in words. cooperative: all blocks run at once, or the launch fails.
+// Launch a kernel; return null or an error text. cooperative: all blocks run at once, or the launch fails.
 template <class Kernel>
-const char* launch(const Device& device, int blocks, int shared_bytes, const typename Kernel::Task& task,
+const char* launch(const Device& device, int blocks, int smem_bytes, const typename Kernel::Task& task,
                    bool cooperative = false) {
   if (const char* error = allow_shared_memory<Kernel>(device)) return error;
   cudaLaunchAttribute attribute;
@@ -64,7 +64,7 @@ const char* launch(const Device& device, int blocks, int shared_bytes, const typ
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(Kernel::kThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.dynamicSmemBytes = static_cast<size_t>(smem_bytes);
   config.stream = static_cast<cudaStream_t>(device.stream);
   config.attrs = &attribute;
   config.numAttrs = 1;

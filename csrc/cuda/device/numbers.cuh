@@ -1,4 +1,4 @@
-// Element types, and arithmetic on 32-bit words of them: two numbers of 16 bits or one of 32.
+// Element types, and arithmetic on 32-bit words: two elements of 16 bits or one of 32.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -13,7 +13,7 @@ struct Bf16 {
 struct F16 {
   static constexpr int kBytes = 2;
 };
-// float32, multiplied exactly or by tensor cores after rounding to 10 bits.
+// float32, multiplied exactly (F32) or by tensor cores after rounding to 10 fraction bits (Tf32).
 struct F32 {
   static constexpr int kBytes = 4;
 };
@@ -21,32 +21,33 @@ struct Tf32 {
   static constexpr int kBytes = 4;
 };
 
-template <class Kind>
-constexpr int kPerWord = 4 / Kind::kBytes;
+// Elements in a word.
+template <class Element>
+constexpr int kPerWord = 4 / Element::kBytes;
 
-// NaN if one is NaN.
-template <class Kind>
-LWRN_DEVICE uint32_t largest(uint32_t a, uint32_t b) {
+// Return the maximum of each element; NaN if one is NaN.
+template <class Element>
+LWRN_DEVICE uint32_t max_nan(uint32_t a, uint32_t b) {
   uint32_t result;
   asm("max.NaN.f32 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
   return result;
 }
 template <>
-LWRN_DEVICE uint32_t largest<Bf16>(uint32_t a, uint32_t b) {
+LWRN_DEVICE uint32_t max_nan<Bf16>(uint32_t a, uint32_t b) {
   uint32_t result;
   asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
   return result;
 }
 template <>
-LWRN_DEVICE uint32_t largest<F16>(uint32_t a, uint32_t b) {
+LWRN_DEVICE uint32_t max_nan<F16>(uint32_t a, uint32_t b) {
   uint32_t result;
   asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
   return result;
 }
 
-// The numbers in a word, the lower half first.
-template <class Kind>
-LWRN_DEVICE void unpack(uint32_t word, float (&values)[kPerWord<Kind>]) {
+// Convert the elements of a word to float, the lower half first.
+template <class Element>
+LWRN_DEVICE void unpack(uint32_t word, float (&values)[kPerWord<Element>]) {
   values[0] = __uint_as_float(word);
 }
 template <>
@@ -61,9 +62,9 @@ LWRN_DEVICE void unpack<F16>(uint32_t word, float (&values)[2]) {
   values[1] = pair.y;
 }
 
-// Rounded to nearest, ties to even.
-template <class Kind>
-LWRN_DEVICE uint32_t pack(const float (&values)[kPerWord<Kind>]) {
+// Round to the element type, to nearest, ties to even.
+template <class Element>
+LWRN_DEVICE uint32_t pack(const float (&values)[kPerWord<Element>]) {
   return __float_as_uint(values[0]);
 }
 template <>
@@ -77,7 +78,7 @@ LWRN_DEVICE uint32_t pack<F16>(const float (&values)[2]) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// a * b + c of float32 in words, rounded once.
+// Return a * b + c, rounded once; a and b hold float32.
 LWRN_DEVICE float multiply_add(uint32_t a, uint32_t b, float c) {
   return __fmaf_rn(__uint_as_float(a), __uint_as_float(b), c);
 }

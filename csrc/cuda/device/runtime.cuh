@@ -1,4 +1,4 @@
-// What the CUDA runtime knows of devices and streams.
+// Queries of the CUDA runtime about devices and streams.
 #pragma once
 #include <utility>
 
@@ -6,27 +6,28 @@
 
 namespace lwrn_fast::cuda {
 
-__global__ void nothing() {}
+__global__ void empty_kernel() {}
 
-// Fills in the facts about the current device. Null, or the error in words.
-inline const char* ask_device(int index, Device* device) {
+// Write the facts about the current device. Return null or an error text.
+inline const char* query_device(int index, Device* device) {
   int major = 0, minor = 0;
-  const std::pair<cudaDeviceAttr, int*> questions[] = {
+  const std::pair<cudaDeviceAttr, int*> attributes[] = {
       {cudaDevAttrComputeCapabilityMajor, &major},
       {cudaDevAttrComputeCapabilityMinor, &minor},
       {cudaDevAttrMultiProcessorCount, &device->multiprocessors},
-      {cudaDevAttrMaxSharedMemoryPerBlockOptin, &device->shared_bytes},
+      {cudaDevAttrMaxSharedMemoryPerBlockOptin, &device->smem_bytes},
   };
-  for (const auto& [attribute, value] : questions)
+  for (const auto& [attribute, value] : attributes)
     if (const char* error = failure(cudaDeviceGetAttribute(value, attribute, index))) return error;
   device->index = index;
   device->capability = 10 * major + minor;
   cudaFuncAttributes attributes;
-  return failure(cudaFuncGetAttributes(&attributes, nothing));  // fails where the build has no code for this device
+  return failure(
+      cudaFuncGetAttributes(&attributes, empty_kernel));  // fails where the build has no code for this device
 }
 
-// Whether what is put on the stream becomes part of a graph.
-inline bool is_recording(void* stream) {
+// Return true while the stream is captured into a graph.
+inline bool is_capturing(void* stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   failure(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status));
   return status == cudaStreamCaptureStatusActive;

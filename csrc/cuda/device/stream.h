@@ -1,13 +1,13 @@
-// Where PyTorch would launch now. For ops_cuda.cpp: the kernels know nothing of torch.
+// The current stream of PyTorch. For ops_cuda.cpp: the kernels know nothing of torch.
 #pragma once
 #include <torch/csrc/stable/accelerator.h>
 
 namespace lwrn_fast::cuda {
 
-// Makes a device the current one, until the end of its life.
+// Makes a device the current one for as long as the object lives.
 using CurrentDevice = torch::stable::accelerator::DeviceGuard;
 
-// A cudaStream_t.
+// Return PyTorch's current stream on a device, a cudaStream_t.
 inline void* current_stream(int device) {
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));

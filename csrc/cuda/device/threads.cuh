@@ -1,4 +1,5 @@
-// Threads, blocks, shared memory and barriers. One of the few files that a host implementation stands in for in tests.
+// Threads, blocks, shared memory and barriers. Tests replace the headers of this folder by an implementation for the
+// CPU.
 #pragma once
 #include <cstdint>
 
@@ -12,20 +13,20 @@ LWRN_DEVICE int threads() { return static_cast<int>(blockDim.x); }
 LWRN_DEVICE int block() { return static_cast<int>(blockIdx.x); }
 LWRN_DEVICE int blocks() { return static_cast<int>(gridDim.x); }
 
-// The block's dynamic shared memory, aligned to 1024 bytes.
+// Return the block's dynamic shared memory, aligned to 1024 bytes.
 LWRN_DEVICE char* shared_memory() {
   extern __shared__ __align__(1024) char memory[];
   return memory;
 }
 
-// `value`, of which the compiler knows nothing: what depends on it is computed here, and not kept in registers from
-// before.
+// Return `value` and hide it from the compiler, which then computes dependent addresses here instead of keeping them in
+// registers from before.
 LWRN_DEVICE int opaque(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
 
-// All threads of the block.
+// Wait at a barrier for all threads of the block.
 LWRN_DEVICE void sync() { __syncthreads(); }
 
 }  // namespace lwrn_fast::cuda

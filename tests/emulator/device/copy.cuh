@@ -7,12 +7,14 @@ struct alignas(16) Vector {
   uint32_t words[4];
 };
 
-// The vector at an address, which must be a multiple of 16.
-LWRN_DEVICE const Vector& vector_at(const void* place) {
-  emulator::require(reinterpret_cast<uintptr_t>(place) % 16 == 0, "an address of 16 bytes is no multiple of 16");
-  return *static_cast<const Vector*>(place);
+// Return the vector at an address, which must be a multiple of 16.
+LWRN_DEVICE const Vector& vector_at(const void* address) {
+  emulator::require(reinterpret_cast<uintptr_t>(address) % 16 == 0, "an address of 16 bytes is no multiple of 16");
+  return *static_cast<const Vector*>(address);
 }
-LWRN_DEVICE Vector& vector_at(void* place) { return const_cast<Vector&>(vector_at(const_cast<const void*>(place))); }
+LWRN_DEVICE Vector& vector_at(void* address) {
+  return const_cast<Vector&>(vector_at(const_cast<const void*>(address)));
+}
 
 LWRN_DEVICE Vector load_global(const void* from) { return vector_at(from); }
 LWRN_DEVICE Vector load_constant(const void* from) { return vector_at(from); }
@@ -27,12 +29,12 @@ LWRN_DEVICE void store_shared(void* to, const Vector& v) {
   vector_at(to) = v;
 }
 
-// Until the copy arrives, its place is poisoned. What it reads may be as old as this call or as young as the wait.
-LWRN_DEVICE void copy_async(void* to, const void* from, bool inside = true) {
+// Poison the destination until the copy arrives. The copy reads its source now or at the wait, by chance.
+LWRN_DEVICE void copy_async(void* to, const void* from, bool mask = true) {
   store_shared(to, {{~0u, ~0u, ~0u, ~0u}});
-  const Vector early = inside ? vector_at(from) : Vector{};
+  const Vector early = mask ? vector_at(from) : Vector{};
   emulator::current->copies.add({to,
-                                 inside ? from : nullptr,
+                                 mask ? from : nullptr,
                                  {{early.words[0], early.words[1], early.words[2], early.words[3]}},
                                  emulator::coin(),
                                  0});

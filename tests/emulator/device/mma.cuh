@@ -4,12 +4,12 @@
 
 namespace lwrn_fast::cuda {
 
-template <class Kind>
-constexpr emulator::Number kNumber = emulator::Number::tf32;
+template <class Element>
+constexpr emulator::OperandType kOperandType = emulator::OperandType::tf32;
 template <>
-constexpr emulator::Number kNumber<Bf16> = emulator::Number::bf16;
+constexpr emulator::OperandType kOperandType<Bf16> = emulator::OperandType::bf16;
 template <>
-constexpr emulator::Number kNumber<F16> = emulator::Number::f16;
+constexpr emulator::OperandType kOperandType<F16> = emulator::OperandType::f16;
 
 LWRN_DEVICE emulator::Words words_at(const void* row) {
   const Vector& v = vector_at(row);
@@ -20,9 +20,9 @@ LWRN_DEVICE void load_matrices(uint32_t (&matrices)[4], const void* row) {
   emulator::exchange_rows(words_at(row), matrices);
 }
 
-template <class Kind>
-LWRN_DEVICE void multiply_add(float* sums, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  emulator::multiply_tile(kNumber<Kind>, sums, a, b0, b1);
+template <class Element>
+LWRN_DEVICE void multiply_add(float* acc, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  emulator::multiply_tile(kOperandType<Element>, acc, a, b0, b1);
 }
 
 LWRN_DEVICE uint32_t to_tf32(uint32_t value) {

@@ -19,8 +19,8 @@ struct Tf32 {
   static constexpr int kBytes = 4;
 };
 
-template <class Kind>
-constexpr int kPerWord = 4 / Kind::kBytes;
+template <class Element>
+constexpr int kPerWord = 4 / Element::kBytes;
 
 LWRN_DEVICE float float_of(uint32_t bits) {
   float value;
@@ -34,8 +34,8 @@ LWRN_DEVICE uint32_t bits_of(float value) {
   return bits;
 }
 
-template <class Kind>
-LWRN_DEVICE void unpack(uint32_t word, float (&values)[kPerWord<Kind>]) {
+template <class Element>
+LWRN_DEVICE void unpack(uint32_t word, float (&values)[kPerWord<Element>]) {
   values[0] = float_of(word);
 }
 template <>
@@ -49,8 +49,8 @@ LWRN_DEVICE void unpack<F16>(uint32_t word, float (&values)[2]) {
   values[1] = emulator::half_to_float(static_cast<uint16_t>(word >> 16));
 }
 
-template <class Kind>
-LWRN_DEVICE uint32_t pack(const float (&values)[kPerWord<Kind>]) {
+template <class Element>
+LWRN_DEVICE uint32_t pack(const float (&values)[kPerWord<Element>]) {
   return bits_of(values[0]);
 }
 template <>
@@ -67,14 +67,14 @@ LWRN_DEVICE uint32_t pack<F16>(const float (&values)[2]) {
   return static_cast<uint32_t>(emulator::float_to_half(values[1])) << 16 | emulator::float_to_half(values[0]);
 }
 
-template <class Kind>
-LWRN_DEVICE uint32_t largest(uint32_t a, uint32_t b) {
-  float first[kPerWord<Kind>], second[kPerWord<Kind>];
-  unpack<Kind>(a, first);
-  unpack<Kind>(b, second);
-  constexpr uint32_t mask = Kind::kBytes == 2 ? 0xffff : 0xffffffff;
+template <class Element>
+LWRN_DEVICE uint32_t max_nan(uint32_t a, uint32_t b) {
+  float first[kPerWord<Element>], second[kPerWord<Element>];
+  unpack<Element>(a, first);
+  unpack<Element>(b, second);
+  constexpr uint32_t mask = Element::kBytes == 2 ? 0xffff : 0xffffffff;
   uint32_t result = 0;
-  for (int i = 0; i < kPerWord<Kind>; ++i) {
+  for (int i = 0; i < kPerWord<Element>; ++i) {
     const bool left = first[i] > second[i] || std::isnan(first[i]);
     result |= (left ? a : b) & mask << i * 16;
   }

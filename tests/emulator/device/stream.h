@@ -6,7 +6,7 @@ struct CurrentDevice {
   explicit CurrentDevice(int) {}
 };
 
-// One per thread: launches on one stream do not overlap.
+// Return a stream of the calling thread: launches on one stream do not overlap.
 inline void* current_stream(int) {
   thread_local char stream;
   return &stream;

@@ -1,4 +1,4 @@
-// Stands for csrc/cuda/device/flags.cuh and threads.cuh: one thread at a time, which tells what it does with counters.
+// Replaces csrc/cuda/device/flags.cuh and threads.cuh: one thread at a time, which prints its accesses to counters.
 #pragma once
 #include <cstdio>
 #include <map>
@@ -8,10 +8,11 @@
 
 namespace lwrn_fast::cuda {
 
-constexpr int kThreads = 256;  // of a block
+// Threads of a block.
+constexpr int kThreads = 256;
 inline int current_thread = 0;
 inline int* first_counter = nullptr;
-inline std::map<const int*, int> awaited;  // counters, and what was waited for
+inline std::map<const int*, int> awaited;  // counters, and the values waited for
 
 inline int thread() { return current_thread; }
 inline int threads() { return kThreads; }
@@ -19,16 +20,16 @@ inline int blocks() { return 1; }
 inline void sync() {}
 inline int opaque(int value) { return value; }
 
-inline int tell(const char* name, const int* counter, int value) {
+inline int record(const char* name, const int* counter, int value) {
   std::printf("%s %d %d\n", name, static_cast<int>(counter - first_counter), value);
   return 0;
 }
-inline int add_relaxed(int* counter, int value) { return tell("relaxed", counter, value); }
-inline void add_release(int* counter, int value) { tell("release", counter, value); }
-inline int add_acquire_release(int* counter, int value) { return tell("acq_rel", counter, value); }
-inline void store_relaxed(int* counter, int value) { tell("store", counter, value); }
+inline int add_relaxed(int* counter, int value) { return record("relaxed", counter, value); }
+inline void add_release(int* counter, int value) { record("release", counter, value); }
+inline int add_acquire_release(int* counter, int value) { return record("acq_rel", counter, value); }
+inline void store_relaxed(int* counter, int value) { record("store", counter, value); }
 
-// One more at each call, until it is enough.
+// Return one more at each call, until the caller stops waiting.
 inline int load_acquire(const int* counter) { return ++awaited[counter]; }
 
 }  // namespace lwrn_fast::cuda
