@@ -171,10 +171,10 @@ def test_nothing_is_kept(segmenter):
 
 
 def test_memory_is_given_back_where_sizes_change(model, monkeypatch):
-    given, memory = [], iter(range(0, 1 << 40, heap.MOST_GROWTH // 4 + 1))
+    given, memory = [], iter(range(0, 1 << 40, heap.MAX_GROWTH // 4 + 1))
     monkeypatch.setattr(heap, "give_back", lambda: given.append(True))
     monkeypatch.setattr(heap, "resident", lambda: next(memory))
-    monkeypatch.setattr(heap, "LEAST_CHANGES", 6)
+    monkeypatch.setattr(heap, "MIN_CHANGES", 6)
     segmenter = lwrn_fast.Segmenter(model)
     for _ in range(10):
         segmenter(picture(16, 16))
