@@ -10,6 +10,7 @@ from torch import nn
 
 import lwrn_fast
 from lwrn_fast import models
+from lwrn_fast.rewrite import compiling
 from support import third_party_models
 from support.accelerated import accelerated
 from support.comparing import COPIES
@@ -186,7 +187,7 @@ class TestFollows:
     def test_attributes_that_do_not_matter_cost_nothing(self, model, monkeypatch):
         model.steps = 2
         outputs(model, torch.rand(SIZES[0]))
-        monkeypatch.setattr(lwrn_fast.compiler, "Rewriter", None)
+        monkeypatch.setattr(compiling, "Rewriter", None)
         model.steps = 3
         outputs(model, torch.rand(SIZES[0]))
 
