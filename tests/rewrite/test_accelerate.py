@@ -1,4 +1,4 @@
-"""lwrn_fast.accelerate and restore: what is found in other people's networks, and that it computes the same."""
+"""lwrn_fast.accelerate and restore: patterns in other authors' models are replaced, with the same results."""
 
 import copy
 import pickle
@@ -17,13 +17,13 @@ from support.comparing import COPIES
 from support.third_party_models import SAME, SIZES, difference, outputs, same
 
 
-@pytest.fixture(params=third_party_models.STYLES, ids=lambda kind: kind.__name__)
+@pytest.fixture(params=third_party_models.STYLES, ids=lambda style: style.__name__)
 def style(request):
     return request.param
 
 
 @pytest.mark.parametrize("name", ["rf_lw50", "rf101"])
-def test_foreign_package(name):
+def test_third_party_package(name):
     make = getattr(third_party_models.package(), name)
     torch.manual_seed(0)
     model, other = make(21, pretrained=None).eval(), make(21, pretrained=None).eval()
@@ -48,7 +48,7 @@ def test_foreign_package(name):
 class TestStyles:
     @pytest.mark.parametrize("shape", SIZES, ids=str)
     def test_same_results(self, style, shape):
-        model, x = third_party_models.network(style), torch.rand(shape)
+        model, x = third_party_models.make(style), torch.rand(shape)
         expected = outputs(model, x)
         report = lwrn_fast.accelerate(model)
         for _ in ("expected", "run"):
@@ -71,49 +71,49 @@ class TestStyles:
         ids=lambda style: style.__name__,
     )
     def test_gradients(self, style):
-        model, x = third_party_models.network(style), torch.rand(2, 3, 37, 51, requires_grad=True)
+        model, x = third_party_models.make(style), torch.rand(2, 3, 37, 51, requires_grad=True)
         other = copy.deepcopy(model)
         lwrn_fast.accelerate(model)
-        for network in (model, other):
-            sum(out.square().sum() for out in outputs(network, x)).backward()
+        for run in (model, other):
+            sum(out.square().sum() for out in outputs(run, x)).backward()
         for (name, got), expected in zip(model.named_parameters(), other.parameters(), strict=True):
             assert (got.grad - expected.grad).abs().max() <= 1e-4 * expected.grad.abs().max(), name
 
     def test_mode_changes(self, style):
-        """Training is with dropout and batch statistics, and evaluation is without, whichever was traced."""
-        model = third_party_models.network(style)
+        """Training is with dropout and batch statistics, and evaluation is without, in any order."""
+        model = third_party_models.make(style)
         other, x = copy.deepcopy(model), torch.rand(2, 3, 64, 96)
         lwrn_fast.accelerate(model)
         for mode in (True, False, True):
             results = []
-            for network in (model, other):
-                network.train(mode)
+            for run in (model, other):
+                run.train(mode)
                 torch.manual_seed(1)
-                results.append(outputs(network, x))
+                results.append(outputs(run, x))
             if style is third_party_models.Inline:
                 assert (results[0][0] == results[1][0]).float().mean() > 0.99
             else:
                 assert difference(*results) < 1e-4  # a batch normalisation divides by small deviations
 
     def test_compiled_and_exported(self, style):
-        """Whoever compiles or exports an accelerated network sees the network's own forward."""
-        model, x = third_party_models.network(style), torch.rand(SIZES[0])
+        """Compilers and exporters see the own forward of an accelerated model."""
+        model, x = third_party_models.make(style), torch.rand(SIZES[0])
         expected = outputs(model, x)
         lwrn_fast.accelerate(model)
         torch._dynamo.reset()
         report = lwrn_fast.Report()
         ours = {"backend": "lwrn_fast", "options": {"backend": "eager", "report": report}}
-        for network in (
+        for run in (
             torch.compile(model, fullgraph=True, backend="eager"),
             torch.compile(copy.deepcopy(model), fullgraph=True, **ours),
             torch.export.export(model, (x,)).module(),
         ):
-            assert difference(outputs(network, x), expected) < (2 if style is third_party_models.Inline else SAME)
+            assert difference(outputs(run, x), expected) < (2 if style is third_party_models.Inline else SAME)
         assert report.count("crp") == style.crps
 
     @pytest.mark.parametrize("copied", COPIES)
     def test_copies(self, style, copied):
-        model, x = third_party_models.network(style), torch.rand(SIZES[0])
+        model, x = third_party_models.make(style), torch.rand(SIZES[0])
         lwrn_fast.accelerate(model)
         expected = outputs(model, x)
         other = copied(model)
@@ -127,7 +127,7 @@ class TestStyles:
         assert accelerated(model)
 
     def test_restored_bit_for_bit(self, style):
-        model, x = third_party_models.network(style), torch.rand(SIZES[0])
+        model, x = third_party_models.make(style), torch.rand(SIZES[0])
         expected, strides = outputs(model, x), [p.stride() for p in model.parameters()]
         lwrn_fast.accelerate(model)
         lwrn_fast.accelerate(model)
@@ -137,11 +137,11 @@ class TestStyles:
 
 
 class TestFollows:
-    """An accelerated network is the user's network: what happens to that happens to it."""
+    """An accelerated model is the user's: it follows every change."""
 
     @pytest.fixture
     def model(self):
-        model = third_party_models.network(third_party_models.Published)
+        model = third_party_models.make(third_party_models.Published)
         lwrn_fast.accelerate(model)
         return model
 
@@ -228,15 +228,15 @@ class TestFollows:
 
 class TestOptions:
     def test_parts(self):
-        model = third_party_models.network(third_party_models.Inline)
+        model = third_party_models.make(third_party_models.Inline)
         assert lwrn_fast.accelerate(model, crp=False).count("crp") == 0
         assert lwrn_fast.accelerate(model, fusion=False).count("fusion") == 0
         assert lwrn_fast.accelerate(model, fusion=False).count("crp") == 1
 
     @pytest.mark.parametrize("channels_last", [True, False])
     def test_channels_last(self, channels_last):
-        """Inside alone: parameters and results keep their strides."""
-        model, x, seen = third_party_models.network(third_party_models.Published), torch.rand(SIZES[0]), []
+        """Only values inside are channels-last: parameters and results keep their strides."""
+        model, x, seen = third_party_models.make(third_party_models.Published), torch.rand(SIZES[0]), []
         expected, strides = outputs(model, x), [p.stride() for p in model.parameters()]
         getattr(model.pool1[0], "2_outvar_dimred").register_forward_hook(lambda m, i, out: seen.append(out.stride()))
         lwrn_fast.accelerate(model, channels_last=channels_last)
@@ -245,7 +245,7 @@ class TestOptions:
         assert seen
 
     def test_fold_changes_rounding_alone(self):
-        model, x = third_party_models.network(third_party_models.Published), torch.rand(SIZES[0])
+        model, x = third_party_models.make(third_party_models.Published), torch.rand(SIZES[0])
         with torch.no_grad():
             lwrn_fast.accelerate(model, fold=False)
             unfolded = outputs(model, x)
@@ -263,7 +263,7 @@ class TestOptions:
 
 
 def test_other_threads_are_not_disturbed():
-    """While a network is looked at, others call theirs: torch.fx's own tracer patches the modules of all threads."""
+    """Other threads may call their models meanwhile: torch.fx's own tracer patches the modules of all threads."""
     seen = []
 
     class Looks(third_party_models.Pooling):
@@ -278,7 +278,7 @@ def test_other_threads_are_not_disturbed():
 
 
 def test_report_prints_as_a_table():
-    model = third_party_models.network(third_party_models.Published)
+    model = third_party_models.make(third_party_models.Published)
     report = lwrn_fast.accelerate(model)
     assert str(report).splitlines()[-1] == "to be replaced at the first call: 2 fusion, 2 crp"
     model(torch.rand(SIZES[0]))

@@ -16,53 +16,53 @@ from support.accelerated import Block, Body, maps, pair, same, seeded, warned
 
 @pytest.fixture(autouse=True)
 def fresh():
-    """Each test's own compiled code."""
+    """Reset compiled code and random numbers."""
     torch._dynamo.reset()
     torch.manual_seed(0)
 
 
-WRONG = {"7 planes": maps(1, 7, 5, 5), "a vector": maps(4), "None": None, "text": "text", "float64": maps().double()}
+INVALID = {"7 planes": maps(1, 7, 5, 5), "a vector": maps(4), "None": None, "text": "text", "float64": maps().double()}
 
 
-@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
-def test_errors_are_the_networks_own(wrong, caplog):
+@pytest.mark.parametrize("invalid", INVALID.values(), ids=INVALID.keys())
+def test_errors_are_the_models_own(invalid, caplog):
     plain, accelerated = pair()
     with pytest.raises(Exception) as expected:  # noqa: PT011
-        plain(wrong)
+        plain(invalid)
     for module in (accelerated, lwrn_fast.optimize(plain, maps(), how="eager")):
         before = copy.deepcopy(plain).train(module.training)
         for _ in range(2):
             with pytest.raises(expected.type) as error:
-                module(wrong)
+                module(invalid)
             assert str(error.value) == str(expected.value)
         torch.testing.assert_close(module(maps()), before(maps()), rtol=1e-4, atol=1e-5)
     assert not warned(caplog)
 
 
 def announced(**options):
-    """A class that wants to hear of its subclasses."""
-    heard = []
+    """Return a class that records its subclasses, and the list of their names."""
+    names = []
 
     class Announced(Block):
         def __init_subclass__(cls, *, name=None, **kwargs):
             if name is None:
                 raise TypeError("a name is needed")
-            heard.append(name)
+            names.append(name)
 
     class Named(Announced, name="one"):
         pass
 
-    return Named, heard
+    return Named, names
 
 
 def test_class_that_hears_of_subclasses():
-    kind, heard = announced()
-    module = kind()
+    cls, names = announced()
+    module = cls()
     expected = copy.deepcopy(module)(maps())
     lwrn_fast.accelerate(module)
     torch.testing.assert_close(module(maps()), expected)
-    assert heard == ["one"]
-    assert isinstance(module, kind)
+    assert names == ["one"]
+    assert isinstance(module, cls)
     with pytest.raises(TypeError, match="a name is needed"):
         type("Sub", (type(module),), {})
 
@@ -155,7 +155,7 @@ def alternated(module, x):
         yield module.conv.weight.grad
 
 
-def of_other_kinds(module, x):
+def in_other_dtypes(module, x):
     for t in (torch.float64, torch.bfloat16, torch.float32):
         yield module.to(t)(x.to(t))
     with torch.device("meta"):
@@ -180,15 +180,15 @@ def checkpointed(module, x):
     yield torch.utils.checkpoint.checkpoint(module, x.requires_grad_(), use_reentrant=False)
 
 
-USES = [functional, transformed, second_derivative, copied, replicated, traced, alternated, of_other_kinds, counted,
+USES = [functional, transformed, second_derivative, copied, replicated, traced, alternated, in_other_dtypes, counted,
         in_all_layouts, checkpointed]  # fmt: skip
 
 
 @pytest.mark.parametrize("use", USES)
 def test_uses(use):
-    """What PyTorch users do to any module, after its first call."""
-    kind = Block if use in (copied, replicated, traced, counted, checkpointed) else Body
-    plain = kind()
+    """Common uses of a module work after its first call."""
+    cls = Block if use in (copied, replicated, traced, counted, checkpointed) else Body
+    plain = cls()
     accelerated = copy.deepcopy(plain)
     assert lwrn_fast.accelerate(accelerated)
     results = []
@@ -199,8 +199,8 @@ def test_uses(use):
 
 
 def test_threads():
-    """Several networks of a class, some deleted, in threads that take them in any order and mode."""
-    pairs, wrong = [pair() for _ in range(4)], []
+    """Several models of a class, some deleted, run in threads that take them in any order and mode."""
+    pairs, failed = [pair() for _ in range(4)], []
     for plain, accelerated in pairs:
         nn.init.normal_(plain.conv.weight)
         accelerated.load_state_dict(plain.state_dict())
@@ -214,7 +214,7 @@ def test_threads():
             x = chosen.choice(inputs)
             with torch.set_grad_enabled(chosen.random() < 0.5):
                 if not torch.allclose(accelerated(x), plain(x), rtol=1e-4, atol=1e-5):
-                    wrong.append(seed)
+                    failed.append(seed)
             if chosen.random() < 0.1:
                 lwrn_fast.accelerate(copy.deepcopy(plain))(x)
 
@@ -223,7 +223,7 @@ def test_threads():
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong
+    assert not failed
 
 
 def test_captures_are_few():

@@ -24,7 +24,7 @@ def helper():
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    """Each test's own compiled code, and process."""
+    """Reset compiled code, and the globals, environment and modes that tests change."""
     for name, value in {"GAIN": 1.0, "NAMES": {"gain": 1.0}, "SETTINGS": Settings(), "helper": helper}.items():
         monkeypatch.setitem(globals(), name, value)
     monkeypatch.setattr(Settings, "gain", 1.0)
@@ -64,8 +64,8 @@ CHANGES = {
     "parametrized": lambda m: torch.nn.utils.parametrize.register_parametrization(m.conv, "weight", nn.Softmax(0)),
     "state": lambda m: m.load_state_dict({name: torch.ones_like(v) for name, v in m.state_dict().items()}),
     "memory format": lambda m: (m.to(memory_format=torch.channels_last), m.conv.bias.data.mul_(2)),
-    "body of the class": lambda m: setattr(m.kind, "body", lambda self, x: x * 2),
-    "forward of the class": lambda m: setattr(m.kind, "forward", lambda self, x: x * 2),
+    "body of the class": lambda m: setattr(m.own_class, "body", lambda self, x: x * 2),
+    "forward of the class": lambda m: setattr(m.own_class, "forward", lambda self, x: x * 2),
 }
 READS = {
     "attribute": (lambda m: m.gain, lambda m: setattr(m, "gain", 3.0)),
@@ -89,9 +89,9 @@ READS = {
     "isinstance": (lambda m: 3.0 if isinstance(m.act, nn.ReLU) else 1.0, lambda m: setattr(m, "act", nn.ReLU())),
     "method": (lambda m: m.factor(), lambda m: setattr(m, "factor", lambda: 3.0)),
     "bound method": (lambda m: m.factor(), lambda m: setattr(m, "factor", types.MethodType(lambda m: 3.0, m))),
-    "method of the class": (lambda m: m.factor(), lambda m: setattr(m.kind, "factor", lambda m: 3.0)),
-    "value of the class": (lambda m: m.K, lambda m: setattr(m.kind, "K", 3.0)),
-    "value of the type": (lambda m: type(m).K, lambda m: setattr(m.kind, "K", 3.0)),
+    "method of the class": (lambda m: m.factor(), lambda m: setattr(m.own_class, "factor", lambda m: 3.0)),
+    "value of the class": (lambda m: m.K, lambda m: setattr(m.own_class, "K", 3.0)),
+    "value of the type": (lambda m: type(m).K, lambda m: setattr(m.own_class, "K", 3.0)),
     "global variable": (lambda m: GAIN, lambda m: globals().update(GAIN=3.0)),
     "global dictionary": (lambda m: NAMES["gain"], lambda m: NAMES.update(gain=3.0)),
     "global object": (lambda m: SETTINGS.gain, lambda m: setattr(SETTINGS, "gain", 3.0)),
@@ -112,7 +112,7 @@ FOLLOWED = {name: (Block.forward, change) for name, change in CHANGES.items()} |
 
 @pytest.mark.parametrize(("forward", "change"), FOLLOWED.values(), ids=FOLLOWED.keys())
 def test_follows(forward, change):
-    """What changes after the first call changes the next."""
+    """A change after the first call shows in the next."""
     plain, accelerated = pair(forward)
     x = maps()
     before = plain(x)

@@ -1,4 +1,4 @@
-"""Any way to write a forward gives the same, accelerated and optimized, and nobody hears of what Dynamo cannot do."""
+"""Any way to write a forward gives the same, accelerated and optimized, without tracebacks of Dynamo."""
 
 import copy
 import random
@@ -18,7 +18,7 @@ from support.accelerated import maps, pair, same, seeded, warned
 
 @pytest.fixture(autouse=True)
 def fresh():
-    """Each test's own compiled code."""
+    """Reset compiled code and random numbers."""
     torch._dynamo.reset()
     torch.manual_seed(0)
 
@@ -162,7 +162,7 @@ FORWARDS = {
 
 @pytest.mark.parametrize("forward", FORWARDS.values(), ids=FORWARDS.keys())
 def test_forwards(forward):
-    """Results, gradients, what is left in the module and the random numbers drawn, in any modes, in any order."""
+    """Results, gradients, the module's state and the random numbers drawn are the same, in any mode and order."""
 
     def uses(module):
         yield module(maps())
@@ -215,14 +215,14 @@ ARGUMENTS = {
 @pytest.mark.parametrize(("forward", "calls"), ARGUMENTS.values(), ids=ARGUMENTS.keys())
 def test_arguments(forward, calls):
     plain, accelerated = pair(forward)
-    for given in calls:
-        args, kwargs = ((maps(),), given) if isinstance(given, dict) else (given, {})
+    for arguments in calls:
+        args, kwargs = ((maps(),), arguments) if isinstance(arguments, dict) else (arguments, {})
         same(accelerated(*args, **kwargs), plain(*args, **kwargs))
 
 
 @pytest.mark.parametrize("forward", FORWARDS.values(), ids=FORWARDS.keys())
 def test_optimized(forward):
-    """What the copy keeps from call to call is kept, layers made at need too."""
+    """State that the copy keeps from call to call is kept, layers made at need too."""
     module = pair(forward)[0].eval().requires_grad_(False)
     optimized = lwrn_fast.optimize(module, maps(), how="eager")
     for x in (maps(), maps(), maps(1, 8, 5, 6), maps()):

@@ -1,4 +1,4 @@
-"""lwrn_fast.accelerate: what cannot be replaced stays as it is."""
+"""lwrn_fast.accelerate: modules that cannot be replaced stay as they are."""
 
 import copy
 
@@ -33,7 +33,7 @@ class Counts(nn.Module):
 
 
 class Keeps(nn.Module):
-    """Hands out what a stage gives."""
+    """Returns a stage's result too."""
 
     def __init__(self):
         super().__init__()
@@ -78,7 +78,7 @@ class TestLeftAlone:
             assert [p.stride() for p in model.parameters()] == strides
 
     def test_dilated(self):
-        """By one pixel more on each side, it is of the same size."""
+        """Padded by one pixel more on each side, it has the same size."""
 
         class Dilated(third_party_models.Chain):
             def forward(self, x):

@@ -14,8 +14,7 @@ from support.third_party_models import SAME, difference, outputs, same
 
 
 def test_norms_that_stay():
-    """A convolution whose result is seen elsewhere, or that is called twice, keeps its weights, and so does one that
-    belongs to two modules."""
+    """A convolution keeps its weights if its result is used elsewhere, or if it is called twice or shared."""
 
     class Net(nn.Module):
         def __init__(self):
@@ -54,7 +53,7 @@ def test_norm_with_an_identity_behind():
 
 
 def test_norms_are_folded_in_the_graph():
-    """torch.nn's and those whose class does more, as timm's BatchNormAct2d."""
+    """torch.nn's normalisations are folded, and those whose class does more, as timm's BatchNormAct2d."""
 
     class BatchNormAct2d(nn.BatchNorm2d):
         def forward(self, x):
@@ -69,30 +68,30 @@ def test_norms_are_folded_in_the_graph():
         def forward(self, x):
             return self.norm_b(self.b(self.norm_a(self.a(x))))
 
-    network, x = Net().eval(), torch.rand(1, 3, 16, 16)
-    for norm in (network.norm_a, network.norm_b):
+    model, x = Net().eval(), torch.rand(1, 3, 16, 16)
+    for norm in (model.norm_a, model.norm_b):
         nn.init.uniform_(norm.running_mean)
         nn.init.uniform_(norm.running_var, 0.5, 2.0)
-    fast = lwrn_fast.optimize(network, x, how="eager")
+    optimized = lwrn_fast.optimize(model, x, how="eager")
     with torch.no_grad(), torch.profiler.profile() as profile:
-        torch.testing.assert_close(fast(x), network.double()(x.double()).float(), rtol=1e-4, atol=1e-5)
-    # the network itself, in float64, has two
+        torch.testing.assert_close(optimized(x), model.double()(x.double()).float(), rtol=1e-4, atol=1e-5)
+    # the model itself, in float64, has two
     assert sum(event.count for event in profile.key_averages() if event.key == "aten::batch_norm") == 2
 
 
 def test_norms_one_after_another(caplog):
-    """As in a linear bottleneck, where the next convolution takes what a folded one makes."""
-    network = nn.Sequential(*(layer for _ in range(3) for layer in (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))).eval()
-    for norm in network[1::2]:
+    """Folded convolutions in a row, as in a linear bottleneck, feed each other."""
+    model = nn.Sequential(*(layer for _ in range(3) for layer in (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))).eval()
+    for norm in model[1::2]:
         nn.init.uniform_(norm.running_mean)
     x = torch.rand(1, 3, 8, 8)
-    fast = lwrn_fast.optimize(network, x, how="eager")
+    optimized = lwrn_fast.optimize(model, x, how="eager")
     with torch.profiler.profile() as profile:
-        got = fast(x)
+        got = optimized(x)
     assert not any("batch_norm" in event.key for event in profile.key_averages())
     assert not [record for record in caplog.records if record.name == "lwrn_fast"]
     with torch.no_grad():
-        torch.testing.assert_close(got, network(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got, model(x), rtol=1e-5, atol=1e-5)
 
 
 class Normalised(nn.Module):
@@ -118,13 +117,13 @@ def test_norms_are_folded_for_any_size(model, dynamic, caplog):
     x = torch.rand(1, 3, 9, 11)
     optimized = lwrn_fast.optimize(model, x, how="eager", dynamic=dynamic)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        found = outputs(optimized, x)
+        got = outputs(optimized, x)
     names = {event.name for event in profile.events()}
     assert "aten::conv2d" in names
     assert "aten::batch_norm" not in names
-    assert difference(found, outputs(model, x)) < SAME
-    said = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert not said  # such as that the network cannot be captured
+    assert difference(got, outputs(model, x)) < SAME
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not warnings  # such as that the model cannot be captured
     if isinstance(model, Normalised):
         for eps in (0.1, 0.2, 1e-5):
             model.eps = optimized.network.eps = eps

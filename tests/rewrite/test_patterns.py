@@ -1,4 +1,4 @@
-"""What the backend "lwrn_fast" sees in a captured graph: the ways to write a pattern, and what only looks like one."""
+"""The backend "lwrn_fast" finds a pattern however it is written, and none in code that only looks alike."""
 
 import functools
 import operator
@@ -144,7 +144,7 @@ def test_other_activations(activation):
 
 @pytest.mark.parametrize("bound", [0.0, 6.0])
 def test_gradient_of_clamp_at_its_bounds(bound):
-    """It is 1 there, and that of relu6 is 0."""
+    """The gradient is 1 at its bounds, and that of relu6 is 0."""
     model = Net(lambda n, x, y: (n.a(x) + up(n.b(y), x)).clamp(0, 6))
     for conv in (model.a, model.b):
         nn.init.zeros_(conv.weight)
@@ -212,7 +212,7 @@ def test_deprecated_upsample():
 @pytest.mark.parametrize("corners", [True, False])
 @pytest.mark.parametrize("scale", [1.7, 2.15, (1.9, 2.3)], ids=str)
 def test_fractional_scales(scale, corners, recompute):
-    """Without align_corners, where a pixel comes from depends on the scale, unless that is made of the sizes."""
+    """Without align_corners, a pixel's source depends on the scale, unless that is recomputed from the sizes."""
     y = maps()[1]
     arguments = {"scale_factor": scale} | {
         "mode": "bilinear",
@@ -304,7 +304,7 @@ def test_chains(forward, grad):
 
 
 def test_upsampled_summand_of_its_own():
-    """What is left is fused where two convolutions are, and added afterwards; one convolution is left alone."""
+    """The other summands are fused if they are two convolutions; one convolution is left alone."""
     z = torch.randn(2, 6, 6, 5)
     two = Net(lambda n, x, y, z: F.relu6(n.a(x) + up(z, x) + up(n.b(y), x)))
     report = check(two, (*maps(), z))
@@ -333,14 +333,14 @@ def test_part_of_a_sum(forward):
 
 def test_chain_and_fusion_in_one_sum():
     report = check(
-        Net(lambda n, x, y: F.relu(x + n.p(pool(x)) + up(n.b(y), x) + up(n.c(y), x) + n.a(x.sin())), planes=8), maps()
+        Net(lambda n, x, y: F.relu(x + n.p(pool(x)) + up(n.b(y), x) + up(n.c(y), x) + n.a(x.sin())), channels=8), maps()
     )
     assert counts(report)["crp"] == 1
 
 
 @pytest.mark.parametrize("stages", [1, 3])
 def test_convolution_before_the_pool(stages):
-    """A sum of pools is no chained residual pooling: its pools are replaced, and that is what the report says."""
+    """A sum of pools is no chained residual pooling: its pools are replaced, and the report says so."""
 
     def forward(net, x, y):
         out = t = x

@@ -47,7 +47,7 @@ class TestPools:
 
     @pytest.mark.parametrize("sizes", [(5,), (9,), (5, 9, 13)], ids=str)
     def test_gradients(self, sizes):
-        """Ties go the way of PyTorch."""
+        """At ties, gradients go where PyTorch's go."""
         x = torch.randint(3, (1, 8, 12, 10)).float()
         grads = []
         for function in (Net(pools_of(*sizes)), compiled(Net(pools_of(*sizes)))[0]):

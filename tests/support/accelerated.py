@@ -43,13 +43,13 @@ class Body(Block):
 
 
 def pair(forward=Block.forward, **attributes):
-    """The same network twice, of a class of its own, the second accelerated."""
-    kind = type("Net", (Block,), {"forward": forward, "K": 1.0, "__module__": __name__, **attributes})
-    plain = kind()
-    plain.kind = kind
+    """Return the same model twice, of a class of its own, the second accelerated."""
+    cls = type("Net", (Block,), {"forward": forward, "K": 1.0, "__module__": __name__, **attributes})
+    plain = cls()
+    plain.own_class = cls
     accelerated = copy.deepcopy(plain)
     lwrn_fast.accelerate(accelerated)
-    assert type(accelerated) is not kind
+    assert type(accelerated) is not cls
     return plain, accelerated
 
 
@@ -65,8 +65,8 @@ def same(got, expected):
         if isinstance(g, torch.Tensor):
             assert (g.shape, g.dtype, g.stride(), g.requires_grad) == (e.shape, e.dtype, e.stride(), e.requires_grad)
             close = (0.02, 0.05) if e.dtype == torch.bfloat16 else (1e-4, 1e-5)
-            largest = max(1.0, float(e.detach().abs().max())) if e.numel() and e.is_floating_point() else 1.0
-            torch.testing.assert_close(g, e, rtol=close[0], atol=close[1] * largest)  # sums round by their terms
+            scale = max(1.0, float(e.detach().abs().max())) if e.numel() and e.is_floating_point() else 1.0
+            torch.testing.assert_close(g, e, rtol=close[0], atol=close[1] * scale)  # sums round by their terms
         else:
             assert g == pytest.approx(e, rel=1e-4) if isinstance(e, float) else g == e
 
