@@ -1,4 +1,4 @@
-"""Existing networks: our ops in place of what a network of any class computes, on one instance, reversibly."""
+"""`accelerate`: replace patterns in an existing model of any class by our ops, on one instance, reversibly."""
 
 import copy
 import random
@@ -27,17 +27,18 @@ OURS = (CRP, Fusion, LevelDecoder, CRP3x3)
 def accelerate(
     model: nn.Module, *, crp: bool = True, fusion: bool = True, fold: bool = True, channels_last: bool = True
 ) -> Report:
-    """Give a network our ops where it computes the same, in place, and tell what was found; `restore` undoes it.
+    """Replace parts of a model by our ops where these compute the same, in place; `restore` undoes it.
 
-    Found by what is computed, whatever the classes and names: chained residual poolings and other 5x5 poolings of
-    stride 1 (crp), sums of 1x1 convolutions with bilinear upsampling (fusion), and upsampling with argmax. Parameters,
+    The computation decides, not classes or names: chained residual poolings and other 5x5 poolings of stride 1 (crp),
+    sums of 1x1 convolutions with bilinear upsampling (fusion), and upsampling with argmax are replaced. Parameters,
     state-dict names, hooks, training and checkpoints stay as they are; other instances are not touched.
     fold: at inference, two 1x1 convolutions in a row are one. channels_last: computes in channels-last memory where
     anything was replaced.
 
-    At its first call the network's forward is captured by Dynamo, torch.compile's front end, which takes seconds for a
-    large network, and again when what it read has changed: sizes, modes, attributes, modules, hooks. What cannot be
-    captured runs as it is. The report tells at once what is to be expected, and from the first call on what runs.
+    At its first call the model's forward is captured by Dynamo, torch.compile's front end, which takes seconds for a
+    large model, and again when something that it read has changed: sizes, modes, attributes, modules, hooks. Code that
+    cannot be captured runs as it is. The returned report holds the expected findings, and from the first call on those
+    of the code that runs.
     Raises TypeError where model is no nn.Module.
 
     >>> import torch, lwrn_fast
@@ -48,17 +49,17 @@ def accelerate(
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
     restore(model)
-    wanted = {"crp": crp, "fusion": fusion, "labels": fusion, "fold": fold}
-    found, modules = _expect(model, wanted)
-    report = Report(found, expected=True)
-    captured = capture.Capture({**wanted, "channels_last": channels_last}, report)
+    enabled = {"crp": crp, "fusion": fusion, "labels": fusion, "fold": fold}
+    findings, modules = _expect(model, enabled)
+    report = Report(findings, expected=True)
+    shared_capture = capture.Capture({**enabled, "channels_last": channels_last}, report)
     for module in modules:
-        capture.install(module, captured)
+        capture.install(module, shared_capture)
     return report
 
 
 def restore(model: nn.Module) -> None:
-    """Undo what `accelerate` did to the network.
+    """Undo `accelerate`.
 
     >>> import torch, lwrn_fast
     >>> block = torch.nn.Sequential(torch.nn.MaxPool2d(5, 1, 2))
@@ -69,11 +70,11 @@ def restore(model: nn.Module) -> None:
         capture.remove(module)
 
 
-def _expect(model: nn.Module, wanted: dict[str, bool]) -> tuple[list[Finding], list[nn.Module]]:
-    """What is likely to be found in a network, and the modules whose forwards are worth capturing.
+def _expect(model: nn.Module, enabled: dict[str, bool]) -> tuple[list[Finding], list[nn.Module]]:
+    """Return the expected findings in a model, and the modules whose forwards are worth capturing.
 
     Forwards are recorded one by one with the small modules in them, on a copy that shares the parameters, so that
-    nothing that a forward does on the way is seen. What cannot be recorded, Dynamo may well capture.
+    their side effects are not seen. Dynamo may well capture forwards that cannot be recorded.
     """
     findings: list[Finding] = []
     modules: list[nn.Module] = []
@@ -86,28 +87,28 @@ def _expect(model: nn.Module, wanted: dict[str, bool]) -> tuple[list[Finding], l
     if any(finding.where == "" for finding in findings):
         return findings, []
     try:
-        with _nothing_drawn():
+        with _random_state_kept():
             twin = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-            _record(twin, named, wanted, findings, modules)
-    except Exception:  # somebody else's __deepcopy__
+            _record(twin, named, enabled, findings, modules)
+    except Exception:  # a user's __deepcopy__ may raise anything
         findings.append(_unknown("", model))
         modules.append(model)
-    places = {where: i for i, where in enumerate(named)}
-    findings.sort(key=lambda finding: places.get(finding.where, len(places)))
+    index = {where: i for i, where in enumerate(named)}
+    findings.sort(key=lambda finding: index.get(finding.where, len(index)))
     return findings, list(dict.fromkeys(modules))
 
 
 def _record(
     twin: nn.Module,
     named: dict[str, nn.Module],
-    wanted: dict[str, bool],
+    enabled: dict[str, bool],
     findings: list[Finding],
     modules: list[nn.Module],
 ) -> None:
-    """Record the forwards of `twin`, a copy of the network whose modules are `named`."""
+    """Record the forwards of `twin`, a copy of the model whose modules are `named`; extend `findings` and `modules`."""
     of_twin = dict(twin.named_modules())
     closed = {inner for module in of_twin.values() if _why_closed(module) for inner in module.modules()}
-    for where, module in reversed(of_twin.items()):  # what is within comes before what is around it
+    for where, module in reversed(of_twin.items()):  # inner modules first
         if module not in closed and _has_forward(module):
             try:
                 tracing.trace(module, closed)
@@ -115,12 +116,12 @@ def _record(
                 findings.append(_unknown(where, module))
                 modules += [named[""], named[where]]
                 closed.add(module)
-    seen: set[nn.Module] = set()  # as a part of what is around it
+    seen: set[nn.Module] = set()  # traced as a part of another module
     for where, module in of_twin.items():
         if module not in closed and module not in seen and _has_forward(module):
             graph, opened = tracing.trace(module, closed)
             seen.update(opened)
-            rewriter = Rewriter(graph, module, where, **wanted)
+            rewriter = Rewriter(graph, module, where, **enabled)
             rewriter.run()
             if any(finding.replaced for finding in rewriter.findings):
                 modules.append(named[where])
@@ -136,7 +137,7 @@ def _outermost(where: str, findings: list[Finding]) -> bool:
 
 
 def _why_closed(module: nn.Module) -> str | None:
-    """Why a module stays as it is, with all that is in it."""
+    """Return the reason why a module stays as it is, with all modules in it, None where it may change."""
     if isinstance(module, OURS):
         return "is of lwrn_fast already"
     if isinstance(module, torch.jit.ScriptModule):
@@ -145,16 +146,16 @@ def _why_closed(module: nn.Module) -> str | None:
 
 
 def _has_forward(module: nn.Module) -> bool:
-    """Whether there is something to record: containers without a forward and PyTorch's own layers have nothing."""
-    kind = type(module)
-    of_torch = kind.__module__.startswith("torch.") and not isinstance(module, (nn.Sequential, fx.GraphModule))
-    return not of_torch and kind.forward is not nn.Module.forward and "forward" not in vars(module)
+    """Return whether there is a forward to record: containers without one and PyTorch's own layers have none."""
+    cls = type(module)
+    of_torch = cls.__module__.startswith("torch.") and not isinstance(module, (nn.Sequential, fx.GraphModule))
+    return not of_torch and cls.forward is not nn.Module.forward and "forward" not in vars(module)
 
 
 @contextmanager
-def _nothing_drawn() -> Iterator[None]:
-    """Random numbers drawn within are drawn again after it."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  which others draw from
+def _random_state_kept() -> Iterator[None]:
+    """Restore the states of the random number generators at the end: Python's, NumPy's and PyTorch's on the CPU."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  user code draws from it
     try:
         with torch.random.fork_rng(devices=[]):
             yield
@@ -164,10 +165,12 @@ def _nothing_drawn() -> Iterator[None]:
 
 
 def fold_norms(model: nn.Module) -> None:
-    """Put every batch normalisation of running statistics into the convolution before it, for good, where nothing else
-    sees the convolution's result; the network must be in eval mode, and its state dict is another afterwards."""
-    places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
-    for module in places:
+    """Fold every batch normalisation of running statistics into the convolution before it, in place and for good.
+
+    A convolution stays where anything else sees its result. The model must be in eval mode; its state dict changes.
+    """
+    uses = Counter(module for _, module in model.named_modules(remove_duplicate=False))
+    for module in uses:
         if _why_closed(module) is not None or not _has_forward(module):
             continue
         try:
@@ -182,10 +185,10 @@ def fold_norms(model: nn.Module) -> None:
                 continue
             first, *others = (str(inner.target) for inner in conv.nodes)
             norms = [name for name in others if isinstance(module.get_submodule(name), nn.BatchNorm2d)]
-            if not norms:  # folded by way of another node
+            if not norms:  # folded already, from another node
                 continue
             last = norms[0]
             modules: Any = module.get_submodule(first), module.get_submodule(last)
-            if called[first] == called[last] == 1 and max(places[inner] for inner in modules) == 1:
+            if called[first] == called[last] == 1 and max(uses[inner] for inner in modules) == 1:
                 module.set_submodule(first, fuse_conv_bn_eval(*modules))
                 module.set_submodule(last, nn.Identity())

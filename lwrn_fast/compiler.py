@@ -1,4 +1,4 @@
-"""The backend "lwrn_fast" of torch.compile, where PyTorch's entry point looks for it."""
+"""The backend "lwrn_fast" of torch.compile, at the path that the package's entry point names."""
 
 from .rewrite.compiling import backend
 

@@ -1,4 +1,4 @@
-"""What this installation and this machine offer."""
+"""`info`: versions, backends and instruction sets of this installation and machine."""
 
 import os
 import platform
@@ -25,7 +25,7 @@ class Info(dict[str, Any]):
 
 
 def info() -> Info:
-    """Versions, the backend asked for, each backend's "ready" or why not, and how the compiled part was built.
+    """Return versions, the backend asked for, each backend's "ready" or the reason why not, and the build's settings.
 
     >>> import lwrn_fast
     >>> lwrn_fast.info()["backends"]["reference"]

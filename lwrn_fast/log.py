@@ -15,6 +15,6 @@ def warn_once(message: str) -> bool:
     return new
 
 
-# torch.compile cannot trace logging. This is torch.compiler.assume_constant_result without its import of the compiler,
-# which would double the time that `import lwrn_fast` takes.
+# torch.compile cannot trace logging. This is torch.compiler.assume_constant_result without its import of the compiler:
+# that import would double the time that `import lwrn_fast` takes.
 warn_once._dynamo_marked_constant = True  # type: ignore[attr-defined]

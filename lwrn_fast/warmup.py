@@ -1,4 +1,4 @@
-"""Compile kernels before the first request."""
+"""`warmup`: compile kernels before the first request."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -21,8 +21,8 @@ def warmup(
 
     A model is called with one input per shape, e.g. (1, 3, 512, 512), of the dtype and device of its first parameter
     unless others are given. Calls are ("crp", x), ("fusion", [x, ...], planes) and ("upsample_argmax", logits, size),
-    with shapes for tensors; crp has four stages, as published. Triton compiles a kernel per dtype, channels and kind of
-    size, and keeps it in a cache on disk. Raises what the calls would raise.
+    with shapes for tensors; crp has four stages, as published. Triton compiles a kernel per dtype, channels and class
+    of size, and keeps it in a cache on disk. Raises the errors of the calls.
 
     >>> import torch, lwrn_fast
     >>> lwrn_fast.warmup(lwrn_fast.CRP(8, 8), (1, 8, 6, 7))
@@ -30,9 +30,9 @@ def warmup(
     """
     with torch.inference_mode():
         if isinstance(model_or_calls, nn.Module):
-            like = next(model_or_calls.parameters(), torch.empty(0))
-            made = {"dtype": dtype or like.dtype, "device": device or like.device}
-            model_or_calls(*(_zeros(shape, made) for shape in shapes))
+            parameter = next(model_or_calls.parameters(), torch.empty(0))
+            options = {"dtype": dtype or parameter.dtype, "device": device or parameter.device}
+            model_or_calls(*(_zeros(shape, options) for shape in shapes))
         else:
             if shapes:
                 raise ValueError("warmup: shapes belong into the calls where no model is given")
@@ -42,15 +42,15 @@ def warmup(
         torch.cuda.synchronize()
 
 
-def _call(op: str, arguments: list[Any], made: dict[str, Any]) -> None:
+def _call(op: str, arguments: list[Any], options: dict[str, Any]) -> None:
     if op == "crp" and len(arguments) == 1:
-        x = _zeros(arguments[0], made)
-        crp(x, [_zeros((x.shape[1], x.shape[1], 1, 1), made) for _ in range(4)])
+        x = _zeros(arguments[0], options)
+        crp(x, [_zeros((x.shape[1], x.shape[1], 1, 1), options) for _ in range(4)])
     elif op == "fusion" and len(arguments) == 2:
-        inputs = [_zeros(shape, made) for shape in arguments[0]]
-        fusion(inputs, [_zeros((arguments[1], x.shape[1], 1, 1), made) for x in inputs])
+        inputs = [_zeros(shape, options) for shape in arguments[0]]
+        fusion(inputs, [_zeros((arguments[1], x.shape[1], 1, 1), options) for x in inputs])
     elif op == "upsample_argmax" and len(arguments) == 2:
-        upsample_argmax(_zeros(arguments[0], made), arguments[1])
+        upsample_argmax(_zeros(arguments[0], options), arguments[1])
     else:
         raise ValueError(
             'warmup: a call must be ("crp", x), ("fusion", [x, ...], planes) or ("upsample_argmax", logits, size), '
@@ -58,6 +58,6 @@ def _call(op: str, arguments: list[Any], made: dict[str, Any]) -> None:
         )
 
 
-def _zeros(shape: Sequence[int], made: dict[str, Any]) -> Tensor:
-    x = torch.zeros(tuple(shape), **made)
+def _zeros(shape: Sequence[int], options: dict[str, Any]) -> Tensor:
+    x = torch.zeros(tuple(shape), **options)
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x

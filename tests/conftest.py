@@ -74,10 +74,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 LONG = (
     *("test_sanitizers", "test_entrances", "test_crp", "test_emulator", "test_triton_compile", "test_documents"),
     *("test_build", "test_export_meaning", "test_optimize", "test_accelerate", "test_patterns", "test_rewrites"),
+    *("test_norm_folding", "test_left_alone", "test_pools_and_labels"),
     *("test_video", "test_training", "test_triton_backward", "test_cli", "test_models", "test_folders", "test_survey"),
-    *("test_checkpoint_layouts", "test_tracers", "test_capture", "test_triton", "test_conv_parameters"),
+    *("test_checkpoint_layouts", "test_tracers", "test_capture_follows", "test_triton", "test_conv_parameters"),
     *("test_decoding", "test_compiler", "test_export", "test_native", "test_upsample_argmax", "test_gradients"),
-    "test_fusion",
+    *("test_capture_forwards", "test_capture", "test_fusion"),
 )
 
 

@@ -1,7 +1,7 @@
-"""Side effects in a graph: which nodes share memory, who writes into it, and where gradients or autocast are switched.
+"""Side effects in a graph: shared memory, writes into it, and switches of gradients or autocast.
 
-A match computes at once, in the place of its last node, what its nodes compute one after another. `Effects.why_not`
-says what stands against that. Dynamo's graphs carry an example of each value, and views share its storage.
+A match computes its nodes at once, at the position of its last node. `Effects.why_not` returns the reason against that,
+if there is one. Dynamo's graphs carry an example of each value, and views share its storage.
 """
 
 import inspect
@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-# operator functions that write into their first argument
+# Functions of the module operator that write into their first argument.
 IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "setitem", "iand", "ior", "ixor", "ipow")
-# functions of torch._C and torch.amp that open or close a mode, by the beginning of their name
+# Prefixes of the functions of torch._C and torch.amp that open or close a mode.
 OPENING, CLOSING = ("_enter", "_push"), ("_exit", "_pop")
 
 
 class Effects:
-    """Who writes where, in one graph; root: the module that called modules are in, None where none is called."""
+    """The memory and the writes of one graph. root: the module that holds called modules, None where none is called."""
 
     def __init__(self, graph: Graph, root: nn.Module | None) -> None:
         self.root = root
-        self.place = {node: i for i, node in enumerate(graph.nodes)}
+        self.index = {node: i for i, node in enumerate(graph.nodes)}
         self._memory: dict[Node, Any] = {}
         self._members: dict[Any, list[Node]] = {}
         self._writes: dict[Any, list[Node]] = {}
@@ -40,7 +40,7 @@ class Effects:
                 self._writes.setdefault(self._memory[target], []).append(node)
 
     def written(self, node: Node) -> list[Node]:
-        """The nodes whose memory the node writes into."""
+        """Return the nodes whose memory the node writes into."""
         if node.op == "call_module":
             if self.root is None:
                 return list(node.all_input_nodes)
@@ -58,73 +58,74 @@ class Effects:
         if isinstance(node.target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
             return list(node.all_input_nodes) if _mutable(node.target) else []
         name = str(getattr(node.target, "__name__", ""))
-        given = arguments_of(node)
+        arguments = arguments_of(node)
         written = _nodes([node.kwargs.get("out")])
-        if name in IN_PLACE or (name.endswith("_") and not name.endswith("__")) or given.get("inplace"):
+        if name in IN_PLACE or (name.endswith("_") and not name.endswith("__")) or arguments.get("inplace"):
             written += _nodes(node.args[:1] or list(node.kwargs.values())[:1])
-        if name == "batch_norm" and given.get("training"):
-            written += _nodes([given.get("running_mean"), given.get("running_var")])
+        if name == "batch_norm" and arguments.get("training"):
+            written += _nodes([arguments.get("running_mean"), arguments.get("running_var")])
         return written
 
     def writes(self, node: Node) -> list[Node]:
-        """All that write into the memory that the node's value lies in."""
+        """Return all nodes that write into the memory of the node's value."""
         return self._writes.get(self._memory[node], [])
 
     def members(self, node: Node) -> list[Node]:
-        """All nodes whose values lie in the same memory, in the graph's order."""
+        """Return all nodes whose values share the node's memory, in the graph's order."""
         return self._members[self._memory[node]]
 
     def same_mode(self, nodes: Iterable[Node]) -> bool:
+        """Return whether gradients and autocast are alike at all nodes."""
         return len({self._mode[node] for node in nodes}) == 1
 
     def unwritten(self, node: Node, start: Node, end: Node) -> bool:
-        """Whether the node's memory stays as it is from `start` to `end`."""
-        first, last = self.place[start], self.place[end]
-        return not any(first < self.place[writer] < last for writer in self.writes(node))
+        """Return whether nothing writes into the node's memory between `start` and `end`."""
+        first, last = self.index[start], self.index[end]
+        return not any(first < self.index[writer] < last for writer in self.writes(node))
 
     def why_not(self, nodes: Sequence[Node], out: Node, fresh: Callable[[Node], bool]) -> str | None:
-        """What stands against computing all `nodes` at once in the place of `out`, the last of them.
+        """Return the reason against computing all `nodes` at once at the position of `out`, the last of them.
 
-        fresh: whether a node without an example of its value is known to make new memory.
+        fresh: tells whether a node without an example of its value is known to make new memory.
         """
         inside = set(nodes)
         if not self.same_mode(nodes):
             return "gradients or autocast are switched inside it"
-        reads: dict[Node, list[int]] = {}  # what comes from outside, and where it is read
+        reads: dict[Node, list[int]] = {}  # inputs from outside, and the positions that read them
         for user in nodes:
             for node in user.all_input_nodes:
                 if node not in inside:
-                    reads.setdefault(node, []).append(self.place[user])
+                    reads.setdefault(node, []).append(self.index[user])
                 elif not self.unwritten(node, node, user):
                     return "a result inside it is written to before its use"
-        for node, places in reads.items():
+        for node, indices in reads.items():
             for writer in self.writes(node):
-                at = self.place[writer]
+                written = self.index[writer]
                 inner = writer in inside
-                if (inner and at < max(places)) or (not inner and min(places) < at < self.place[out]):
+                if (inner and written < max(indices)) or (not inner and min(indices) < written < self.index[out]):
                     return "an input is written to between its uses"
-        seen = any(self._seen(node, target, inside, out, fresh) for node in nodes for target in self.written(node))
+        seen = any(self._is_seen(node, target, inside, out, fresh) for node in nodes for target in self.written(node))
         return "it writes into a tensor that is used elsewhere" if seen else None
 
-    def _seen(self, writer: Node, target: Node, inside: set[Node], out: Node, fresh: Callable[[Node], bool]) -> bool:
-        """Whether anything outside sees what `writer`, which would be gone, writes into the memory of `target`."""
+    def _is_seen(self, writer: Node, target: Node, inside: set[Node], out: Node, fresh: Callable[[Node], bool]) -> bool:
+        """Return whether anything outside sees the write into `target` of `writer`, a node that would be removed."""
         members = self.members(target)
         if members[0].op in ("placeholder", "get_attr"):
             return True
         if members[0] not in inside and value_of(members[0]) is None and not fresh(members[0]):
             return True
-        start, end = self.place[writer], self.place[out]
-        earlier = [node for node in members if self.place[node] < end]  # those after `out` come from it
-        return any(user not in inside and self.place[user] > start for node in earlier for user in node.users)
+        start, end = self.index[writer], self.index[out]
+        earlier = [node for node in members if self.index[node] < end]  # those after `out` come from it
+        return any(user not in inside and self.index[user] > start for node in earlier for user in node.users)
 
 
 def value_of(node: Any) -> Any:
-    """The example of a node's value that Dynamo or AOTAutograd has left, None where there is none."""
+    """Return the example of a node's value that Dynamo or AOTAutograd has left, None where there is none."""
     return node.meta.get("example_value", node.meta.get("val")) if isinstance(node, Node) else None
 
 
 def arguments_of(node: Node, function: Callable[..., Any] | None = None) -> dict[str, Any]:
-    """The node's arguments by the names that the function gives them, nothing where it does not say."""
+    """Return the node's arguments by their names in the function's signature, nothing where it has none."""
     try:
         bound = inspect.signature(function or node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -133,7 +134,7 @@ def arguments_of(node: Node, function: Callable[..., Any] | None = None) -> dict
 
 
 def _follow_modes(node: Node, modes: list[Any]) -> None:
-    """Keep `modes` as they are behind the node."""
+    """Update `modes` to those behind the node."""
     if node.op != "call_function":
         return
     name = str(getattr(node.target, "__name__", ""))
@@ -144,7 +145,7 @@ def _follow_modes(node: Node, modes: list[Any]) -> None:
     elif name.startswith(CLOSING):
         modes[:] = [mode for mode in modes if mode[1] not in node.args]
     elif value_of(node) is None and _is_internal(node.target) and name != "_log_api_usage_once":
-        modes.append((name, node))  # it has no result, so it may switch anything
+        modes.append((name, node))  # without a result, it may switch anything
 
 
 def _is_internal(function: Any) -> bool:
@@ -152,7 +153,7 @@ def _is_internal(function: Any) -> bool:
 
 
 def _storage(value: Any) -> Any:
-    """A key for the memory of a value; of a tuple's, where all its tensors share one."""
+    """Return a key for the memory of a value, or of a tuple whose tensors all share one; None where there is none."""
     tensors = list(_tensors(value))
     try:
         keys = {tensor.untyped_storage()._cdata for tensor in tensors}
@@ -170,13 +171,13 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _nodes(values: Any) -> list[Node]:
-    """All nodes in a nest of lists."""
-    found: list[Node] = []
-    torch.fx.node.map_arg(values, lambda node: found.append(node) or node)  # type: ignore[func-returns-value]
-    return found
+    """Return all nodes in nested lists."""
+    nodes: list[Node] = []
+    torch.fx.node.map_arg(values, lambda node: nodes.append(node) or node)  # type: ignore[func-returns-value]
+    return nodes
 
 
 def _mutable(target: Any) -> bool:
-    one = isinstance(target, torch._ops.OpOverload)
-    overloads = [target] if one else [getattr(target, name) for name in target.overloads()]
+    is_overload = isinstance(target, torch._ops.OpOverload)
+    overloads = [target] if is_overload else [getattr(target, name) for name in target.overloads()]
     return any(overload._schema.is_mutable for overload in overloads)

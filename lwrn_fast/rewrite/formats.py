@@ -1,7 +1,7 @@
-"""Memory formats of a rewritten graph: what looks at strides sees those of the network's own operations.
+"""Memory formats of a rewritten graph: nodes that depend on strides see those of the model's own operations.
 
-Our ops return channels-last memory. Values do not depend on it, and most operations only hand it on; before one that
-may see strides, and before the graph's results, the format is that of the example which Dynamo has left.
+Our ops return channels-last memory. Values do not depend on it, and most operations only hand it on. Before a node that
+may depend on strides, and before the graph's results, the format of the example which Dynamo has left is restored.
 """
 
 import itertools
@@ -15,10 +15,10 @@ from . import running
 from .effects import Effects, _nodes, arguments_of, value_of
 
 
-def keep(graph: Graph, effects: Effects, made: set[Node]) -> None:
-    """Give the memory formats that were before to all that comes from the nodes `made` and that something looks at."""
+def keep(graph: Graph, effects: Effects, new_nodes: set[Node]) -> None:
+    """Restore the original memory format of the values derived from `new_nodes` where anything depends on strides."""
     derived: set[Node] = set()
-    early: dict[Node, None] = {}  # formatted where they are made, for all their users
+    early: dict[Node, None] = {}  # formatted where they are made, for all users
     late: dict[Node, None] = {}  # for the graph's results alone
     for node in graph.nodes:
         sources = [source for source in node.all_input_nodes if source in derived]
@@ -26,13 +26,13 @@ def keep(graph: Graph, effects: Effects, made: set[Node]) -> None:
             for source in sources:
                 root = effects.members(source)[0]
                 shared = sum(member in node.all_input_nodes for member in effects.members(source)) > 1
-                alone = not shared and _order(source) is not None and _dense(source)
+                alone = not shared and _order(source) is not None and _is_dense(source)
                 late.update({source: None} if alone else {})
                 early.update({} if alone else {root: None})
             continue
-        if node in made or sources:
+        if node in new_nodes or sources:
             derived.add(node)
-        if sources and _looks(node, effects):
+        if sources and _depends_on_strides(node, effects):
             early.update({effects.members(source)[0]: None for source in sources})
     for node in early:
         if node in derived:
@@ -42,31 +42,34 @@ def keep(graph: Graph, effects: Effects, made: set[Node]) -> None:
             _format(graph, node, [user for user in node.users if user.op == "output"])
 
 
-def begin(graph: Graph, effects: Effects) -> set[Node]:
-    """Bring the maps (N, C, H, W) that come into the graph into channels-last memory; the nodes that do so."""
-    made: set[Node] = set()
+def to_channels_last(graph: Graph, effects: Effects) -> set[Node]:
+    """Bring the graph's input maps (N, C, H, W) into channels-last memory and return the nodes that do so."""
+    new_nodes: set[Node] = set()
     for node in [node for node in graph.nodes if node.op == "placeholder"]:
         value = value_of(node)
-        usual = isinstance(value, Tensor) and value.dim() == 4 and value.is_floating_point()
-        if not usual or not _lies(value, (0, 1, 2, 3)) or _lies(value, (0, 2, 3, 1)) or effects.writes(node):
+        is_map = isinstance(value, Tensor) and value.dim() == 4 and value.is_floating_point()
+        if not is_map or not _has_order(value, (0, 1, 2, 3)) or _has_order(value, (0, 2, 3, 1)) or effects.writes(node):
             continue
-        users = [user for user in node.users if _takes_any_strides(node, user, effects)]
-        if all(_is_ours(user) for user in users):  # which reads any strides, and copies in less time
+        users = [user for user in node.users if _may_take_copy(node, user, effects)]
+        if all(_is_ours(user) for user in users):  # our ops read any strides, and copy in less time
             continue
         with graph.inserting_after(node):
             new = graph.call_function(running.run_format, (node, (0, 2, 3, 1)))
         new.meta = dict(node.meta)
         for user in users:
             user.replace_input_with(node, new)
-        made.add(new)
-    return made
+        new_nodes.add(new)
+    return new_nodes
 
 
-def _takes_any_strides(node: Node, user: Node, effects: Effects) -> bool:
-    """Whether a user of a map may be given a copy. A view of it may not, as others write to what it is a view of; nor
-    what takes it behind the first argument, as a convolution does its weights."""
+def _may_take_copy(node: Node, user: Node, effects: Effects) -> bool:
+    """Return whether a user of a map may be given a copy.
+
+    A view may not, as others write to its base; nor may a user that takes the map behind the first argument, as a
+    convolution does its weights.
+    """
     is_weight = node in _nodes((user.args[1:], user.kwargs))
-    return not (user.op == "output" or is_weight or user in effects.members(node) or _looks(user, effects))
+    return not (user.op == "output" or is_weight or user in effects.members(node) or _depends_on_strides(user, effects))
 
 
 def _format(graph: Graph, node: Node, users: Sequence[Node]) -> None:
@@ -81,8 +84,8 @@ def _format(graph: Graph, node: Node, users: Sequence[Node]) -> None:
         user.replace_input_with(node, new)
 
 
-def _looks(node: Node, effects: Effects) -> bool:
-    """Whether the result or the memory of a node depends on strides."""
+def _depends_on_strides(node: Node, effects: Effects) -> bool:
+    """Return whether the result or the memory of a node depends on strides."""
     if node.op == "call_module":
         return False
     name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
@@ -95,9 +98,9 @@ def _looks(node: Node, effects: Effects) -> bool:
             return True
     if name in RANDOM:
         return bool(arguments_of(node).get("training", True))
-    if name in MAYBE_VIEWS:  # of the same memory or not, by strides: which only a write shows
+    if name in MAYBE_VIEWS:  # strides decide whether it shares memory, and only a write shows that
         return any(effects.writes(source) for source in node.all_input_nodes)
-    return name not in VALUES
+    return name not in STRIDE_INDEPENDENT
 
 
 def _is_ours(node: Node) -> bool:
@@ -105,31 +108,32 @@ def _is_ours(node: Node) -> bool:
 
 
 def _order(node: Node) -> tuple[int, ...] | None:
-    """The dimensions of a value in memory, from the outermost to the innermost, None where it is not known."""
+    """Return the value's dimensions in memory, from the outermost to the innermost, None where they are not known."""
     value = value_of(node)
     if not isinstance(value, Tensor) or not 1 < value.dim() < 7:
         return None
-    for order in _usual(value.dim()):
-        if _lies(value, order):
+    for order in _common_orders(value.dim()):
+        if _has_order(value, order):
             return order
     strides = value.stride()
     if not all(isinstance(stride, int) for stride in strides):
-        return next((order for order in itertools.permutations(range(value.dim())) if _lies(value, order)), None)
+        return next((order for order in itertools.permutations(range(value.dim())) if _has_order(value, order)), None)
     return tuple(sorted(range(value.dim()), key=lambda dim: (-strides[dim], dim)))
 
 
-def _usual(dims: int) -> Iterator[tuple[int, ...]]:
+def _common_orders(dims: int) -> Iterator[tuple[int, ...]]:
     yield tuple(range(dims))
     yield (0, *range(2, dims), 1)
 
 
-def _dense(node: Node) -> bool:
-    """Whether the value has its memory to itself, without gaps."""
+def _is_dense(node: Node) -> bool:
+    """Return whether the value has its memory to itself, without gaps."""
     order = _order(node)
-    return order is not None and _lies(value_of(node), order)
+    return order is not None and _has_order(value_of(node), order)
 
 
-def _lies(value: Any, order: Sequence[int]) -> bool:
+def _has_order(value: Any, order: Sequence[int]) -> bool:
+    """Return whether the value is dense, with its dimensions in this order, the outermost first."""
     expected: Any = 1
     for dim in reversed(order):
         length, stride = value.shape[dim], value.stride(dim)
@@ -147,9 +151,8 @@ def _equal(a: Any, b: Any) -> bool:
     return statically_known_true(a == b)
 
 
-# Operations whose values do not depend on strides, by the names of functions and methods; views among them keep what
-# they are views of.
-VALUES = {
+# Names of functions and methods whose values do not depend on strides; views among them keep their base.
+STRIDE_INDEPENDENT = {
     "abs",
     "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
@@ -321,7 +324,7 @@ VALUES = {
     "var_mean",
     "where",
 }
-# Operations that copy, or give a view where strides allow it.
+# Names of operations that copy, or give a view where strides allow it.
 MAYBE_VIEWS = {
     "bfloat16",
     "clone",
@@ -339,7 +342,7 @@ MAYBE_VIEWS = {
     "type_as",
     "unflatten",
 }
-# Operations that draw random numbers in training, in the order of memory.
+# Names of operations that draw random numbers in training, in the order of memory.
 RANDOM = {
     "alpha_dropout",
     "dropout",

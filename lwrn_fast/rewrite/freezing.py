@@ -10,7 +10,7 @@ from .reading import Conv, Reader
 
 
 def fold_norms(graph: Graph) -> int:
-    """Fold every batch normalisation by running statistics behind a convolution; how many were folded.
+    """Fold every batch normalisation by running statistics into the convolution before it; return their number.
 
     The weights must be attributes of the graph's module, as Dynamo leaves them while it freezes parameters. Folded
     weights are new attributes, in channels-last memory.
@@ -20,14 +20,14 @@ def fold_norms(graph: Graph) -> int:
     reader, effects = Reader(graph, None), Effects(graph, None)
     ends = [node for node in graph.nodes if _may_fold(node, reader, effects)]
     for i, node in enumerate(ends):
-        conv = Reader(graph, None).conv(node)  # whose input may be a folded one by now
+        conv = Reader(graph, None).conv(node)  # read again: its input may be a folded one by now
         assert conv is not None
         _fold(graph_module, conv, node, f"_folded_{i}")
     return len(ends)
 
 
 def _may_fold(node: Node, reader: Reader, effects: Effects) -> bool:
-    """Whether a normalisation ends at the node, all of whose weights are constants that nothing writes to."""
+    """Return whether a normalisation ends at the node, with constant weights that nothing writes to."""
     conv = reader.conv(node)
     if conv is None or conv.norm is None or node is not conv.nodes[-1] or reader.unchanged(node) is not None:
         return False
@@ -37,7 +37,7 @@ def _may_fold(node: Node, reader: Reader, effects: Effects) -> bool:
 
 
 def _number(value: object) -> float:
-    """A number, also where Dynamo captures it as one that may change: to read it there is to guard its value."""
+    """Return a number, also where Dynamo captures it as one that may change; reading it there guards its value."""
     return float(value.meta["example_value"] if isinstance(value, Node) else value)  # type: ignore[arg-type]
 
 

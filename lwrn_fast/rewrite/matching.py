@@ -1,6 +1,6 @@
-"""Chained residual poolings, fusions and label maps among the nodes of a graph.
+"""Pattern matching: find chained residual poolings, fusions, pools and label maps among the nodes of a graph.
 
-What is found holds for every input: what depends on sizes is left to running.py, which sees them.
+A match holds for inputs of every size. Decisions that depend on sizes are left to running.py, which sees them.
 """
 
 import operator
@@ -17,7 +17,7 @@ from .reading import Conv, Pool, Reader, Resize
 
 
 class Refusal(NamedTuple):
-    """Something close to what our ops do."""
+    """A pattern that resembles an op of ours and cannot be replaced."""
 
     node: Node
     kind: str
@@ -35,16 +35,16 @@ class Stage(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """Chained residual pooling: `out` = x + the results of the stages + what else is in the same sum."""
+    """A chained residual pooling: `out` = x + the results of the stages + the other summands."""
 
     x: Node
     stages: list[Stage]
     others: list[Node]
     out: Node
     nodes: list[Node]
-    """All that it replaces, in the graph's order."""
+    """All nodes that it replaces, in the graph's order."""
     pools_only: bool
-    """Whether its convolutions are of 3x3, as in the original RefineNet."""
+    """True where its convolutions are 3x3, as in the original RefineNet, so that only the pools are replaced."""
 
     def __str__(self) -> str:
         count = len(self.stages)
@@ -53,7 +53,7 @@ class Chain(NamedTuple):
 
 
 class Term(NamedTuple):
-    """One summand of a fusion: a map, the 1x1 convolutions it goes through, and the upsampling behind or before."""
+    """One summand of a fusion: a map, its 1x1 convolutions, and the upsampling behind or before them."""
 
     x: Node
     convs: list[Conv]
@@ -63,7 +63,7 @@ class Term(NamedTuple):
 
 
 class Join(NamedTuple):
-    """A fusion; its first term is of the result's size. What else is in the same sum is added before the activation."""
+    """A fusion. Its first term has the result's size; the other summands are added before the activation."""
 
     terms: list[Term]
     others: list[Node]
@@ -79,7 +79,7 @@ class Join(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """Upsampled logits, and the class of the largest."""
+    """A label map: the class of the maximum of upsampled logits."""
 
     resize: Resize
     out: Node
@@ -87,31 +87,33 @@ class Labels(NamedTuple):
 
 
 def chains(graph: Graph, reader: Reader, effects: Effects) -> Iterator[Chain | Refusal]:
+    """Find the chained residual poolings."""
     for node in graph.nodes:
-        if reader.addition(node) and not _inner(node, reader):
-            found = _chain(node, reader, effects)
-            if found is not None:
-                yield found
+        if reader.addition(node) and not _is_inner(node, reader):
+            match = _chain(node, reader, effects)
+            if match is not None:
+                yield match
 
 
 def joins(graph: Graph, reader: Reader, effects: Effects, pooled: Collection[Node]) -> Iterator[Join | Refusal]:
-    """Sums with something upsampled in them, and what a chained residual pooling, of `pooled`, begins with."""
+    """Find the fusions: sums with an upsampled summand, and sums that feed a chained residual pooling of `pooled`."""
     done: set[Node] = set()
     for node in graph.nodes:
         activation = reader.activation(node)
         inner = activation.x if activation else node
         if inner in done or (activation and len(inner.users) > 1):
             continue
-        if not activation and (not reader.addition(node) or _inner(node, reader) or _activated(node, reader)):
+        if not activation and (not reader.addition(node) or _is_inner(node, reader) or _is_activated(node, reader)):
             continue
-        name, behind = (activation.name, activation.nodes) if activation else ("none", (node,))
-        found = _join(node, inner, name, behind, reader, effects, feeds=node in pooled)
-        if found is not None:
+        name, tail_nodes = (activation.name, activation.nodes) if activation else ("none", (node,))
+        match = _join(node, inner, name, tail_nodes, reader, effects, feeds=node in pooled)
+        if match is not None:
             done.add(inner)
-            yield found
+            yield match
 
 
 def labels(graph: Graph, reader: Reader, effects: Effects) -> Iterator[Labels | Refusal]:
+    """Find the label maps."""
     for node in graph.nodes:
         x, nodes = _argmax_of(node)
         x, passed = reader.through(x)
@@ -124,7 +126,7 @@ def labels(graph: Graph, reader: Reader, effects: Effects) -> Iterator[Labels | 
 
 
 def pools(graph: Graph, reader: Reader) -> Iterator[Node | Refusal]:
-    """Of 5x5 with stride 1, and those that several of them make."""
+    """Find the pools of 5x5 with stride 1, and the larger ones that several of them compose."""
     for node in graph.nodes:
         pool = reader.pool(node)
         if pool is None or (pool.steps == 0 and (pool.kernel != (5, 5) or pool.stride != (1, 1))):
@@ -140,39 +142,39 @@ def pools(graph: Graph, reader: Reader) -> Iterator[Node | Refusal]:
 
 def _chain(out: Node, reader: Reader, effects: Effects) -> Chain | Refusal | None:
     terms, additions = _summed(out, reader)
-    stage_of: dict[Node, tuple[Stage, Node]] = {}  # what a pool takes, to the stage that begins there
+    stage_of: dict[Node, tuple[Stage, Node]] = {}  # a pool's input -> its stage and that one's result
     results = set()
     for term in terms:
-        found = _stage(term, terms, reader)
-        if found is not None:
+        match = _stage(term, terms, reader)
+        if match is not None:
             results.add(term)
-            stage_of[found[0]] = (found[1], term)
+            stage_of[match[0]] = (match[1], term)
     starts = [term for term in terms if term in stage_of and term not in results]
     if len(set(starts)) != 1 or len(stage_of) != len(results):
         return _reversed(out, terms, reader)
-    x = at = starts[0]
-    stages, nodes, trouble = [], list(additions), False
-    while at in stage_of:
-        stage, result = stage_of.pop(at)
+    x = start = starts[0]
+    stages, nodes, is_used_elsewhere = [], list(additions), False
+    while start in stage_of:
+        stage, result = stage_of.pop(start)
         stages.append(stage)
         nodes += stage.nodes
         following = stage_of[result][0].nodes if result in stage_of else ()
-        trouble = trouble or any(user not in (*additions, *following) for user in result.users)
-        at = result
+        is_used_elsewhere = is_used_elsewhere or any(user not in (*additions, *following) for user in result.users)
+        start = result
     replaced = Counter([x, *(stage.conv.nodes[-1] for stage in stages)])
     others = list((Counter(terms) - replaced).elements())
-    wide = all(stage.conv.shape[2:] == (3, 3) and stage.conv.stride == (1, 1) for stage in stages)
-    chain = Chain(x, stages, others, out, sorted(set(nodes), key=effects.place.__getitem__), wide)
+    is_3x3 = all(stage.conv.shape[2:] == (3, 3) and stage.conv.stride == (1, 1) for stage in stages)
+    chain = Chain(x, stages, others, out, sorted(set(nodes), key=effects.index.__getitem__), is_3x3)
     reason = _why_not_crp(chain)
-    if reason is None and not wide:
-        reason = "a stage's result is used elsewhere too" if trouble or set(others) & results else None
+    if reason is None and not is_3x3:
+        reason = "a stage's result is used elsewhere too" if is_used_elsewhere or set(others) & results else None
         reason = reason or reader.mixed(out, [x, *(stage.conv.nodes[-1] for stage in stages)])
         reason = reason or effects.why_not(chain.nodes, out, reader.fresh)
     return chain if reason is None else Refusal(out, "crp", str(chain._replace(pools_only=False)), reason)
 
 
 def _stage(term: Node, terms: Sequence[Node], reader: Reader) -> tuple[Node, Stage] | None:
-    """What is pooled, and the pool and the convolution whose result the term is."""
+    """Return a pool's input and the stage, a pool and a convolution, whose result the term is."""
     conv = reader.conv(term)
     if conv is None or len(conv.x.users) > 1:
         return None
@@ -180,15 +182,15 @@ def _stage(term: Node, terms: Sequence[Node], reader: Reader) -> tuple[Node, Sta
     pool = reader.pool(pooled)
     if pool is None or len(pooled.users) > 1:
         return None
-    at, before = pool.x, []
-    while at not in terms and len(at.users) == 1 and (inner := reader.unchanged(at)) is not None:
-        before.append(at)
-        at = inner
-    return at, Stage(pool, pooled, conv, (*reversed(before), pooled, *passed, *conv.nodes))
+    x, before = pool.x, []
+    while x not in terms and len(x.users) == 1 and (inner := reader.unchanged(x)) is not None:
+        before.append(x)
+        x = inner
+    return x, Stage(pool, pooled, conv, (*reversed(before), pooled, *passed, *conv.nodes))
 
 
 def _reversed(out: Node, terms: Sequence[Node], reader: Reader) -> Refusal | None:
-    """A chain whose convolutions come first: a sum of pools is no pool of a sum."""
+    """Return a refusal for a chain whose convolutions come first: a sum of pools is no pool of a sum."""
     count = 0
     for term in terms:
         pool = reader.pool(term)
@@ -201,16 +203,16 @@ def _reversed(out: Node, terms: Sequence[Node], reader: Reader) -> Refusal | Non
 
 
 def _why_not_crp(chain: Chain) -> str | None:
-    planes, groups = chain.stages[0].conv.shape[0], chain.stages[0].conv.groups
+    channels, groups = chain.stages[0].conv.shape[0], chain.stages[0].conv.groups
     for pool, _, conv, _ in chain.stages:
         reason = pool.why_not_5x5() or (None if chain.pools_only else conv.why_not_1x1())
         if reason is not None:
             return reason
         if chain.pools_only:
             continue
-        if conv.groups not in (1, planes) or conv.groups != groups:
-            return f"a convolution has {conv.groups} groups, neither 1 nor {planes}"
-        if conv.shape[:2] != (planes, planes // groups):
+        if conv.groups not in (1, channels) or conv.groups != groups:
+            return f"a convolution has {conv.groups} groups, neither 1 nor {channels}"
+        if conv.shape[:2] != (channels, channels // groups):
             return f"a convolution is from {conv.shape[1] * groups} to {conv.shape[0]} planes"
     return None
 
@@ -219,7 +221,7 @@ def _join(
     out: Node,
     inner: Node,
     activation: str,
-    behind: Sequence[Node],
+    tail_nodes: Sequence[Node],
     reader: Reader,
     effects: Effects,
     feeds: bool,
@@ -238,18 +240,18 @@ def _join(
         return Refusal(out, "fusion", _inputs(len(summands)), _why_no_term(others[0], reader))
     if not summands or (not feeds and not (len(summands) > 1 and resized)):
         return None
-    planes = terms[0].convs[-1].shape[0]
-    what = f"{_inputs(len(summands))} to {planes} planes"
+    channels = terms[0].convs[-1].shape[0]
+    what = f"{_inputs(len(summands))} to {channels} planes"
     modes = {term.resize.align_corners for term in resized if term.resize}
-    members = {node for term in terms for node in term.nodes} | {*nodes, inner, *behind}
-    ordered = sorted(members, key=effects.place.__getitem__)
+    members = {node for term in terms for node in term.nodes} | {*nodes, inner, *tail_nodes}
+    ordered = sorted(members, key=effects.index.__getitem__)
     join = Join([*first, *resized], others, activation, modes.pop() if modes else True, out, ordered)
     reason = None
     if not first:
         reason = "every input is upsampled"
     elif modes:
         reason = "inputs differ in align_corners"
-    elif any(term.convs[-1].shape[0] != planes for term in terms):
+    elif any(term.convs[-1].shape[0] != channels for term in terms):
         reason = "inputs differ in planes, and are broadcast"
     reason = reason or reader.mixed(out, [node for node in summands if node not in others])
     reason = reason or effects.why_not(join.nodes, out, reader.fresh) or _written_later(join, effects)
@@ -257,12 +259,15 @@ def _join(
 
 
 def _written_later(join: Join, effects: Effects) -> str | None:
-    """Our backward pass needs the inputs and the result as they were; PyTorch's does not need all of them."""
+    """Return a reason where a later write breaks our backward pass, which needs the inputs and the result unchanged.
+
+    PyTorch's backward pass does not need all of them.
+    """
     if not getattr(value_of(join.out), "requires_grad", False):
         return None
     needed = [term.x for term in join.terms] + ([] if join.activation == "none" else [join.out])
-    end = effects.place[join.out]
-    later = any(effects.place[writer] > end for node in needed for writer in effects.writes(node))
+    end = effects.index[join.out]
+    later = any(effects.index[writer] > end for node in needed for writer in effects.writes(node))
     return "what its gradient needs is written to afterwards" if later else None
 
 
@@ -271,7 +276,7 @@ def _inputs(count: int) -> str:
 
 
 def _term(node: Node, reader: Reader) -> Term | None:
-    """What a summand of a fusion is made of; its parts are of no use to anyone else."""
+    """Return the term that ends at the node, None where there is none or where its parts are used elsewhere."""
     if len(node.users) > 1:
         return None
     nodes: list[Node] = []
@@ -300,7 +305,7 @@ def _term(node: Node, reader: Reader) -> Term | None:
     resized, passed = reader.through(node)
     before = reader.resize(resized)
     if resize is None and before and before.bilinear and len(node.users) == len(resized.users) == 1:
-        nodes += [resized, *passed]  # a 1x1 convolution and an interpolation may change places
+        nodes += [resized, *passed]  # a 1x1 convolution and an interpolation commute
         return Term(before.x, convs, before, nodes)
     return Term(node, convs, resize, nodes)
 
@@ -321,18 +326,18 @@ def _why_no_term(summand: Node, reader: Reader) -> str:
 
 
 def _summed(out: Node, reader: Reader) -> tuple[list[Node], list[Node]]:
-    """The summands of a sum and all its nodes; nothing where a number is among them, but for the 0 of sum()."""
-    found = reader.addition(out)
-    if found is None or not all(_summand(operand) for operand in found.operands):
+    """Return a sum's summands and all its nodes, nothing where one is a number other than the 0 of sum()."""
+    addition = reader.addition(out)
+    if addition is None or not all(_may_be_summand(operand) for operand in addition.operands):
         return [], []
     summands: list[Node] = []
-    nodes = list(found.nodes)
-    for operand in found.operands:
+    nodes = list(addition.nodes)
+    for operand in addition.operands:
         if not isinstance(operand, Node):
             continue
         node, passed = reader.through(operand)
         inner, more = _summed(node, reader) if len(operand.users) == len(node.users) == 1 else ([], [])
-        if inner and found.operands.count(operand) == 1:
+        if inner and addition.operands.count(operand) == 1:
             summands += inner
             nodes += [*more, *passed]
         else:
@@ -340,48 +345,51 @@ def _summed(out: Node, reader: Reader) -> tuple[list[Node], list[Node]]:
     return summands, nodes
 
 
-def _summand(operand: Any) -> bool:
+def _may_be_summand(operand: Any) -> bool:
     if isinstance(operand, Node):
         value = value_of(operand)
         return value is None or isinstance(value, Tensor)
     return isinstance(operand, int | float) and operand == 0
 
 
-def _inner(node: Node, reader: Reader) -> bool:
-    """Whether an addition is part of another one."""
-    behind = _behind(node, reader)
-    return bool(behind) and all(reader.addition(user) and node in _summed(user, reader)[1] for user in behind)
+def _is_inner(node: Node, reader: Reader) -> bool:
+    """Return whether an addition is part of another one."""
+    users = _following(node, reader)
+    return bool(users) and all(reader.addition(user) and node in _summed(user, reader)[1] for user in users)
 
 
-def _activated(node: Node, reader: Reader) -> bool:
-    behind = _behind(node, reader)
-    return len(behind) == 1 and all(reader.activation(user) for user in behind)
+def _is_activated(node: Node, reader: Reader) -> bool:
+    """Return whether an activation is the node's only user."""
+    users = _following(node, reader)
+    return len(users) == 1 and all(reader.activation(user) for user in users)
 
 
-def _behind(node: Node, reader: Reader) -> list[Node]:
-    """The only user of the node, but for what hands it on and for torch.stack; nothing where there are several."""
-    at = node
-    while len(at.users) == 1:
-        at = next(iter(at.users))
-        if reader.unchanged(at) is None and at.target is not torch.stack:
-            return [at]
+def _following(node: Node, reader: Reader) -> list[Node]:
+    """Return the node's only user, behind nodes that hand it on and torch.stack; nothing where there are several."""
+    user = node
+    while len(user.users) == 1:
+        user = next(iter(user.users))
+        if reader.unchanged(user) is None and user.target is not torch.stack:
+            return [user]
     return []
 
 
 def _argmax_of(node: Node) -> tuple[Node | None, list[Node]]:
-    """What the node takes the class of the largest value of, along dimension 1, and the nodes that do."""
-    if node.target is operator.getitem and node.args[1:] == (1,):  # of the largest values and where they are
+    """Return the input of the argmax along dimension 1 that ends at the node, None without one, and its nodes."""
+    if node.target is operator.getitem and node.args[1:] == (1,):  # the indices of max's pair
         pair = node.args[0]
-        x = _along_planes(pair, "max", torch.max) if isinstance(pair, Node) and len(pair.users) == 1 else None
+        x = _along_channels(pair, "max", torch.max) if isinstance(pair, Node) and len(pair.users) == 1 else None
         return x, [pair, node] if isinstance(pair, Node) else []
-    return _along_planes(node, "argmax", torch.argmax), [node]
+    return _along_channels(node, "argmax", torch.argmax), [node]
 
 
-def _along_planes(node: Node, name: str, function: Any) -> Node | None:
-    called = (node.op == "call_function" and node.target is function) or (
+def _along_channels(node: Node, name: str, function: Any) -> Node | None:
+    """Return the input of a call of the function or method along dimension 1, None where the node is none."""
+    is_call = (node.op == "call_function" and node.target is function) or (
         node.op == "call_method" and node.target == name
     )
-    given = {**dict(zip(("input", "dim", "keepdim"), node.args, strict=False)), **node.kwargs}
-    x = given.get("input")
-    right = given.get("dim", given.get("axis")) == 1 and not given.get("keepdim") and "out" not in given
-    return x if called and right and isinstance(x, Node) else None
+    arguments = {**dict(zip(("input", "dim", "keepdim"), node.args, strict=False)), **node.kwargs}
+    x = arguments.get("input")
+    along = arguments.get("dim", arguments.get("axis")) == 1
+    plain = not arguments.get("keepdim") and "out" not in arguments
+    return x if is_call and along and plain and isinstance(x, Node) else None

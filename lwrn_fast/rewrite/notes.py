@@ -1,6 +1,7 @@
-"""What Dynamo says of code that it cannot capture, a page of traceback each, as notes for our report and log.
+"""Short notes for the report and the log in place of Dynamo's warnings about code that it cannot capture.
 
-Where we asked for the capture, it is no error that something runs as it is. Who sets TORCH_LOGS sees all.
+Dynamo logs a page of traceback for each. Where we asked for the capture, code that runs as it is, is no error. With
+TORCH_LOGS set, Dynamo's own messages are logged as usual.
 """
 
 import functools
@@ -14,28 +15,28 @@ from . import compiling
 from .report import Finding, Report
 
 LOGGERS = ("torch._dynamo.convert_frame", "torch._dynamo.variables.tensor", "torch._subclasses.fake_tensor")
-here = threading.local()
-"""Its attribute `notes` takes this thread's notes, where it is one."""
+# Its attribute `notes` is the list that takes this thread's notes, None or absent outside of a capture.
+thread = threading.local()
 
 
 @contextmanager
-def taken() -> Iterator[list[str]]:
-    """The notes of what runs within, in this thread."""
-    outer, here.notes = getattr(here, "notes", None), list[str]()
+def collected() -> Iterator[list[str]]:
+    """Collect the notes of the code that runs within, in this thread."""
+    outer, thread.notes = getattr(thread, "notes", None), list[str]()
     prepare()
     try:
-        yield here.notes
+        yield thread.notes
     finally:
-        here.notes = outer
+        thread.notes = outer
 
 
-def tell(notes: list[str], told: set[str], caller: str, network: str, report: Report) -> None:
-    """Put the notes that are not in `told` into the report and the log."""
+def tell(notes: list[str], logged: set[str], caller: str, model_name: str, report: Report) -> None:
+    """Add the notes that are not in `logged` to it, to the report and to the log."""
     for note in dict.fromkeys(notes):
-        if note not in told:
-            told.add(note)
-            report.add([Finding("", "module", network, f"runs in parts as it is: {note}")])
-            log.warning("%s: %s runs in parts as it is: %s", caller, network, note)
+        if note not in logged:
+            logged.add(note)
+            report.add([Finding("", "module", model_name, f"runs in parts as it is: {note}")])
+            log.warning("%s: %s runs in parts as it is: %s", caller, model_name, note)
 
 
 @functools.cache
@@ -46,9 +47,9 @@ def prepare() -> None:
 
 class _Taker(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        notes = getattr(here, "notes", None)
-        wanted = logging.getLogger(record.name).isEnabledFor(logging.INFO)
-        if notes is None or wanted or record.levelno < logging.WARNING:
+        notes = getattr(thread, "notes", None)
+        is_logged = logging.getLogger(record.name).isEnabledFor(logging.INFO)
+        if notes is None or is_logged or record.levelno < logging.WARNING:
             return True
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]

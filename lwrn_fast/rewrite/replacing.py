@@ -1,4 +1,4 @@
-"""A graph with our ops in it, in place of what they can do."""
+"""Replacement: put our ops into a graph in place of the patterns that they compute."""
 
 import operator
 import re
@@ -19,9 +19,9 @@ from .report import Finding
 class Rewriter:
     """Rewrites one graph.
 
-    root: the module that paths in the graph begin at, None where it has none. where: what findings say of it.
-    crp, fusion, labels, fold: what is wanted. channels_last: compute in channels-last memory where anything changes.
-    frozen: the weights are constants of the graph's module.
+    root: the module that paths in the graph begin at, None where it has none. where: the graph's path in findings.
+    crp, fusion, labels: replace these. fold: fold two 1x1 convolutions in a row into one. channels_last: compute in
+    channels-last memory where anything changes. frozen: the weights are constants of the graph's module.
     """
 
     def __init__(
@@ -37,63 +37,61 @@ class Rewriter:
         frozen: bool = False,
     ) -> None:
         self.graph, self.root, self.where = graph, root, where
-        self.wanted = {"crp": crp, "fusion": fusion, "labels": labels}
+        self.enabled = {"crp": crp, "fusion": fusion, "labels": labels}
         self.fold, self.channels_last, self.frozen = fold, channels_last, frozen
         self.findings: list[Finding] = []
-        self.nodes: list[Node] = []
-        """What was replaced; no longer part of the graph."""
-        self._gone: set[Node] = set()
-        self._now: dict[Node, Node] = {}  # what stands for a node that was replaced
-        self._place = {node: i for i, node in enumerate(graph.nodes)}
-        self._found_at: list[tuple[int, Finding]] = []
+        self._replaced: set[Node] = set()
+        self._substitutes: dict[Node, Node] = {}  # for each replaced node
+        self._index = {node: i for i, node in enumerate(graph.nodes)}
+        self._findings: list[tuple[int, Finding]] = []
 
     def run(self) -> bool:
-        """Whether the graph is another now."""
+        """Rewrite the graph; return whether it has changed."""
         folded = freezing.fold_norms(self.graph) if self.frozen else 0
-        chains = self._sort("crp", matching.chains(self.graph, *self._read()))
+        chains = self._select("crp", matching.chains(self.graph, *self._read()))
         for chain in chains:
-            self._found("crp", str(chain), chain.out)
+            self._report("crp", str(chain), chain.out)
             if chain.pools_only:
                 self._pools([stage.pooled for stage in chain.stages])
             else:
                 self._replace(chain.out, chain.nodes, lambda chain=chain: self._crp(chain))
         self._erase()
         pooled = {self._current(chain.x) for chain in chains if not chain.pools_only}
-        for join in self._sort("fusion", matching.joins(self.graph, *self._read(), pooled)):
+        for join in self._select("fusion", matching.joins(self.graph, *self._read(), pooled)):
             self._replace(join.out, join.nodes, lambda join=join: self._fusion(join))
-            self._found("fusion", str(join), join.out)
+            self._report("fusion", str(join), join.out)
         self._erase()
-        for tail in self._sort("labels", matching.labels(self.graph, *self._read())):
+        for tail in self._select("labels", matching.labels(self.graph, *self._read())):
             self._replace(tail.out, tail.nodes, lambda tail=tail: self._labels(tail))
-            self._found("labels", "upsampling and argmax", tail.out)
+            self._report("labels", "upsampling and argmax", tail.out)
         self._erase()
-        self._pools(self._sort("crp", matching.pools(self.graph, self._read()[0])), tell=True)
+        self._pools(self._select("crp", matching.pools(self.graph, self._read()[0])), tell=True)
         self._erase()
-        made = set(self._now.values())
-        if self.channels_last and (made or self.frozen):
-            made |= formats.begin(self.graph, self._read()[1])
-        formats.keep(self.graph, self._read()[1], made)
-        self.findings = [finding for _, finding in sorted(self._found_at, key=lambda found: found[0])]
-        return bool(made or folded)
+        created = set(self._substitutes.values())
+        if self.channels_last and (created or self.frozen):
+            created |= formats.to_channels_last(self.graph, self._read()[1])
+        formats.keep(self.graph, self._read()[1], created)
+        self.findings = [finding for _, finding in sorted(self._findings, key=lambda entry: entry[0])]
+        return bool(created or folded)
 
     def _read(self) -> tuple[Reader, Effects]:
-        """The graph as it is by now."""
+        """Return a reader and the effects of the graph as it is by now."""
         return Reader(self.graph, self.root), Effects(self.graph, self.root)
 
     def _erase(self) -> None:
-        """Take out what was replaced."""
+        """Erase the nodes that were replaced."""
         for node in reversed(list(self.graph.nodes)):
-            if node in self._gone and not node.users:
+            if node in self._replaced and not node.users:
                 self.graph.erase_node(node)
 
     def _pools(self, pools: Sequence[Node], tell: bool = False) -> None:
-        """Replace pools; those of the same map are made of each other."""
+        """Replace pools; those of the same map are computed from each other."""
         reader, effects = self._read()
         groups: dict[Node, list[Node]] = {}
         for node in pools:
             groups.setdefault(reader.pool(node).x, []).append(node)  # type: ignore[union-attr]
         for x, group in groups.items():
-            first, last = (sorted(group, key=effects.place.__getitem__)[i] for i in (0, -1))
+            first, last = (sorted(group, key=effects.index.__getitem__)[i] for i in (0, -1))
             steps = {node: reader.pool(node).steps for node in group}  # type: ignore[union-attr]
             if effects.same_mode(group) and effects.unwritten(x, first, last):
                 self._pyramid(x, first, sorted(group, key=steps.__getitem__), steps)
@@ -103,46 +101,46 @@ class Rewriter:
         sizes = {node: f"{k}x{k}" for node in pools if (k := reader.pool(node).kernel[0])}  # type: ignore[union-attr]
         for size in dict.fromkeys(sizes.values() if tell else ()):
             same = [node for node in pools if sizes[node] == size]
-            self._found("pool", f"{len(same)} of {size}", same[0])
+            self._report("pool", f"{len(same)} of {size}", same[0])
 
     def _pyramid(self, x: Node, first: Node, pools: Sequence[Node], steps: dict[Node, int]) -> None:
-        """The pools of one map, from the smallest to the largest, in the place of `first`."""
-        whole = below = self._current(x)
-        done, made = 0, []
+        """Replace the pools of one map, from the smallest to the largest, at the position of `first`."""
+        source = current = self._current(x)
+        steps_done, created = 0, []
         for node in pools:
             with self.graph.inserting_before(first):
-                new = self.graph.call_function(running.run_pool, (below, steps[node], whole, done))
-            below, done = new, steps[node]
-            made.append(new)
-        for node, new in zip(pools, made, strict=True):
-            self._put(node, [node], new)
+                new = self.graph.call_function(running.run_pool, (current, steps[node], source, steps_done))
+            current, steps_done = new, steps[node]
+            created.append(new)
+        for node, new in zip(pools, created, strict=True):
+            self._substitute(node, [node], new)
 
-    def _sort(self, kind: str, found: Iterable[Any]) -> list[Any]:
+    def _select(self, kind: str, candidates: Iterable[Any]) -> list[Any]:
+        """Return the matches that do not overlap earlier ones, and report the refusals."""
         matches: list[Any] = []
         used: set[Node] = set()
-        for match in found if self.wanted[kind] else ():
+        for match in candidates if self.enabled[kind] else ():
             if isinstance(match, matching.Refusal):
-                self._found(match.kind, match.what, match.node, match.reason)
+                self._report(match.kind, match.what, match.node, match.reason)
             elif isinstance(match, Node) or not used.intersection(match.nodes):
                 matches.append(match)
                 used.update([] if isinstance(match, Node) else match.nodes)
         return matches
 
-    def _found(self, kind: str, what: str, out: Node, reason: str | None = None) -> None:
+    def _report(self, kind: str, what: str, out: Node, reason: str | None = None) -> None:
         where = ".".join(filter(None, [self.where, _path(out)]))
-        self._found_at.append((self._place.get(out, len(self._place)), Finding(where, kind, what, reason)))
+        self._findings.append((self._index.get(out, len(self._index)), Finding(where, kind, what, reason)))
 
     def _replace(self, out: Node, nodes: list[Node], make: Any) -> None:
         with self.graph.inserting_before(out):
             new = make()
-        self._put(out, nodes, new)
+        self._substitute(out, nodes, new)
 
-    def _put(self, out: Node, nodes: list[Node], new: Node) -> None:
+    def _substitute(self, out: Node, nodes: list[Node], new: Node) -> None:
         new.meta = dict(out.meta)
         out.replace_all_uses_with(new)
-        self._now[out] = new
-        self.nodes += nodes
-        self._gone.update(nodes)
+        self._substitutes[out] = new
+        self._replaced.update(nodes)
 
     def _crp(self, chain: matching.Chain) -> Node:
         groups = chain.stages[0].conv.groups
@@ -182,19 +180,19 @@ class Rewriter:
         return self.graph.get_attr(source) if isinstance(source, str) else self._current(source)
 
     def _current(self, value: Any) -> Any:
-        """The same with what stands for its nodes by now."""
+        """Return the value with each replaced node exchanged for the one that stands for it now."""
 
-        def now(node: Node) -> Node:
-            while node in self._now:
-                node = self._now[node]
+        def substitute(node: Node) -> Node:
+            while node in self._substitutes:
+                node = self._substitutes[node]
             return node
 
-        return map_arg(value, now)
+        return map_arg(value, substitute)
 
 
 def _path(node: Node) -> str:
-    """The module whose forward the node is in, "" for the network itself."""
-    for path, kind in reversed((node.meta.get("nn_module_stack") or {}).values()):
-        if kind is nn.Sequential or not str(kind.__module__).startswith("torch.nn.modules."):
+    """Return the path of the module whose forward the node is in, "" for the model itself."""
+    for path, cls in reversed((node.meta.get("nn_module_stack") or {}).values()):
+        if cls is nn.Sequential or not str(cls.__module__).startswith("torch.nn.modules."):
             return re.sub(r"^L\['\w+'\]\.?", "", str(path))
     return ""

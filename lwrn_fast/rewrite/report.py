@@ -1,4 +1,4 @@
-"""What was found in a network, what was replaced, and why the rest was not."""
+"""The report of a rewrite: the patterns in a model, those that were replaced, and the reasons why others were not."""
 
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Finding:
-    """A part of a network that an op of ours was held against."""
+    """A part of a model that resembles an op of ours, replaced or not."""
 
     where: str
-    """The module whose forward it is in, "" for the network itself."""
+    """The module whose forward it is in, "" for the model itself."""
     kind: str
     """"crp", "fusion", "labels" (upsampling and argmax), "pool" (5x5, stride 1), or "module"."""
     what: str
     """Its size, in words."""
     reason: str | None = None
-    """Why it was left alone, None where it was replaced."""
+    """The reason why it was left alone, None where it was replaced."""
 
     @property
     def replaced(self) -> bool:
@@ -24,7 +24,7 @@ class Finding:
 
 @dataclass
 class Report:
-    """All findings, in the network's order; printed, it is a table.
+    """All findings, in the model's order; printed, it is a table.
 
     >>> report = Report([Finding("crp1", "crp", "4 stages of 256 planes")])
     >>> report.count("crp"), bool(report)
@@ -33,7 +33,7 @@ class Report:
 
     findings: list[Finding] = field(default_factory=list)
     expected: bool = False
-    """Whether nothing has been captured yet, so that the findings are only to be expected."""
+    """True while nothing has been captured, so that the findings are only to be expected."""
     _captured: dict[Hashable, list[Finding]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -41,7 +41,7 @@ class Report:
             self._captured[0] = list(self.findings)
 
     def count(self, kind: str) -> int:
-        """How many of a kind were replaced."""
+        """Return the number of replaced findings of a kind."""
         return sum(finding.replaced and finding.kind == kind for finding in self.findings)
 
     @property
@@ -53,13 +53,13 @@ class Report:
         return [finding for finding in self.findings if not finding.replaced]
 
     def add(self, findings: Iterable[Finding], part: Hashable = None) -> None:
-        """Add what was found in a part of the network, in place of what was found in that part before."""
+        """Add the findings of a part of the model; they replace those of the same part."""
         self.expected = False
         self._captured[len(self._captured) if part is None else ("part", part)] = list(findings)
-        self.findings[:] = [finding for found in self._captured.values() for finding in found]
+        self.findings[:] = [finding for findings in self._captured.values() for finding in findings]
 
     def __bool__(self) -> bool:
-        """Whether anything was replaced."""
+        """Return whether anything was replaced."""
         return bool(self.replaced)
 
     def __iter__(self) -> Iterator[Finding]:

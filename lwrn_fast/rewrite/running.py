@@ -1,4 +1,4 @@
-"""What rewritten graphs call: our ops where they fit the tensors that come, and what the network did where not."""
+"""Functions that rewritten graphs call: our ops where they fit the given tensors, PyTorch's operations where not."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,16 +15,16 @@ from ..ops.crp import crp
 from ..ops.fusion import fusion
 from ..ops.upsample_argmax import MAX_CLASSES, upsample_argmax
 
+# The parameters of a batch normalisation: mean, variance, weight, bias, epsilon.
 Statistics = tuple[Tensor, Tensor, Tensor | None, Tensor | None, float]
-"""Of a batch normalisation: mean, variance, weight, bias, epsilon."""
+# A 1x1 convolution, weight and bias, with the normalisation behind it.
 Step = tuple[Tensor, Tensor | None, Statistics | None]
-"""A 1x1 convolution, weight and bias, with the normalisation behind it."""
+# The upsampling of a map: size, scale_factor and recompute_scale_factor, as interpolate takes them.
 Target = tuple[Any, Any, bool] | None
-"""How a map is upsampled: size, scale_factor and recompute_scale_factor, as interpolate takes them."""
 
 
 def run_crp(x: Tensor, steps: Sequence[Step], groups: int) -> Tensor:
-    """x (N, C, H, W) to the same, by the stages' convolutions."""
+    """Return the chained residual pooling of x (N, C, H, W), the same shape, by the stages' convolutions."""
     parameters = [_normalised(*step) for step in steps]
     if x.dim() == 4:
         weights, biases = _all_or_none(parameters)
@@ -44,73 +44,77 @@ def run_fusion(
     align_corners: bool,
     folded: bool,
 ) -> Tensor:
-    """Maps (N, C_k, H_k, W_k), each through its convolutions and, where it has a target, upsampled; summed."""
+    """Return the activated sum of maps (N, C_k, H_k, W_k), each convolved and, where it has a target, upsampled."""
     maps, parameters = [], []
     for x, chain in zip(inputs, chains, strict=True):
-        x, last = _last(x, [_normalised(*step) for step in chain], folded)
+        x, conv = _fold_two(x, [_normalised(*step) for step in chain], folded)
         maps.append(x)
-        parameters.append(last)
+        parameters.append(conv)
     sizes = [
-        tuple(x.shape[2:]) if to is None else _size(x, to, align_corners) for x, to in zip(maps, targets, strict=True)
+        tuple(x.shape[2:]) if target is None else _size(x, target, align_corners)
+        for x, target in zip(maps, targets, strict=True)
     ]
     batch = maps[0].shape[0]
     if maps[0].dim() == 4 and all(size == sizes[0] for size in sizes) and all(x.shape[0] == batch for x in maps):
         weights, biases = _all_or_none(parameters)
         return fusion(maps, weights, biases, activation, align_corners)
     out: Tensor | None = None  # something is broadcast, or there is no batch
-    for x, (weight, bias), to in zip(maps, parameters, targets, strict=True):
+    for x, (weight, bias), target in zip(maps, parameters, targets, strict=True):
         x = F.conv2d(x, weight, bias)
-        x = x if to is None else _interpolate(x, to, align_corners)
+        x = x if target is None else _interpolate(x, target, align_corners)
         out = x if out is None else out + x
     assert out is not None
     return reference.ACTIVATIONS[activation](out)
 
 
 def run_labels(logits: Tensor, target: tuple[Any, Any, bool], align_corners: bool) -> Tensor:
-    """Logits (N, classes, h, w) to the classes of the upsampled ones, int64 (N, H, W), as argmax gives them."""
+    """Return the classes of the upsampled logits (N, classes, h, w), int64 (N, H, W), as argmax gives them."""
     size = _size(logits, target, align_corners) if logits.dim() == 4 else None
     if size is not None and logits.shape[1] <= MAX_CLASSES:
         return upsample_argmax(logits, size, align_corners).long()
     return _interpolate(logits, target, align_corners).argmax(1)
 
 
-def run_pool(x: Tensor, steps: int, whole: Tensor, done: int) -> Tensor:
-    """The maximum of (4 steps + 1) x (4 steps + 1) with stride 1 of `whole`, (N, C, H, W) to the same, from x, which
-    is that of `done` steps. It is made of 5x5 pools without gradients, whose way through ties is another."""
-    learns = (torch.is_grad_enabled() and whole.requires_grad) or _dual()
-    if learns or whole.dim() != 4 or not whole.is_cpu or not whole.is_floating_point() or whole.numel() == 0:
-        return F.max_pool2d(whole, 4 * steps + 1, 1, 2 * steps)
-    for _ in range(steps - done):
+def run_pool(x: Tensor, steps: int, source: Tensor, steps_done: int) -> Tensor:
+    """Return the (4 steps + 1) x (4 steps + 1) maximum of `source`, (N, C, H, W) to the same, with stride 1.
+
+    x: the maximum of `source` after `steps_done` steps. 5x5 pools compute the rest where no gradient is needed: at ties
+    their gradients would go elsewhere.
+    """
+    learns = (torch.is_grad_enabled() and source.requires_grad) or _is_transformed()
+    if learns or source.dim() != 4 or not source.is_cpu or not source.is_floating_point() or source.numel() == 0:
+        return F.max_pool2d(source, 4 * steps + 1, 1, 2 * steps)
+    for _ in range(steps - steps_done):
         x = pool5x5(x)
     return x
 
 
 def run_format(x: Tensor, order: Sequence[int]) -> Tensor:
-    """x, its dimensions in memory in this order, from the outermost to the innermost; itself where they are."""
+    """Return x with its dimensions in memory in this order, the outermost first; x itself where they are already."""
     if x.dim() != len(order):  # changed in place since
         return x
     ordered = x.permute(*order)
     if ordered.is_contiguous():
         return x
-    if (usual := USUAL.get(tuple(order))) is not None:
-        return x.contiguous(memory_format=usual)  # which is no view, as a result seldom is
+    if (named := FORMATS.get(tuple(order))) is not None:
+        return x.contiguous(memory_format=named)  # not a view, as results seldom are
     return ordered.contiguous().permute(*(order.index(dim) for dim in range(x.dim())))
 
 
-USUAL: dict[tuple[int, ...], torch.memory_format] = {
+# PyTorch's named memory formats by their order of dimensions, the outermost first.
+FORMATS: dict[tuple[int, ...], torch.memory_format] = {
     (0, 1, 2, 3): torch.contiguous_format,
     (0, 2, 3, 1): torch.channels_last,
 }
-"""Memory formats that PyTorch has a name for, by the order of dimensions."""
 
 
-def _dual() -> bool:
-    """Whether tensors may carry derivatives, or batches, that they do not tell of."""
+def _is_transformed() -> bool:
+    """Return whether a transform is active in which tensors may carry hidden derivatives or batches."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 def _normalised(weight: Tensor, bias: Tensor | None, norm: Statistics | None) -> tuple[Tensor, Tensor | None]:
-    """The convolution that also normalises."""
+    """Return weight and bias of the convolution that also normalises."""
     if norm is None:
         return weight, bias
     mean, variance, scale, shift, eps = norm
@@ -123,31 +127,31 @@ def _normalised(weight: Tensor, bias: Tensor | None, norm: Statistics | None) ->
     return (weight * factor[:, None, None, None]).to(weight.dtype), offset.to(weight.dtype)
 
 
-def _last(
-    x: Tensor, chain: list[tuple[Tensor, Tensor | None]], wanted: bool
+def _fold_two(
+    x: Tensor, chain: list[tuple[Tensor, Tensor | None]], enabled: bool
 ) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
-    """A map and the one convolution that is left to do on it."""
+    """Return a map and the one convolution that is left to run on it: of two, both folded or the second."""
     if len(chain) == 1:
         return x, chain[0]
     (inner, inner_bias), (outer, outer_bias) = chain
-    if not wanted or inner.dtype != outer.dtype or _learning([inner, outer]):
+    if not enabled or inner.dtype != outer.dtype or _needs_gradient([inner, outer]):
         return F.conv2d(x, inner, inner_bias), chain[1]
     if torch.compiler.is_compiling() or type(inner) not in (Tensor, torch.nn.Parameter):
         folded = fold(outer, inner)  # part of the graph
     else:
-        folded = folds.setdefault(inner, FoldCache()).get(str(id(outer)), outer, inner)
+        folded = _folds.setdefault(inner, FoldCache()).get(str(id(outer)), outer, inner)
     if inner_bias is not None:
         through = F.conv2d(inner_bias[None, :, None, None], outer, outer_bias)
         outer_bias = through.flatten()
     return x, (folded, outer_bias)
 
 
-folds = WeakTensorKeyDictionary()
-"""Of each inner convolution's weight."""
+# A `FoldCache` for each inner convolution's weight.
+_folds = WeakTensorKeyDictionary()
 
 
 def _all_or_none(parameters: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[list[Tensor], list[Tensor] | None]:
-    """Weights and biases, zeros where only some have one."""
+    """Return weights and biases: zeros where only some have a bias, None where none has."""
     weights = [weight for weight, _ in parameters]
     if all(bias is None for _, bias in parameters):
         return weights, None
@@ -167,7 +171,7 @@ def _interpolate(x: Tensor, target: tuple[Any, Any, bool], align_corners: bool) 
 
 
 def _size(x: Tensor, target: tuple[Any, Any, bool], align_corners: bool) -> tuple[int, ...] | None:
-    """Of the upsampled map; None where that does not tell how it is interpolated."""
+    """Return the size of the upsampled map, None where the size does not determine the interpolation."""
     size, scale, recomputed = target
     count = x.dim() - 2
     if size is not None:
@@ -178,5 +182,5 @@ def _size(x: Tensor, target: tuple[Any, Any, bool], align_corners: bool) -> tupl
     return lengths if exact or align_corners or recomputed else None
 
 
-def _learning(tensors: Sequence[Tensor]) -> bool:
+def _needs_gradient(tensors: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

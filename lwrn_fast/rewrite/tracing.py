@@ -1,4 +1,4 @@
-"""A module's forward as a graph, with the modules in it as they are."""
+"""Tracing: record a module's forward as an FX graph, with the modules in it as they are."""
 
 import functools
 import inspect
@@ -11,16 +11,16 @@ from torch import fx, nn
 
 from ..ops import conv_parameters
 
-MOST_INLINED = 6
-"""Modules of PyTorch's own in one that is looked into; a larger one is traced for itself."""
+# PyTorch modules within a module that is traced inline; a module with more is traced for itself.
+MAX_INLINED = 6
 
 
 class NotTraced(Exception):
-    """Why there is no graph."""
+    """The reason why there is no graph."""
 
 
 class Proxy(fx.Proxy):
-    """One that writes in place where the forward does; torch.fx's own makes a new tensor of `x += y`."""
+    """A proxy that writes in place where the forward does; torch.fx's own makes a new tensor of `x += y`."""
 
 
 def _in_place(name: str) -> Any:
@@ -33,15 +33,18 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "
 
 
 class Tracer(fx.Tracer):
-    """Records one forward. Nothing outside the module is patched, as `fx.Tracer.trace` patches all modules of all
-    threads: the modules within get a forward of their own meanwhile, so the module must be nobody else's."""
+    """Records one forward without patches outside of the module.
+
+    `fx.Tracer.trace` patches all modules of all threads. Here the modules within get a forward of their own meanwhile,
+    so the module must not be in use elsewhere.
+    """
 
     def __init__(self, root: nn.Module, closed: set[nn.Module]) -> None:
         super().__init__()
         self.root, self.graph, self.tensor_attrs = root, fx.Graph(tracer_cls=Tracer), {}
         self.opened: list[nn.Module] = [root]
         self._closed = closed
-        self._before: dict[nn.Module, dict[str, Any]] = {}
+        self._saved: dict[nn.Module, dict[str, Any]] = {}
         self._swapped: list[tuple[nn.Module, str, nn.Module]] = []
 
     def record(self) -> fx.Graph:
@@ -53,10 +56,10 @@ class Tracer(fx.Tracer):
         finally:
             for parent, name, module in self._swapped:
                 parent._modules[name] = module
-            for module, names in self._before.items():
+            for module, attributes in self._saved.items():
                 if not isinstance(module, torch.jit.ScriptModule):
                     vars(module).clear()
-                    vars(module).update(names)
+                    vars(module).update(attributes)
         return self.graph
 
     def proxy(self, node: fx.Node) -> Proxy:
@@ -65,10 +68,10 @@ class Tracer(fx.Tracer):
     def _prepare(self, module: nn.Module, path: str) -> None:
         for name, child in module.named_children():
             inner = f"{path}.{name}" if path else name
-            if child in self._before:
+            if child in self._saved:
                 continue
-            self._before[child] = dict(vars(child))
-            if isinstance(child, torch.jit.ScriptModule):  # whose calls nothing within Python sees
+            self._saved[child] = dict(vars(child))
+            if isinstance(child, torch.jit.ScriptModule):  # Python does not see its calls
                 self._swapped.append((module, name, child))
                 module._modules[name] = stand_in = nn.Module()
                 vars(stand_in)["forward"] = functools.partial(self._call, inner)
@@ -83,12 +86,12 @@ class Tracer(fx.Tracer):
                 self._prepare(child, inner)
 
     def _is_leaf(self, m: nn.Module) -> bool:
-        """Containers and small modules are looked into, never those with hooks, nor `closed` ones."""
+        """Return False for containers and small modules without hooks, to trace into; True for `closed` ones too."""
         if m in self._closed or conv_parameters.has_hooks(m) or "forward" in vars(m):
             return True
         if type(m) is nn.Sequential:
             return False
-        return _of_torch(m) or sum(map(_of_torch, m.modules())) > MOST_INLINED
+        return _is_torch_module(m) or sum(map(_is_torch_module, m.modules())) > MAX_INLINED
 
     def _call(self, path: str, *args: Any, **kwargs: Any) -> Any:
         return self.create_proxy("call_module", path, args, kwargs)
@@ -102,16 +105,19 @@ class Tracer(fx.Tracer):
 
 
 def trace(module: nn.Module, closed: set[nn.Module]) -> tuple[fx.Graph, list[nn.Module]]:
-    """The graph, and the modules within that it looks into. NotTraced where the forward cannot be recorded."""
+    """Return the graph and the modules that were traced into. Raise NotTraced where the forward cannot be recorded."""
     tracer = Tracer(module, closed)
     try:
         return tracer.record(), tracer.opened
-    except Exception as error:  # it is somebody else's code
+    except Exception as error:  # user code may raise anything
         raise NotTraced(str(error)) from error
 
 
 def required(module: nn.Module) -> list[str]:
-    """The arguments of the forward that have no default, or the first; NotTraced where it takes any number."""
+    """Return the names of the forward's arguments without a default, or of the first argument where all have one.
+
+    Raise NotTraced where it takes any number of arguments, or some by name only.
+    """
     names = []
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
     for parameter in parameters:
@@ -122,5 +128,5 @@ def required(module: nn.Module) -> list[str]:
     return names or [parameter.name for parameter in parameters[:1] if parameter.kind is not parameter.VAR_KEYWORD]
 
 
-def _of_torch(module: nn.Module) -> bool:
+def _is_torch_module(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.")

@@ -1,5 +1,4 @@
-"""lwrn_fast.accelerate and restore: what is found in other people's networks, that it computes the same, and that
-what cannot be replaced stays as it is."""
+"""lwrn_fast.accelerate and restore: patterns in other authors' models are replaced, with the same results."""
 
 import copy
 import pickle
@@ -11,23 +10,20 @@ from torch import nn
 
 import lwrn_fast
 from lwrn_fast import models
-from lwrn_fast.rewrite import capture
+from lwrn_fast.rewrite import compiling
 from support import third_party_models
+from support.accelerated import accelerated
 from support.comparing import COPIES
 from support.third_party_models import SAME, SIZES, difference, outputs, same
 
 
-def accelerated(model: nn.Module) -> bool:
-    return any(capture.KEY in vars(module) or type(module) in capture._originals for module in model.modules())
-
-
-@pytest.fixture(params=third_party_models.STYLES, ids=lambda kind: kind.__name__)
+@pytest.fixture(params=third_party_models.STYLES, ids=lambda style: style.__name__)
 def style(request):
     return request.param
 
 
 @pytest.mark.parametrize("name", ["rf_lw50", "rf101"])
-def test_foreign_package(name):
+def test_third_party_package(name):
     make = getattr(third_party_models.package(), name)
     torch.manual_seed(0)
     model, other = make(21, pretrained=None).eval(), make(21, pretrained=None).eval()
@@ -52,7 +48,7 @@ def test_foreign_package(name):
 class TestStyles:
     @pytest.mark.parametrize("shape", SIZES, ids=str)
     def test_same_results(self, style, shape):
-        model, x = third_party_models.network(style), torch.rand(shape)
+        model, x = third_party_models.make(style), torch.rand(shape)
         expected = outputs(model, x)
         report = lwrn_fast.accelerate(model)
         for _ in ("expected", "run"):
@@ -75,49 +71,49 @@ class TestStyles:
         ids=lambda style: style.__name__,
     )
     def test_gradients(self, style):
-        model, x = third_party_models.network(style), torch.rand(2, 3, 37, 51, requires_grad=True)
+        model, x = third_party_models.make(style), torch.rand(2, 3, 37, 51, requires_grad=True)
         other = copy.deepcopy(model)
         lwrn_fast.accelerate(model)
-        for network in (model, other):
-            sum(out.square().sum() for out in outputs(network, x)).backward()
+        for run in (model, other):
+            sum(out.square().sum() for out in outputs(run, x)).backward()
         for (name, got), expected in zip(model.named_parameters(), other.parameters(), strict=True):
             assert (got.grad - expected.grad).abs().max() <= 1e-4 * expected.grad.abs().max(), name
 
     def test_mode_changes(self, style):
-        """Training is with dropout and batch statistics, and evaluation is without, whichever was traced."""
-        model = third_party_models.network(style)
+        """Training is with dropout and batch statistics, and evaluation is without, in any order."""
+        model = third_party_models.make(style)
         other, x = copy.deepcopy(model), torch.rand(2, 3, 64, 96)
         lwrn_fast.accelerate(model)
         for mode in (True, False, True):
             results = []
-            for network in (model, other):
-                network.train(mode)
+            for run in (model, other):
+                run.train(mode)
                 torch.manual_seed(1)
-                results.append(outputs(network, x))
+                results.append(outputs(run, x))
             if style is third_party_models.Inline:
                 assert (results[0][0] == results[1][0]).float().mean() > 0.99
             else:
                 assert difference(*results) < 1e-4  # a batch normalisation divides by small deviations
 
     def test_compiled_and_exported(self, style):
-        """Whoever compiles or exports an accelerated network sees the network's own forward."""
-        model, x = third_party_models.network(style), torch.rand(SIZES[0])
+        """Compilers and exporters see the own forward of an accelerated model."""
+        model, x = third_party_models.make(style), torch.rand(SIZES[0])
         expected = outputs(model, x)
         lwrn_fast.accelerate(model)
         torch._dynamo.reset()
         report = lwrn_fast.Report()
         ours = {"backend": "lwrn_fast", "options": {"backend": "eager", "report": report}}
-        for network in (
+        for run in (
             torch.compile(model, fullgraph=True, backend="eager"),
             torch.compile(copy.deepcopy(model), fullgraph=True, **ours),
             torch.export.export(model, (x,)).module(),
         ):
-            assert difference(outputs(network, x), expected) < (2 if style is third_party_models.Inline else SAME)
+            assert difference(outputs(run, x), expected) < (2 if style is third_party_models.Inline else SAME)
         assert report.count("crp") == style.crps
 
     @pytest.mark.parametrize("copied", COPIES)
     def test_copies(self, style, copied):
-        model, x = third_party_models.network(style), torch.rand(SIZES[0])
+        model, x = third_party_models.make(style), torch.rand(SIZES[0])
         lwrn_fast.accelerate(model)
         expected = outputs(model, x)
         other = copied(model)
@@ -131,7 +127,7 @@ class TestStyles:
         assert accelerated(model)
 
     def test_restored_bit_for_bit(self, style):
-        model, x = third_party_models.network(style), torch.rand(SIZES[0])
+        model, x = third_party_models.make(style), torch.rand(SIZES[0])
         expected, strides = outputs(model, x), [p.stride() for p in model.parameters()]
         lwrn_fast.accelerate(model)
         lwrn_fast.accelerate(model)
@@ -141,11 +137,11 @@ class TestStyles:
 
 
 class TestFollows:
-    """An accelerated network is the user's network: what happens to that happens to it."""
+    """An accelerated model is the user's: it follows every change."""
 
     @pytest.fixture
     def model(self):
-        model = third_party_models.network(third_party_models.Published)
+        model = third_party_models.make(third_party_models.Published)
         lwrn_fast.accelerate(model)
         return model
 
@@ -191,7 +187,7 @@ class TestFollows:
     def test_attributes_that_do_not_matter_cost_nothing(self, model, monkeypatch):
         model.steps = 2
         outputs(model, torch.rand(SIZES[0]))
-        monkeypatch.setattr(lwrn_fast.compiler, "Rewriter", None)
+        monkeypatch.setattr(compiling, "Rewriter", None)
         model.steps = 3
         outputs(model, torch.rand(SIZES[0]))
 
@@ -232,15 +228,15 @@ class TestFollows:
 
 class TestOptions:
     def test_parts(self):
-        model = third_party_models.network(third_party_models.Inline)
+        model = third_party_models.make(third_party_models.Inline)
         assert lwrn_fast.accelerate(model, crp=False).count("crp") == 0
         assert lwrn_fast.accelerate(model, fusion=False).count("fusion") == 0
         assert lwrn_fast.accelerate(model, fusion=False).count("crp") == 1
 
     @pytest.mark.parametrize("channels_last", [True, False])
     def test_channels_last(self, channels_last):
-        """Inside alone: parameters and results keep their strides."""
-        model, x, seen = third_party_models.network(third_party_models.Published), torch.rand(SIZES[0]), []
+        """Only values inside are channels-last: parameters and results keep their strides."""
+        model, x, seen = third_party_models.make(third_party_models.Published), torch.rand(SIZES[0]), []
         expected, strides = outputs(model, x), [p.stride() for p in model.parameters()]
         getattr(model.pool1[0], "2_outvar_dimred").register_forward_hook(lambda m, i, out: seen.append(out.stride()))
         lwrn_fast.accelerate(model, channels_last=channels_last)
@@ -249,7 +245,7 @@ class TestOptions:
         assert seen
 
     def test_fold_changes_rounding_alone(self):
-        model, x = third_party_models.network(third_party_models.Published), torch.rand(SIZES[0])
+        model, x = third_party_models.make(third_party_models.Published), torch.rand(SIZES[0])
         with torch.no_grad():
             lwrn_fast.accelerate(model, fold=False)
             unfolded = outputs(model, x)
@@ -266,52 +262,8 @@ class TestOptions:
         assert [finding.reason for finding in report] == ["is of lwrn_fast already"]
 
 
-class Branches(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.crp = third_party_models.Pooling(4)
-
-    def forward(self, x):
-        return self.crp(x) if x.sum() > 0 else x
-
-
-class Counts(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.pool, self.calls = nn.MaxPool2d(5, 1, 2), 0
-
-    def forward(self, x):
-        self.calls += 1
-        return self.pool(x)
-
-
-class Keeps(nn.Module):
-    """Hands out what a stage gives."""
-
-    def __init__(self):
-        super().__init__()
-        self.pool, self.conv = nn.MaxPool2d(5, 1, 2), nn.Conv2d(8, 8, 1)
-
-    def forward(self, x):
-        t = self.conv(self.pool(x))
-        return x + t, t
-
-
-class WritesInput(nn.Module):
-    """Adds to the tensor of its caller."""
-
-    def __init__(self):
-        super().__init__()
-        self.pool, self.conv = nn.MaxPool2d(3, 1, 1), nn.Conv2d(8, 8, 1)
-        self.five = nn.MaxPool2d(5, 1, 2)
-
-    def forward(self, x):
-        x += self.conv(self.five(x))
-        return x
-
-
 def test_other_threads_are_not_disturbed():
-    """While a network is looked at, others call theirs: torch.fx's own tracer patches the modules of all threads."""
+    """Other threads may call their models meanwhile: torch.fx's own tracer patches the modules of all threads."""
     seen = []
 
     class Looks(third_party_models.Pooling):
@@ -325,113 +277,8 @@ def test_other_threads_are_not_disturbed():
     assert set(seen) == {before}
 
 
-class TestLeftAlone:
-    @pytest.mark.parametrize(
-        ("changes", "reason"),
-        [
-            ({"kernel": 3, "padding": 1}, "a pool is 3x3 with padding (1, 1), not 5x5"),
-            ({"groups": 4}, "a convolution has 4 groups, neither 1 nor 8"),
-        ],
-        ids=["3x3", "groups"],
-    )
-    def test_another_chain(self, changes, reason):
-        model, x = nn.Sequential(third_party_models.Chain(**changes)), torch.rand(1, 8, 16, 16)
-        expected, strides = model(x), [p.stride() for p in model.parameters()]
-        report = lwrn_fast.accelerate(model, crp=True)
-        assert report.count("crp") == 0
-        assert reason in str(report)
-        assert difference([model(x)], [expected]) < SAME
-        if not report:
-            assert not accelerated(model)
-            assert [p.stride() for p in model.parameters()] == strides
-
-    def test_dilated(self):
-        """By one pixel more on each side, it is of the same size."""
-
-        class Dilated(third_party_models.Chain):
-            def forward(self, x):
-                out = t = x
-                for conv in self.convs:
-                    t = conv(self.pool(F.pad(t, (2, 2, 2, 2), value=-torch.inf)))
-                    out = out + t
-                return out
-
-        model, x = Dilated(dilation=2), torch.rand(1, 8, 16, 16)
-        expected = model(x)
-        report = lwrn_fast.accelerate(model)
-        assert not report
-        assert {finding.reason for finding in report} == {"a pool has dilation (2, 2)"}
-        assert same([model(x)], [expected])
-
-    def test_no_match(self):
-        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
-        report = lwrn_fast.accelerate(model)
-        assert not report.findings
-        assert "nothing of ours was found" in str(report)
-        assert not accelerated(model)
-
-    def test_scripted(self):
-        model = nn.Sequential(torch.jit.trace(third_party_models.Pooling(4), torch.rand(1, 4, 9, 9)))
-        report = lwrn_fast.accelerate(model)
-        assert not report
-        assert [finding.reason for finding in report] == ["is scripted"]
-
-    def test_quantised(self):
-        from torch.ao.nn import quantized
-
-        model = nn.Sequential(quantized.Conv2d(4, 4, 1), quantized.ReLU6())
-        report = lwrn_fast.accelerate(model)
-        assert not report
-        assert {finding.reason for finding in report} == {"is quantised"}
-
-    def test_data_dependent_forward_costs_only_itself(self):
-        model, x = Branches(), torch.rand(1, 4, 9, 9)
-        report = lwrn_fast.accelerate(model)
-        assert report.count("crp") == 1
-        assert any("seen at its first call" in (finding.reason or "") for finding in report)
-        assert torch.equal(model(-x), -x)
-        assert report.count("crp") == 0
-        assert any("captured in parts (test_accelerate.py:" in (finding.reason or "") for finding in report)
-        assert difference([model(x)], [third_party_models.Pooling.forward(model.crp, x)]) < SAME
-        assert report.count("crp") == 1
-
-    def test_forward_with_side_effects(self):
-        model = Counts()
-        report = lwrn_fast.accelerate(model)
-        assert report.count("pool") == 1
-        assert model.calls == 0
-        for call in range(1, 5):
-            model(torch.rand(1, 1, 6, 6))
-            assert model.calls == call
-
-    def test_stage_that_is_wanted_elsewhere(self):
-        model, x = Keeps(), torch.rand(1, 8, 9, 9)
-        expected = model(x)
-        assert lwrn_fast.accelerate(model).count("crp") == 0
-        assert difference(list(model(x)), list(expected)) < SAME
-
-    def test_caller_s_tensor_that_is_written_to(self):
-        model, x = WritesInput(), torch.rand(1, 8, 9, 9)
-        twin, other = copy.deepcopy(model), x.clone()
-        report = lwrn_fast.accelerate(model)
-        assert report.count("crp") == 0
-        with torch.no_grad():
-            model(x)
-            twin(other)
-        assert difference([x], [other]) < SAME
-
-    def test_forward_of_an_instance(self):
-        model = third_party_models.Pooling(4)
-        model.forward = lambda x: x
-        report = lwrn_fast.accelerate(model)
-        assert not report
-        assert [finding.reason for finding in report if not finding.where] == ["has a forward of its own instance"]
-        lwrn_fast.restore(model)
-        assert model(3) == 3
-
-
 def test_report_prints_as_a_table():
-    model = third_party_models.network(third_party_models.Published)
+    model = third_party_models.make(third_party_models.Published)
     report = lwrn_fast.accelerate(model)
     assert str(report).splitlines()[-1] == "to be replaced at the first call: 2 fusion, 2 crp"
     model(torch.rand(SIZES[0]))

@@ -1,4 +1,4 @@
-"""The backend "lwrn_fast" of torch.compile: what it finds in captured graphs, and that nothing else changes."""
+"""The backend "lwrn_fast" of torch.compile: it replaces patterns in captured graphs, and changes nothing else."""
 
 import copy
 import logging
@@ -19,13 +19,13 @@ def fresh():
     torch._dynamo.reset()
 
 
-EVERY = [pytest.param(style, "eager", id=f"{style.__name__}-eager") for style in third_party_models.STYLES]
+EAGER = [pytest.param(style, "eager", id=f"{style.__name__}-eager") for style in third_party_models.STYLES]
 # inductor takes half a minute for each
 INDUCTOR = [
     pytest.param(style, "inductor", id=f"{style.__name__}-inductor")
     for style in (third_party_models.Published, third_party_models.Heads)
 ]
-LEARNING = [case for case in EVERY if case.values[0] is not third_party_models.Inline]  # label maps have no gradient
+LEARNING = [case for case in EAGER if case.values[0] is not third_party_models.Inline]  # label maps have no gradient
 
 
 def compiled(model: nn.Module, inner: str = "eager", dynamic: bool | None = None, **options):
@@ -38,15 +38,15 @@ def test_is_registered():
     assert "lwrn_fast" in torch._dynamo.list_backends()
 
 
-@pytest.fixture(params=third_party_models.STYLES, ids=lambda kind: kind.__name__)
+@pytest.fixture(params=third_party_models.STYLES, ids=lambda style: style.__name__)
 def style(request):
     return request.param
 
 
 class TestStyles:
-    @pytest.mark.parametrize(("style", "inner"), EVERY + INDUCTOR)
+    @pytest.mark.parametrize(("style", "inner"), EAGER + INDUCTOR)
     def test_same_results(self, style, inner):
-        model, x = third_party_models.network(style), torch.rand(SIZES[0])
+        model, x = third_party_models.make(style), torch.rand(SIZES[0])
         function, report = compiled(model, inner)
         with torch.no_grad():
             expected, got = outputs(model, x), outputs(function, x)
@@ -60,31 +60,31 @@ class TestStyles:
     @pytest.mark.parametrize(("style", "inner"), LEARNING + INDUCTOR)
     def test_gradients(self, style, inner):
         """Batch normalisations by running statistics, since those of a batch of two enlarge every rounding."""
-        model, x = third_party_models.network(style), torch.rand(2, 3, 37, 51)
+        model, x = third_party_models.make(style), torch.rand(2, 3, 37, 51)
         other = copy.deepcopy(model)
         function, report = compiled(model, inner)
-        for network in (function, other):
-            sum(out.square().sum() for out in outputs(network, x)).backward()
+        for run in (function, other):
+            sum(out.square().sum() for out in outputs(run, x)).backward()
         assert report.count("crp") == style.crps
         for (name, got), expected in zip(model.named_parameters(), other.parameters(), strict=True):
             assert (got.grad - expected.grad).abs().max() <= 1e-4 * expected.grad.abs().max(), name
 
     @pytest.mark.slow
     def test_training(self, style):
-        model, x = third_party_models.network(style).train(), torch.rand(2, 3, 64, 96)
+        model, x = third_party_models.make(style).train(), torch.rand(2, 3, 64, 96)
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
         function, report = compiled(model)
         expected, got = outputs(copy.deepcopy(model), x), outputs(function, x)
-        # what is normalised by a batch's own statistics is no part of an op
+        # a normalisation by a batch's own statistics is no part of an op
         normalised = style is third_party_models.Inline
         assert report.count("crp") == style.crps - normalised
         assert normalised or difference(got, expected) < 1e-4
 
     @pytest.mark.slow
     def test_any_size(self, style):
-        model = third_party_models.network(style)
+        model = third_party_models.make(style)
         function, report = compiled(model, dynamic=True)
         with torch.no_grad():
             for shape in ((2, 3, 64, 96), (3, 3, 80, 72), (4, 3, 37, 51)):
@@ -94,13 +94,13 @@ class TestStyles:
                     assert (got[0] == expected[0]).float().mean() > 0.999
                 else:
                     assert difference(got, expected) < SAME
-        if style is not third_party_models.Inline:  # which crops by sizes, and so is compiled for each
+        if style is not third_party_models.Inline:  # it crops by sizes, so each size is compiled
             assert report.count("crp") == style.crps
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["rf_lw50", "rf101"])
-def test_foreign_package(name):
+def test_third_party_package(name):
     """No graph break, all chained residual poolings and all fusions, for inference and for training."""
     torch.manual_seed(0)
     model = getattr(third_party_models.package(), name)(21, pretrained=None).eval()
@@ -122,21 +122,21 @@ def test_foreign_package(name):
 
 
 def test_report_names_modules():
-    function, report = compiled(third_party_models.network(third_party_models.Published))
+    function, report = compiled(third_party_models.make(third_party_models.Published))
     function(torch.rand(SIZES[0]))
     assert [finding.where for finding in report if finding.kind == "crp"] == ["pool2.0", "pool1.0"]
 
 
 @pytest.mark.slow
 def test_frozen():
-    model, x = third_party_models.network(third_party_models.Mobile), torch.rand(SIZES[0])
+    model, x = third_party_models.make(third_party_models.Mobile), torch.rand(SIZES[0])
     function, _ = compiled(model, "inductor")
     with torch.no_grad(), torch._inductor.config.patch(freezing=True):
         assert difference(outputs(function, x), outputs(model, x)) < SAME
 
 
 def test_parts():
-    model, x = third_party_models.network(third_party_models.Published), torch.rand(SIZES[0])
+    model, x = third_party_models.make(third_party_models.Published), torch.rand(SIZES[0])
     function, report = compiled(model, crp=False)
     function(x)
     assert report.count("crp") == 0
@@ -162,7 +162,7 @@ def test_quantised_and_dilated_stay():
 
 
 def test_logs_what_was_found(caplog):
-    function, _ = compiled(third_party_models.network(third_party_models.Published))
+    function, _ = compiled(third_party_models.make(third_party_models.Published))
     with caplog.at_level(logging.INFO, "lwrn_fast"):
         function(torch.rand(SIZES[0]))
     assert "4 stages of 16 planes" in caplog.text

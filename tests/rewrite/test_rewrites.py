@@ -1,4 +1,4 @@
-"""A rewritten graph computes what it did: writes in place, gradients, dtypes, sizes, results used twice, strides."""
+"""A rewritten graph computes the same: writes in place, gradients, dtypes, sizes, results used twice, strides."""
 
 import copy
 import operator
@@ -26,7 +26,7 @@ def late_view(net, x, y):
 
 
 def write_between(by: Callable) -> Callable:
-    """Something is written into what a chain has read."""
+    """Return a forward that writes into the input of a chain after its read."""
 
     def forward(net, x, y):
         s = x.exp()
@@ -110,7 +110,7 @@ def test_partly_without_gradients(part):
     ids=["relu6", "threshold", "convolution behind the interpolation"],
 )
 def test_written_before_the_backward_pass(forward):
-    """PyTorch's needs neither the result of a relu6, nor what is interpolated."""
+    """PyTorch's backward pass needs neither the result of a relu6 nor the input of an interpolation."""
     model, inputs = Net(forward), maps()
     grads = []
     for function in (model, compiled(model)[0]):
@@ -219,7 +219,7 @@ def test_rank_differs():
 
 @pytest.mark.parametrize("length", [7, 8])
 def test_batch_norm_of_three_dimensions(length):
-    """Of (N, C, L) the second are the channels, of an image without a batch the first."""
+    """Channels are the second dimension of (N, C, L), and the first of an image without a batch."""
     norm = nn.BatchNorm2d(8).eval()
     nn.init.normal_(norm.running_mean)
 
@@ -341,15 +341,15 @@ FORMATS = {
 }
 
 
-@pytest.mark.parametrize("lies", ["contiguous", "weights", "transposed"])
+@pytest.mark.parametrize("layout", ["contiguous", "weights", "transposed"])
 @pytest.mark.parametrize("use", FORMATS.values(), ids=FORMATS.keys())
-def test_memory_formats(use, lies):
-    """The network's own code sees the strides that it has without us."""
+def test_memory_formats(use, layout):
+    """The model's own code sees the strides that it has without us."""
     x, y = maps()
     model = Net(lambda n, x, y: use(chain(n, x)))
-    if lies == "transposed":
+    if layout == "transposed":
         x = x.transpose(2, 3).contiguous().transpose(2, 3)
-    elif lies == "weights":
+    elif layout == "weights":
         model.to(memory_format=torch.channels_last)
     results = []
     for function in (model, compiled(model)[0]):
@@ -366,7 +366,7 @@ def test_memory_formats(use, lies):
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 def test_no_conversions_between_our_ops(last):
-    """Only what leaves the graph is brought back."""
+    """Only the graph's results are converted back."""
     model = Net(lambda n, x, y: F.conv2d(chain(n, F.relu(n.p(chain(n, x)) + n.q(x))), n.a.weight))
     x, y = maps()
     if last:

@@ -1,7 +1,7 @@
-"""Small networks to write patterns with, and their comparison with what the backend "lwrn_fast" makes of them.
+"""Small models to write patterns with, and their comparison with the graphs of the backend "lwrn_fast".
 
-Each network is run as it is and compiled, on copies of its inputs; values, dtypes, strides and what is written into the
-inputs must be the same.
+Each model runs eagerly and compiled, on copies of its inputs. Values, dtypes, strides and writes into the inputs must
+be the same.
 """
 
 import copy
@@ -13,18 +13,19 @@ from torch import Tensor, nn
 
 import lwrn_fast
 
+# Largest difference from eager PyTorch, relative to the largest value.
 SAME = 1e-5
-"""Of the largest value."""
 
 
 class Net(nn.Module):
-    """Convolutions to write a forward with."""
+    """Convolutions and a normalisation for the forward that is given."""
 
-    def __init__(self, forward: Callable | None = None, planes: int = 6) -> None:
+    def __init__(self, forward: Callable | None = None, channels: int = 6) -> None:
         super().__init__()
-        self.a, self.b, self.c = nn.Conv2d(8, planes, 1), nn.Conv2d(4, planes, 1), nn.Conv2d(4, planes, 1, bias=False)
+        self.a, self.b = nn.Conv2d(8, channels, 1), nn.Conv2d(4, channels, 1)
+        self.c = nn.Conv2d(4, channels, 1, bias=False)
         self.p, self.q = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1, bias=False)
-        self.norm = nn.BatchNorm2d(planes, eps=1e-3)
+        self.norm = nn.BatchNorm2d(channels, eps=1e-3)
         nn.init.normal_(self.norm.running_mean)
         nn.init.uniform_(self.norm.running_var, 0.5, 2)
         nn.init.normal_(self.norm.weight)
@@ -64,13 +65,13 @@ def compiled(model, dynamic: bool | None = None, **options):
 
 
 def check(model, inputs, grad: bool = False, dynamic: bool | None = None, tolerance: float = SAME):
-    """Compare the two; returns the report."""
+    """Compare the compiled model with the eager one; return the report."""
     function, report = compiled(model, dynamic)
-    given = [inputs, copy.deepcopy(inputs)]
+    arguments = [inputs, copy.deepcopy(inputs)]
     with torch.set_grad_enabled(grad):
-        expected = flat(model(*given[0]))
-        got = flat(function(*given[1]))
-    same([*got, *given[1]], [*expected, *given[0]], tolerance)
+        expected = flat(model(*arguments[0]))
+        got = flat(function(*arguments[1]))
+    same([*got, *arguments[1]], [*expected, *arguments[0]], tolerance)
     return report
 
 

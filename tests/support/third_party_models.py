@@ -1,4 +1,4 @@
-"""Networks as other people write them, small, and a package of theirs from the index."""
+"""Small models in the styles of other authors, and their package `refinenet` from the index."""
 
 import functools
 import subprocess
@@ -17,8 +17,8 @@ PACKAGE = "refinenet==0.9.5"
 
 @functools.cache
 def package() -> types.SimpleNamespace:
-    """The model modules of the package `refinenet`, without what it depends on; skips where it cannot be had."""
-    folder = Path(tempfile.mkdtemp()) / "foreign"
+    """Install the package `refinenet` without dependencies and return its model functions; skip where that fails."""
+    folder = Path(tempfile.mkdtemp()) / "third_party"
     install = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-deps", "--target"]
     done = subprocess.run([*install, str(folder), PACKAGE], capture_output=True, text=True)
     if done.returncode != 0:
@@ -42,10 +42,10 @@ def package() -> types.SimpleNamespace:
 class Pooling(nn.Module):
     """The published block under another name; groups: one weight per channel."""
 
-    def __init__(self, planes: int, stages: int = 4, groups: int = 1, bias: bool = False) -> None:
+    def __init__(self, channels: int, stages: int = 4, groups: int = 1, bias: bool = False) -> None:
         super().__init__()
         for i in range(stages):
-            setattr(self, f"{i + 1}_outvar_dimred", nn.Conv2d(planes, planes, 1, bias=bias, groups=groups))
+            setattr(self, f"{i + 1}_outvar_dimred", nn.Conv2d(channels, channels, 1, bias=bias, groups=groups))
         self.stages = stages
         self.maxpool = nn.MaxPool2d(kernel_size=5, stride=1, padding=2)
 
@@ -58,17 +58,18 @@ class Pooling(nn.Module):
         return x
 
 
-def encoder(*planes: int) -> nn.ModuleList:
-    inputs = (3, *planes[:-1])
+def encoder(*channels: int) -> nn.ModuleList:
+    """Return layers of stride 2 with these channels, the first on an image."""
+    inputs = (3, *channels[:-1])
     layers = [
         nn.Sequential(nn.Conv2d(i, o, 3, 2, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU6(inplace=True))
-        for i, o in zip(inputs, planes, strict=True)
+        for i, o in zip(inputs, channels, strict=True)
     ]
     return nn.ModuleList(layers)
 
 
 class Published(nn.Module):
-    """In the manner of the published ResNet: dropout, two 1x1 convolutions in a row, nn.Upsample in the forward."""
+    """The style of the published ResNet: dropout, two 1x1 convolutions in a row, nn.Upsample in the forward."""
 
     crps, fusions = 2, 2
 
@@ -96,7 +97,7 @@ class Published(nn.Module):
 
 
 class Mobile(nn.Module):
-    """In the manner of the published MobileNet: ReLU6, two and three summed inputs, the last CRP grouped."""
+    """The style of the published MobileNet: ReLU6, two and three summed inputs, the last CRP grouped."""
 
     crps, fusions = 2, 2
 
@@ -124,7 +125,7 @@ class Mobile(nn.Module):
 
 
 class Heads(nn.Module):
-    """In the manner of the multi-task networks: align_corners False, ReLU6, and several heads."""
+    """The style of the multi-task models: align_corners False, ReLU6, and several heads."""
 
     crps, fusions = 1, 1
 
@@ -170,7 +171,7 @@ class Inline(nn.Module):
         for stage in self.stages:
             t = stage(t)
             out = out + t
-        logits = self.segm(out - out.mean((2, 3), keepdim=True))  # so that every class wins somewhere
+        logits = self.segm(out - out.mean((2, 3), keepdim=True))  # gives every class a pixel
         return F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=True).argmax(dim=1)
 
 
@@ -198,10 +199,10 @@ class Wide(nn.Module):
 STYLES = (Published, Mobile, Heads, Inline, Wide)
 
 
-def network(kind: type[nn.Module]) -> nn.Module:
-    """In eval mode, with statistics of batches that are not those of a new network."""
+def make(style: type[nn.Module]) -> nn.Module:
+    """Return a model in eval mode whose batch normalisations have other than their initial statistics."""
     torch.manual_seed(0)
-    model = kind().eval()
+    model = style().eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -212,7 +213,7 @@ def network(kind: type[nn.Module]) -> nn.Module:
 
 
 class Chain(nn.Module):
-    """A chained residual pooling, with one thing or another about it changed."""
+    """A chained residual pooling with a pool and groups of choice."""
 
     def __init__(self, kernel: int = 5, padding: int = 2, dilation: int = 1, groups: int = 1) -> None:
         super().__init__()
@@ -227,9 +228,10 @@ class Chain(nn.Module):
         return out
 
 
+# Shapes of images, (N, 3, H, W).
 SIZES = [(1, 3, 64, 96), (2, 3, 37, 51)]
+# Largest difference from eager PyTorch, relative to the largest value.
 SAME = 1e-5
-"""Of the largest value."""
 
 
 def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
@@ -238,6 +240,7 @@ def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def difference(got: list[Tensor], expected: list[Tensor]) -> float:
+    """Return the largest difference, relative to the largest expected value of its tensor."""
     assert [g.shape for g in got] == [e.shape for e in expected]
     assert [g.dtype for g in got] == [e.dtype for e in expected]
     return max(((g - e).abs().max() / e.abs().max()).item() for g, e in zip(got, expected, strict=True))
