@@ -257,7 +257,7 @@ class TestGenerate:
                 assert image.shape == (48, 64, 3)
 
     def test_every_class_appears_and_pictures_differ(self):
-        pictures = [generate.picture(0, "train", i, (64, 64)) for i in range(40)]
+        pictures = [generate.draw_image(0, "train", i, (64, 64)) for i in range(40)]
         pixels = np.bincount(np.concatenate([labels.ravel() for _, labels in pictures]), minlength=8)
         assert pixels.size == 8
         assert (pixels > 0.005 * pixels.sum()).all()

@@ -228,7 +228,7 @@ class TestRefused:
         path = folder / "val" / "images" / "p0.jpg"
         Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path, exif=turned)
         seen = survey.look(data.find(folder, "val"))
-        assert all(isinstance(counts, labels.Counts) for counts in seen.found)
+        assert all(isinstance(counts, labels.Counts) for counts in seen.results)
 
 
 class TestSaid:
@@ -414,14 +414,14 @@ class TestCache:
         first = survey.look(pairs)
         assert len(counted) == 4
         assert len(list(cache.iterdir())) == 1
-        assert survey.look(pairs).found == first.found
+        assert survey.look(pairs).results == first.results
         assert len(counted) == 4
         Image.fromarray(classes(9, (0, 1, 5))).save(pairs[2].labels)
         again = survey.look(pairs)
         assert counted[4:] == [pairs[2].labels]
-        assert 5 in again.found[2].values
+        assert 5 in again.results[2].values
         pairs[1].image.write_bytes(b"text")  # no image of this size any longer
-        assert survey.look(pairs).found[1] == f"{pairs[1].image}: is not an image"
+        assert survey.look(pairs).results[1] == f"{pairs[1].image}: is not an image"
 
     def test_relative_paths_are_the_same_files(self, folder, counted, monkeypatch):
         survey.look(data.find(folder, "train"))
@@ -467,7 +467,7 @@ class TestCache:
         first = survey.look(pairs)
         (file,) = cache.iterdir()
         file.write_bytes(self.DAMAGE[damage](file.read_bytes()))
-        assert survey.look(pairs).found == first.found
+        assert survey.look(pairs).results == first.results
         assert len(counted) == 8
         survey.look(pairs)
         assert len(counted) == 8  # written anew

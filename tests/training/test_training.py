@@ -468,7 +468,7 @@ class TestEval:
         return model.eval()
 
     def test_scales_and_flip(self, model):
-        image, _ = generate.picture(0, "test", 0, (64, 96))
+        image, _ = generate.draw_image(0, "test", 0, (64, 96))
         x = models.preprocess(image)
         with torch.no_grad():
             total = sum(
