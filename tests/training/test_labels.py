@@ -1,8 +1,7 @@
-"""Label maps as people have them: which files are read, and what their values and colours mean."""
+"""Label maps: the files that are read, and the meaning of their values and colours."""
 
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,32 +9,11 @@ import pytest
 from PIL import Image
 
 from lwrn_fast import models
-from lwrn_fast.training import data, label_map, labels, survey
+from lwrn_fast.training import data, label_map, labels
 from lwrn_fast.training.label_map import LabelMap, parse
-from support.label_maps import (
-    CITYSCAPES_CAR,
-    CITYSCAPES_ROAD,
-    MARK,
-    Run,
-    classes,
-    coloured,
-    grey,
-    pairs_folder,
-    weights,
-)
+from support.label_maps import CITYSCAPES_CAR, CITYSCAPES_ROAD, MARK, Run, classes, coloured, grey, pairs_folder
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Counts are kept where nobody else finds them."""
-    folder = tmp_path_factory.mktemp("cache") / "new"
-    monkeypatch.setenv(survey.CACHE, str(folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], str]:
-    return weights(tmp_path_factory.mktemp("weights"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 class TestFiles:
