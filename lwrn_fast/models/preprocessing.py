@@ -34,17 +34,17 @@ def preprocess(image: Any, size: int | Sequence[int] | None = None) -> Tensor:
     return normalise(image, size)
 
 
-def pixels(image: Any, what: str) -> Tensor:
-    """Return one or several images of any type as uint8 (..., H, W, 3). what: its name in errors.
+def pixels(image: Any, argument: str) -> Tensor:
+    """Return one or several images of any type as uint8 (..., H, W, 3). argument: its name in errors.
 
     image: as `preprocess` takes it, or (N, H, W, 3); every type gives the same pixels.
     """
-    array = image if isinstance(image, Tensor) else _array(image, what)
+    array = image if isinstance(image, Tensor) else _array(image, argument)
     dtype = str(array.dtype).removeprefix("torch.")
     if dtype != "uint8":
-        raise TypeError(f"{what} must be uint8, got {dtype}{_remedy(array)}")
+        raise TypeError(f"{argument} must be uint8, got {dtype}{_remedy(array)}")
     if array.ndim not in (3, 4) or array.shape[-1] != 3 or min(array.shape[-3:-1]) < 1:
-        raise ValueError(f"{what} must be (H, W, 3), got {tuple(array.shape)}{_remedy(array)}")
+        raise ValueError(f"{argument} must be (H, W, 3), got {tuple(array.shape)}{_remedy(array)}")
     if isinstance(array, Tensor):
         return array
     # PyTorch takes neither negative strides nor memory that may not be written
@@ -52,21 +52,21 @@ def pixels(image: Any, what: str) -> Tensor:
     return torch.from_numpy(array if usable else array.copy())
 
 
-def _array(image: Any, what: str) -> np.ndarray:
+def _array(image: Any, argument: str) -> np.ndarray:
     """Return a PIL image or a file as uint8 (H, W, 3), anything else as NumPy converts it."""
     pil = sys.modules.get("PIL.Image")  # without this import there can be no PIL image
     if pil is not None and isinstance(image, pil.Image):
         from ..io.decoding import to_rgb
 
         name = getattr(image, "filename", "")
-        return to_rgb(image, f"{what} {os.fsdecode(name)}" if name else what)
+        return to_rgb(image, f"{argument} {os.fsdecode(name)}" if name else argument)
     if isinstance(image, (str, os.PathLike)):
         from ..io import images
 
         try:
             return images.read(Path(image))
         except images.ImageError as error:
-            raise images.ImageError(f"{what} {error}") from error
+            raise images.ImageError(f"{argument} {error}") from error
     return np.asarray(image)
 
 

@@ -10,7 +10,7 @@ from support.random_models import random_network, randomised
 
 @pytest.fixture(scope="module")
 def resnet() -> nn.Module:
-    """The published wiring on one block per stage, for what does not depend on how many there are."""
+    """Return the published wiring with one block per stage, for tests that do not depend on their number."""
     torch.manual_seed(0)
     return randomised(ResNetNetwork("rf_lw14", (1, 1, 1, 1), 5, torch.channels_last))
 

@@ -9,7 +9,7 @@ from lwrn_fast import models
 
 
 def residual_units(x: torch.Tensor, module: nn.Module, count: int) -> torch.Tensor:
-    """Light-weight residual units written out."""
+    """Apply light-weight residual units, written out."""
     for i in range(1, count + 1):
         reduce, conv, expand = (getattr(module, f"{i}_{step}") for step in ("reduce", "conv", "expand"))
         x = x + expand(conv(reduce(x.relu()).relu()).relu())
@@ -20,7 +20,7 @@ class TestDecoder:
     @pytest.mark.parametrize("in_planes", [[8], [8, 12], [8, 12, 16, 24, 8]], ids=len)
     def test_is_the_published_decoder(self, in_planes):
         decoder = models.Decoder(in_planes, num_classes=3, planes=16).eval()
-        features = [torch.rand(2, planes, 20 // (i + 1), 17 // (i + 1)) for i, planes in enumerate(in_planes)]
+        features = [torch.rand(2, channels, 20 // (i + 1), 17 // (i + 1)) for i, channels in enumerate(in_planes)]
         x = None
         for number in range(len(in_planes), 0, -1):
             y = getattr(decoder, f"lateral{number}")(features[number - 1])
@@ -56,7 +56,7 @@ class TestDecoder:
     @pytest.mark.parametrize("n_features", [1, 3])
     def test_with_residual_units(self, n_features):
         decoder = models.Decoder([8, 12, 16][:n_features], num_classes=3, planes=6, rcu=True).eval()
-        features = [torch.rand(2, planes, 20 // planes, 17 // planes) for planes in decoder.in_planes]
+        features = [torch.rand(2, channels, 20 // channels, 17 // channels) for channels in decoder.in_planes]
         x = None
         for number in range(n_features, 0, -1):
             y = getattr(decoder, f"lateral{number}")(features[number - 1])

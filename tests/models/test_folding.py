@@ -78,7 +78,7 @@ class TestFolding:
 
     @pytest.mark.parametrize("name", ["p_ims1d2_outl2_dimred", "adapt_stage3_b2_joint_varout_dimred"])
     def test_derivatives_in_the_weights_are_not_forgotten(self, resnet, name):
-        """Forward-mode duals through torch.func and through forward_ad, with the cache empty and filled."""
+        """Forward-mode duals through torch.func and forward_ad, with an empty and a filled cache."""
         model, image = copy.deepcopy(resnet).double(), torch.rand(1, 3, 32, 32).double()
         key, weight = f"{name}.weight", model.get_parameter(f"{name}.weight").detach()
         direction = torch.randn_like(weight)
@@ -126,7 +126,7 @@ class TestFolding:
         assert cache.get("name", outer, inner) is kept
 
     def test_threads_with_weights_of_their_own_share_a_cache(self):
-        """As replicas and shallow copies of a network do."""
+        """Replicas and shallow copies of a model do so."""
         cache = FoldCache()
         pairs = [(torch.randn(8, 8, 1, 1), torch.randn(8, 8, 1, 1)) for _ in range(4)]
 
@@ -138,7 +138,7 @@ class TestFolding:
             assert all(pool.map(run, range(400)))
 
     def test_a_bias_is_not_forgotten(self, resnet):
-        """As folding a batch normalisation into a convolution leaves one."""
+        """Folding a batch normalisation into a convolution gives it one."""
         image = torch.rand(1, 3, 32, 32)
         for name in ("p_ims1d2_outl2_dimred", "adapt_stage2_b2_joint_varout_dimred"):
             model = copy.deepcopy(resnet)

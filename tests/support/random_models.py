@@ -16,7 +16,7 @@ def random_network(name: str, **options: object) -> nn.Module:
 
 
 def randomised(model: nn.Module) -> nn.Module:
-    """In eval mode, with weights that keep activations at their size."""
+    """Set eval mode and weights that keep activations at their magnitude."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")

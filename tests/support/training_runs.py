@@ -20,5 +20,5 @@ def losses(out: Path) -> list[float]:
 
 
 def metrics(out: Path) -> np.ndarray:
-    """All numbers of all epochs but the seconds."""
+    """Return all numbers of all epochs but the seconds."""
     return np.array([[float(row[name]) for name in row if name != "seconds"] for row in read_csv(out / "metrics.csv")])

@@ -14,7 +14,7 @@ from support.training_runs import SMALL
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten generated pictures: 8 to train on, one to validate with, one to test."""
+    """Return ten generated images: 8 to train on, one to validate with, one to test."""
     out = tmp_path_factory.mktemp("data") / "generated"
     generate.generate(out, 10, seed=0, size=(64, 64))
     return out
@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What an uninterrupted run of two epochs, of four steps each, leaves."""
+    """Return the folder of an uninterrupted run of two epochs, of four steps each."""
     out = tmp_path_factory.mktemp("runs") / "whole"
     assert cli.main(["train", str(folder), "--out", str(out), "--epochs", "2", *SMALL]) == 0
     return out
@@ -30,7 +30,7 @@ def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained checkpoint with five classes."""
+    """Return an untrained checkpoint with five classes."""
     path = tmp_path_factory.mktemp("five") / "five.pth"
     torch.save(models.rf_lw_mbv2(num_classes=5).state_dict(), path)
     return path
@@ -38,7 +38,7 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Counts are kept where nobody else finds them."""
+    """Keep counts in a folder of this test."""
     folder = tmp_path_factory.mktemp("cache") / "new"
     monkeypatch.setenv(survey.CACHE, str(folder))
     return folder

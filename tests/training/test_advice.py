@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 def _quantized() -> list[Image.Image]:
-    """Colour masks with the palette of each file sorted by its own pixels."""
+    """Return colour masks with the palette of each file sorted by its own pixels."""
     masks = []
     for seed in range(4):
         index = classes(seed, (0, 1, 2))
@@ -113,7 +113,7 @@ REFUSED: dict[str, tuple[Callable[[], list[Image.Image]], str, list[str], str]] 
 
 
 class TestRefused:
-    """Each kind with its remedy, which, followed, works: in both layouts, by both commands."""
+    """Each error names a remedy that works, in both layouts and by both commands."""
 
     @pytest.mark.parametrize("layout", LAYOUTS)
     @pytest.mark.parametrize("kind", REFUSED)
@@ -146,7 +146,7 @@ class TestRefused:
         for part in (MARK, str(folder), *parts, f"--map-labels {remedy}"):
             assert part in run.errors[0]
         assert not (tmp_path / "s.json").exists()
-        assert "--num-classes" not in run.errors[0]  # which eval has not
+        assert "--num-classes" not in run.errors[0]  # eval has no such option
         if remedy == "voc":
             (folder / "classes.txt").unlink()
         classes = 21 if remedy == "voc" else len(names.split())
@@ -163,7 +163,7 @@ class TestRefused:
         assert f"{split}/labels: the label maps to {use} hold 0 and 255" in run.errors[0]
 
     def test_masks_with_many_classes(self, tmp_path, capsys):
-        """A number of classes that was forgotten is part of the remedy."""
+        """The remedy includes a missing --num-classes."""
         folder = pairs_folder(tmp_path / "d", grey(0, 255), "a b c d e")
         run = Run(capsys, "train", folder, "--out", tmp_path / "r", *TRAIN)
         assert "--map-labels 255:1 with --num-classes 2" in run.errors[0]
@@ -179,7 +179,7 @@ class TestRefused:
         assert Run(capsys, "train", folder, "--out", tmp_path / "r", *TRAIN, "--map-labels", "0:0").code == 0
 
     def test_one_label_map_of_many(self, tmp_path, capsys, checkpoint):
-        """train refuses it; eval leaves it out and says so, as it does with any file."""
+        """train refuses it; eval leaves it out and reports it, as it does with any file."""
         folder = pairs_folder(tmp_path / "d", grey(0, 1))
         for split in ("train", "val"):
             Image.fromarray(classes(0, (0, 7))).save(folder / split / "labels" / "p2.png")
@@ -200,7 +200,7 @@ class TestRefused:
         assert run.errors == [f"{MARK}{folder}/train/labels/p3.png: is 36 x 32 pixels, its image 40 x 32"]
         assert not (tmp_path / "r").exists()
 
-    def test_a_turned_photograph_is_of_its_labels_size(self, tmp_path):
+    def test_a_turned_image_is_of_its_labels_size(self, tmp_path):
         folder = pairs_folder(tmp_path / "d", grey(0, 1))
         turned = Image.Exif()
         turned[0x0112] = 6
@@ -266,7 +266,7 @@ class TestSaid:
         assert any(line.startswith("warning: ") and message in line for line in run.out.splitlines())
 
     def test_label_maps_without_image(self, tmp_path, capsys, checkpoint):
-        """An image that is missing, or that nobody can read, does not go unnoticed."""
+        """A missing or unreadable image is reported."""
         folder = pairs_folder(tmp_path / "d", grey(0, 1))
         for split in ("train", "val"):
             (folder / split / "images" / "p1.jpg").rename(folder / split / "images" / "p1.raw")
@@ -286,7 +286,7 @@ class TestSaid:
         assert lines == [f"{folder}/train/labels: {never}"]
 
     def test_good_labels_are_not_spoken_about(self, tmp_path):
-        """As VOC has them: borders that are ignored, in some images only."""
+        """Labels as in VOC: borders that are ignored, in some images only."""
         images = [*grey(0, 1, 255), *grey(0, 2), *grey(0, 255, 2)]
         folder = pairs_folder(tmp_path / "d", images, THREE)
         judged = advice.judge(survey.look(data.find(folder, "train")), None, THREE.split(), advice.TRAIN)

@@ -37,11 +37,11 @@ class TestEval:
         assert (mirrored.flip(1) == got).double().mean() > 0.999
 
     def test_damaged_files_are_counted(self, trained, folder, tmp_path, capsys):
-        for kind in ("images", "labels"):
-            (tmp_path / kind).mkdir()
+        for folder_name in ("images", "labels"):
+            (tmp_path / folder_name).mkdir()
             for i in range(3):
-                source = folder / "train" / kind / f"0000{i}.png"
-                (tmp_path / kind / source.name).write_bytes(source.read_bytes())
+                source = folder / "train" / folder_name / f"0000{i}.png"
+                (tmp_path / folder_name / source.name).write_bytes(source.read_bytes())
         (tmp_path / "images" / "00001.png").write_bytes(b"text")
         checkpoint, out = str(trained / "last.safetensors"), tmp_path / "scores.csv"
         assert cli.main(["eval", str(tmp_path), "--checkpoint", checkpoint, "--confusion", "--out", str(out)]) == 2

@@ -17,13 +17,13 @@ import torch
 from torch import nn
 from lwrn_fast.training import processes
 
-def network():
+def model():
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5)]
     return nn.Sequential(*layers).double()
 
 def compare():
-    whole, part = network(), network()
+    whole, part = model(), model()
     processes.synchronise(part)
     x, weight = torch.randn(4, 3, 8, 8).double(), torch.randn(4, 5, 4, 4).double()
     (whole(x) * weight).sum().backward()
@@ -45,7 +45,7 @@ with processes.joined("cpu"):
 
 class TestProcesses:
     def torchrun(self, *arguments: str) -> str:
-        """What two processes on the CPU say, which neither warn nor fail."""
+        """Return the output of two processes on the CPU, which neither warn nor fail."""
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, env=environment)
@@ -55,7 +55,7 @@ class TestProcesses:
 
     @pytest.mark.slow
     def test_train_as_one(self, trained, folder, tmp_path):
-        # the statistics of few pixels would make the network sensitive to the last bit
+        # the statistics of few pixels would make the model sensitive to the last bit
         arguments = ["train", str(folder), *SMALL, "--checkpoint", str(trained / "last.safetensors"), "--epochs", "2"]
         arguments += ["--freeze-bn", "--out"]
         text = self.torchrun("-m", "lwrn_fast", *arguments, str(tmp_path / "two"))

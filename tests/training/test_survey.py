@@ -24,11 +24,11 @@ class TestCache:
 
     @pytest.fixture
     def counted(self, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-        """The label maps that were decoded."""
+        """Return the label maps that were decoded."""
         decoded: list[Path] = []
         count = labels.count
         monkeypatch.setattr(labels, "count", lambda path: decoded.append(path) or count(path))
-        monkeypatch.setattr(survey, "RECENT", -1.0)  # files of a moment ago are kept too
+        monkeypatch.setattr(survey, "RECENT", -1.0)  # recent files are cached too
         return decoded
 
     def test_only_what_changed_is_read_again(self, folder, counted, cache):
@@ -57,7 +57,7 @@ class TestCache:
         assert len(counted) == 4
 
     def test_same_size_and_time(self, folder, counted):
-        """A file with another's size and time is noticed, for the file system knows when it changed."""
+        """A new file with the old size and time is detected by the time at which its inode changed."""
         pairs = data.find(folder, "train")
         before = pairs[0].labels.stat()
         survey.look(pairs)
@@ -113,7 +113,7 @@ class TestCache:
 
     @pytest.mark.slow
     def test_interrupted(self, folder, cache):
-        """Ctrl-C ends the look at once: nothing is kept, and no thread goes on."""
+        """Ctrl-C ends the survey at once: nothing is kept, and no thread goes on."""
 
         def progress(pairs):
             yield pairs[0]
@@ -148,7 +148,7 @@ class TestSeveralProcesses:
         assert not (tmp_path / "r").exists()
 
     def test_waiting_is_told(self, monkeypatch):
-        """The others hear from the first one while it works, and go on when it is done or gives up."""
+        """The others hear from the first process while it works, and go on when it succeeds or fails."""
         told: list[int] = []
         monkeypatch.setattr(processes, "count", lambda: 2)
         monkeypatch.setattr(processes, "rank", lambda: 0)

@@ -48,7 +48,7 @@ class TestParts:
         assert f"{model.head}.weight" in decoder
 
     def test_synchronised_normalisation_is_the_usual_one(self, monkeypatch):
-        """With two processes that hold the same, of which each is half."""
+        """Two processes hold the same batch: each is half of the whole."""
         x = torch.randn(3, 4, 5, 6, requires_grad=True)
         usual, synced = nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4))
         processes.synchronise(synced)
@@ -91,7 +91,7 @@ class TestParts:
 
 
 class TestTrain:
-    def test_what_it_leaves(self, trained):
+    def test_files(self, trained):
         names = {"best.safetensors", "last.safetensors", "losses.csv", "metrics.csv", "state.pt"}
         assert {path.name for path in trained.iterdir()} == names
         assert [row["step"] for row in read_csv(trained / "losses.csv")] == [str(i) for i in range(1, 9)]
@@ -115,7 +115,7 @@ class TestTrain:
         assert "crescent" in text
 
     def test_loss_falls(self, folder, tmp_path):
-        """Eight pictures, again and again."""
+        """Train on the same eight images repeatedly."""
         options = ["--epochs", "10", "--scales", "1", "1", "--no-flip", "--batch", "4"]
         assert cli.main(["train", str(folder), "--out", str(tmp_path / "r"), *SMALL, *options]) == 0
         values = losses(tmp_path / "r")
@@ -169,7 +169,7 @@ class TestBatchNormalisation:
         assert all(np.isfinite(losses(tmp_path / "r")))
 
     def test_agrees_with_a_step(self, five):
-        """What is foreseen from shapes alone is what a forward pass says."""
+        """The check of shapes alone agrees with a forward pass."""
         for batch, crop in ((1, 32), (1, 33), (2, 1), (3, 32)):
             model = models.load(str(five)).train()
             options = preparing.Options(Path(), Path(), batch=batch, crop=crop)

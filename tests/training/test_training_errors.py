@@ -14,7 +14,7 @@ from support.training_runs import MARK, SMALL
 
 
 class TestUnexpected:
-    """Whatever fails becomes one line, and 2."""
+    """Any failure becomes one line and exit code 2."""
 
     FAILURES = {
         "memory": (MemoryError(), "not enough memory; a smaller --batch, --crop or --scales needs less (MemoryError)"),
@@ -59,7 +59,7 @@ class TestUnexpected:
 
     @pytest.mark.slow
     def test_disk_that_is_full(self, folder, tmp_path):
-        """Nothing half-written is left, and the same command works where there is room."""
+        """No partial file is left, and the same command works where there is room."""
         arguments = ["train", str(folder), "--out", str(tmp_path / "r"), "--epochs", "1", *SMALL]
         limited = f"ulimit -f 100; exec '{sys.executable}' -m lwrn_fast " + " ".join(arguments)
         done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=300)
@@ -125,15 +125,15 @@ class TestBadInput:
     @pytest.mark.parametrize("case", CASES)
     def test_one_line(self, case, folder, trained, five, tmp_path, capsys):
         arguments, message = self.CASES[case]
-        places = {"folder": folder, "trained": trained, "five": five}
-        arguments = [argument.format(**places) for argument in arguments]
+        paths = {"folder": folder, "trained": trained, "five": five}
+        arguments = [argument.format(**paths) for argument in arguments]
         if arguments[0] == "train":
             arguments += ["--out", str(tmp_path / "out")]
         assert cli.main(arguments) == 2
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1
         assert lines[0].startswith(MARK)
-        assert message.format(**places) in lines[0]
+        assert message.format(**paths) in lines[0]
         assert not list(tmp_path.rglob("*.*"))
 
     @pytest.mark.parametrize(

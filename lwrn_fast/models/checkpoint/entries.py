@@ -37,7 +37,7 @@ def entries(content: Any) -> list[Entry]:
     result: dict[str, Entry] = {}
     for location, name, tensor in _walk(content):
         plain = Entry(_unwrapped(location), _unwrapped(name), tensor)
-        if plain.full in result:  # of two that differ only in a wrapper, the second keeps it
+        if plain.full in result:  # if two differ only in a wrapper, the second keeps it
             plain = Entry(location, name, tensor)
         result.setdefault(plain.full, plain)
     return list(result.values())
