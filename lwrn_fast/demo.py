@@ -74,7 +74,7 @@ def draw(out: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     drawn = {}
     for i in range(IMAGES):
         path = out / f"shapes_{i + 1}.png"
-        drawn[str(path)] = generate.picture(segment.SEED, "test", i, SIZE)
+        drawn[str(path)] = generate.draw_image(segment.SEED, "test", i, SIZE)
         images.write(path, drawn[str(path)][0])
     return drawn
 

@@ -70,15 +70,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--everything", action="store_true", help="--all, and the cases that others make unlikely to fail")
 
 
-# These take longest, the first most. Begun in this order, none of them is left to one process at the end.
+# These files take longest, the first most. Begun in this order, none of them is left to one process at the end.
 LONG = (
-    *("test_sanitizers", "test_entrances", "test_crp", "test_emulator", "test_triton_compile", "test_documents"),
-    *("test_build", "test_export_meaning", "test_optimize", "test_accelerate", "test_patterns", "test_rewrites"),
-    *("test_norm_folding", "test_left_alone", "test_pools_and_labels"),
-    *("test_video", "test_training", "test_triton_backward", "test_cli", "test_models", "test_folders", "test_survey"),
-    *("test_checkpoint_layouts", "test_tracers", "test_capture_follows", "test_triton", "test_conv_parameters"),
-    *("test_decoding", "test_compiler", "test_export", "test_native", "test_upsample_argmax", "test_gradients"),
-    *("test_capture_forwards", "test_capture", "test_fusion"),
+    *("test_entrances", "test_documents", "test_build", "test_triton", "test_sanitizers", "test_emulator"),
+    *("test_export", "test_compiler", "test_optimize", "test_video", "test_crp", "test_triton_compile"),
+    *("test_triton_backward", "test_native", "test_profiling", "test_training", "test_export_cli", "test_ops"),
+    *("test_gradients", "test_cuda_compile", "test_schedule", "test_receptive", "test_accelerate", "test_fusion"),
 )
 
 

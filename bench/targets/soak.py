@@ -91,7 +91,7 @@ def soak(calls: int, threads: int, count: int = IMAGES) -> dict:
 def random_image(i: int) -> np.ndarray:
     """Draw shapes in an image of a size of its own."""
     height, width = np.random.RandomState(i).randint(MIN_SIDE, MAX_SIDE + 1, 2)
-    return generate.picture(1, "test", i, (int(height), int(width)))[0]
+    return generate.draw_image(1, "test", i, (int(height), int(width)))[0]
 
 
 def check(model: torch.nn.Module, image: np.ndarray, labels: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Light-Weight RefineNets, the original RefineNets, a decoder for encoders of your own, and what they need around them.
+"""Light-Weight RefineNets, the original RefineNets, a decoder for any encoder, checkpoints and preprocessing.
 
 >>> from lwrn_fast import models
 >>> model = models.rf_lw_mbv2(num_classes=21).eval()

@@ -1,4 +1,4 @@
-"""What every network is: an encoder and a decoder in one module."""
+"""The base class of all models: an encoder and a decoder in one module."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -22,30 +22,30 @@ class Network(LevelDecoder):
     name: str
     num_classes: int
     loaded: "Loaded | None" = None
-    """What `load` took from a file; None for a network that is not from one."""
+    """The record of what `load` took from a file; None for a model that is not from one."""
     memory_format = torch.channels_last
-    """Strides the input is brought to, which the encoder then keeps. May be set at any time."""
+    """Memory format that the input is converted to and the encoder keeps. May be set at any time."""
 
     @property
     def plain(self) -> bool:  # type: ignore[override]  # follows memory_format
         return self.memory_format == torch.contiguous_format
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """The encoder, from an image to its feature maps, finest first; a subclass says what it is."""
+        """Return the encoder's feature maps of an image, finest first; a subclass implements it."""
         raise TypeError(f"{type(self).__name__} has no encoder")
 
     def forward(self, x: Tensor) -> Tensor:
-        """An image (N, 3, H, W), normalised, to logits (N, num_classes, ceil(H / 4), ceil(W / 4))."""
-        # not for the proxies of torch.fx, and torch.jit.trace would warn about the comparison
-        seen = isinstance(x, Tensor) and checks.tracing_state() is None
-        if seen and (x.dim() != 4 or x.shape[1] != 3):
+        """Map a normalised image (N, 3, H, W) to logits (N, num_classes, ceil(H / 4), ceil(W / 4))."""
+        # torch.fx passes proxies, and torch.jit.trace would warn about the comparison
+        checked = isinstance(x, Tensor) and checks.tracing_state() is None
+        if checked and (x.dim() != 4 or x.shape[1] != 3):
             raise ValueError(f"{self.name}: x must be (N, 3, H, W), got {tuple(x.shape)}")
         if not torch._C._are_functorch_transforms_active():  # torch.vmap knows no memory formats
             x = x.contiguous(memory_format=self.memory_format)
         return self.decode(self.features(x))
 
     def __getstate__(self) -> dict[str, Any]:
-        """torch.save cannot pickle a torch.memory_format: its name stands for it."""
+        """Return the state with the name of the memory format, which torch.save cannot pickle itself."""
         return {**super().__getstate__(), "memory_format": str(self.memory_format)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

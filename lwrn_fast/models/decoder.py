@@ -19,15 +19,15 @@ from .refinenet_blocks import LightResidualUnits
 
 
 class Level(NamedTuple):
-    """One level, by the names its modules have in their network."""
+    """One level of a decoder, as the names of its modules in the model."""
 
     laterals: tuple[tuple[str, ...], ...]
-    """Per feature of this level, deepest first, the one or two consecutive 1x1 convolutions it goes through; in the
-    original RefineNet, all modules of its path."""
+    """One or two consecutive 1x1 convolutions for each feature of this level, deepest first; in the original RefineNet,
+    all modules of the path."""
     crp: str | None
     """None for the ablation without it."""
     deeper: str | None = None
-    """The 1x1 convolution that the deeper level's result goes through; None at the deepest level."""
+    """The 1x1 convolution after the deeper level; None at the deepest level."""
     adapt: str | None = None
     """The light-weight residual units behind the lateral's first convolution, for the ablation with them."""
     refine: str | None = None
@@ -35,7 +35,7 @@ class Level(NamedTuple):
 
 
 class LevelDecoder(nn.Module):
-    """What every decoder does; a subclass registers the modules and says here what they are called."""
+    """The base class of decoders; a subclass registers the modules and names them in these attributes."""
 
     levels: tuple[Level, ...]
     """Deepest first."""
@@ -43,23 +43,23 @@ class LevelDecoder(nn.Module):
     activation = "relu"
     align_corners = True
     dropout = 0.0
-    """Probability of a zero in the two deepest features while training."""
+    """Probability of a zero in the two deepest features, in training."""
     plain = False
-    """True for PyTorch's own operations on whatever memory they choose, nothing fused and nothing folded."""
+    """True for PyTorch's own operations in the memory format they choose, without fusing or folding."""
 
     def __init__(self) -> None:
         super().__init__()
         self._folds = FoldCache()
 
     def decode(self, features: Sequence[Tensor]) -> Tensor:
-        """Features (N, C_i, H_i, W_i), finest first, to logits (N, classes, H_0, W_0)."""
+        """Map features (N, C_i, H_i, W_i), finest first, to logits (N, classes, H_0, W_0)."""
         if not self.plain:
             return self._decode(features)
         with backends.in_this_thread(backends.PLAIN.name):
             return self._decode(features)
 
     def read(self) -> set[str]:
-        """Names of the modules that a fusion stands for, and does not call, unless they have hooks or the like."""
+        """Return the names of the modules that a fusion replaces and calls only if they have hooks or the like."""
         names = {level.deeper for level in self.levels if level.deeper is not None}
         for level in self.levels:
             for chain in level.laterals:
@@ -79,7 +79,7 @@ class LevelDecoder(nn.Module):
         return getattr(self, self.head)(deeper)
 
     def _path(self, feature: Tensor, chain: tuple[str, ...], adapt: str | None) -> tuple[Tensor, tuple[str, ...]]:
-        """A map and the 1x1 convolutions between it and the fusion: those of `chain` that no other module follows."""
+        """Return a map and the 1x1 convolutions between it and the fusion: those of `chain` before no other module."""
         if adapt is None:
             return feature, chain
         return getattr(self, adapt)(getattr(self, chain[0])(feature)), chain[1:]
@@ -87,14 +87,14 @@ class LevelDecoder(nn.Module):
     def _operands(
         self, paths: list[tuple[Tensor, tuple[str, ...]]]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Maps, weights and biases of a fusion; neither of the latter where the maps are behind all convolutions."""
+        """Return maps, weights and biases of a fusion; only maps where all convolutions have been applied to them."""
         if not all(chain for _, chain in paths):
             return [self._called(*path) for path in paths], [], []
-        found = conv_parameters.parameters([getattr(self, chain[-1]) for _, chain in paths])
-        if isinstance(found, str):
-            backends.fall_back(FUSION, [x for x, _ in paths], found)
+        parameters = conv_parameters.parameters([getattr(self, chain[-1]) for _, chain in paths])
+        if isinstance(parameters, str):
+            backends.fall_back(FUSION, [x for x, _ in paths], parameters)
             return [self._called(*path) for path in paths], [], []
-        weights, biases = found
+        weights, biases = parameters
         maps = []
         for i, (x, chain) in enumerate(paths):
             folded = self._folded(chain, weights[i]) if len(chain) > 1 else None
@@ -113,13 +113,16 @@ class LevelDecoder(nn.Module):
         return x if level.refine is None else getattr(self, level.refine)(x)
 
     def _called(self, x: Tensor, chain: tuple[str, ...]) -> Tensor:
-        """x behind the modules of a chain."""
+        """Apply the modules of a chain to x, one after another."""
         for name in chain:
             x = getattr(self, name)(x)
         return x
 
     def _folded(self, chain: tuple[str, ...], outer: Tensor) -> Tensor | None:
-        """One weight for the two convolutions of a chain, the last of which has `outer`, None where there is none."""
+        """Return one weight for the two convolutions of a chain, None where they cannot be folded.
+
+        outer: the last convolution's weight.
+        """
         first = getattr(self, chain[0])
         if self.training or self.plain or type(first) is not nn.Conv2d:
             return None
@@ -127,7 +130,7 @@ class LevelDecoder(nn.Module):
             return None
         if first.bias is not None or first.groups != 1 or type(getattr(self, chain[1])) is not nn.Conv2d:
             return None
-        if "_is_replica" in vars(self):  # of DataParallel, with other tensors at each call and the original's cache
+        if "_is_replica" in vars(self):  # DataParallel's replicas share the cache and have other tensors at each call
             return None
         if torch.is_grad_enabled() and (outer.requires_grad or first.weight.requires_grad):
             return None
@@ -135,31 +138,31 @@ class LevelDecoder(nn.Module):
 
     def _add_levels(
         self,
-        in_planes: Sequence[int],
+        in_channels: Sequence[int],
         num_classes: int,
-        planes: int,
+        channels: int,
         n_stages: int = 4,
         groups: bool = False,
         rcu: bool = False,
         crp: bool = True,
     ) -> None:
-        """Registers what `Decoder` describes, a level for each of in_planes, which are finest first."""
+        """Register the modules that `Decoder` describes, one level for each of in_channels, finest first."""
         levels = []
-        for number in range(len(in_planes), 0, -1):
-            deepest = number == len(in_planes)
+        for number in range(len(in_channels), 0, -1):
+            deepest = number == len(in_channels)
             chain = [f"lateral{number}"]
-            self.add_module(chain[0], conv1x1(in_planes[number - 1], planes))
+            self.add_module(chain[0], conv1x1(in_channels[number - 1], channels))
             if rcu:
-                self.add_module(f"adapt{number}", LightResidualUnits(planes, count=2))
+                self.add_module(f"adapt{number}", LightResidualUnits(channels, count=2))
                 if not deepest:
                     chain.append(f"joint{number}")
-                    self.add_module(chain[1], conv1x1(planes, planes))
+                    self.add_module(chain[1], conv1x1(channels, channels))
             if not deepest:
-                self.add_module(f"deeper{number + 1}", conv1x1(planes, planes))
+                self.add_module(f"deeper{number + 1}", conv1x1(channels, channels))
             if crp:
-                self.add_module(f"crp{number}", CRP(planes, planes, n_stages, groups=groups))
+                self.add_module(f"crp{number}", CRP(channels, channels, n_stages, groups=groups))
             if rcu:
-                self.add_module(f"refine{number}", LightResidualUnits(planes, count=3))
+                self.add_module(f"refine{number}", LightResidualUnits(channels, count=3))
             levels.append(
                 Level(
                     laterals=(tuple(chain),),
@@ -170,27 +173,28 @@ class LevelDecoder(nn.Module):
                 )
             )
         self.levels = tuple(levels)
-        self.classifier = nn.Conv2d(planes, num_classes, 3, padding=1)
+        self.classifier = nn.Conv2d(channels, num_classes, 3, padding=1)
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise checks.not_scriptable(self)
 
 
-torch.fx.wrap("fusion")  # one node of a graph, as in its own module
+# One node of a graph, as in its own module.
+torch.fx.wrap("fusion")
 
 
 class Decoder(LevelDecoder):
-    """The decoder for an encoder of your own.
+    """The decoder of Light-Weight RefineNet, for any encoder.
 
     in_planes: channels of the encoder's feature maps, finest first; any number of maps, each one level.
     num_classes: channels of the logits.
-    planes: channels inside the decoder. n_stages, groups: of every `lwrn_fast.CRP`.
-    activation: "relu", "relu6" or "none", after every fusion. align_corners: of the upsampling.
-    dropout: probability of a zero in the two deepest features while training.
+    planes: channels inside the decoder. n_stages, groups: the arguments of every `lwrn_fast.CRP`.
+    activation: "relu", "relu6" or "none", after every fusion. align_corners: the upsampling's.
+    dropout: probability of a zero in the two deepest features, in training.
     rcu: True for the ablation with light-weight residual units: two behind each lateral convolution, three behind each
     CRP. crp: False for the one without chained residual pooling.
-    State-dict names, level 1 the finest: `lateral1.weight`, `crp1.1_outvar_dimred.weight`, `deeper2.weight` (what
-    level 2 hands to level 1), `classifier.weight`, `classifier.bias`; with rcu also `adapt1.*`, `joint1.weight` (not
+    State-dict names, level 1 the finest: `lateral1.weight`, `crp1.1_outvar_dimred.weight`, `deeper2.weight` (from
+    level 2 to level 1), `classifier.weight`, `classifier.bias`; with rcu also `adapt1.*`, `joint1.weight` (not
     at the deepest level), `refine1.*`.
 
     >>> decoder = Decoder(in_planes=[16, 32], num_classes=5, planes=8)
@@ -230,11 +234,11 @@ class Decoder(LevelDecoder):
         self._add_levels(self.in_planes, num_classes, planes, n_stages, groups, rcu, crp)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Feature maps (N, in_planes[i], H_i, W_i), finest first, to logits (N, num_classes, H_0, W_0)."""
+        """Map features (N, in_planes[i], H_i, W_i), finest first, to logits (N, num_classes, H_0, W_0)."""
         if isinstance(features, (list, tuple)) and len(features) != len(self.in_planes):
             raise ValueError(f"Decoder: features must be {len(self.in_planes)} maps, got {len(features)}")
         return self.decode(features)
 
 
-def conv1x1(in_planes: int, out_planes: int) -> nn.Conv2d:
-    return nn.Conv2d(in_planes, out_planes, 1, bias=False)
+def conv1x1(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 1, bias=False)

@@ -1,4 +1,4 @@
-"""Two consecutive 1x1 convolutions with nothing between them are one, at inference."""
+"""Fold two consecutive 1x1 convolutions with nothing between them into one, at inference."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 
-# Modules with modes that only count operations.
+# Modules whose dispatch modes only count operations.
 COUNTERS = ("torch.utils.flop_counter", "lwrn_fast.profiling.layers")
 
 
 def fold(outer: Tensor, inner: Tensor) -> Tensor:
-    """The weight of one 1x1 convolution that does `inner` and then `outer`; multiplied in float64, rounded once.
+    """Return the weight of one 1x1 convolution equal to `inner`, then `outer`; multiplied in float64, rounded once.
 
     outer (out, mid, 1, 1), inner (mid, in, 1, 1), one dtype. Returns (out, in, 1, 1) of that dtype. Differentiable.
 
@@ -24,7 +24,7 @@ def fold(outer: Tensor, inner: Tensor) -> Tensor:
 
 
 def why_not_folded(*weights: Tensor) -> str | None:
-    """Why the values of these weights are not all that a result depends on, None where they are.
+    """Return the reason why a result depends on more than the values of these weights, None where it does not.
 
     Derivatives, batches of weights, tracing, subclasses of Tensor and modes that replace operations all need the
     convolutions themselves. torch.compile sees folding as a part of its graph, and a counter of operations counts the
@@ -44,37 +44,37 @@ def why_not_folded(*weights: Tensor) -> str | None:
 
 
 def _modes() -> list[Any]:
-    """What sees every operation of this thread."""
+    """Return the dispatch modes that see every operation of this thread."""
     return _get_current_dispatch_mode_stack() if torch._C._len_torch_dispatch_stack() else []
 
 
 class FoldCache:
-    """Remembers folded weights by name and folds again when either weight has changed.
+    """Folded weights by name; a weight is folded again when either of its factors has changed.
 
-    On the CPU a change is found by comparing with a copy, which costs little beside folding and sees even a write
-    through `.data`; elsewhere, where comparing would wait for the device, by storage and version counter. Copies and
-    pickles of a cache are empty: it can always be filled again.
+    On the CPU a comparison with a copy detects a change: it costs little beside folding and sees even a write through
+    `.data`. On other devices, where a comparison would wait for the device, storage and version counter detect it.
+    Copies and pickles of a cache are empty: it can always be filled again.
     """
 
     def __init__(self) -> None:
-        self._entries: dict[str, tuple[list[_Seen], Tensor]] = {}
+        self._entries: dict[str, tuple[list[_Snapshot], Tensor]] = {}
 
     def get(self, name: str, outer: Tensor, inner: Tensor) -> Tensor | None:
-        """`fold(outer, inner)`, detached: from the cache where both weights are as they were.
+        """Return `fold(outer, inner)`, detached: from the cache where neither weight has changed.
 
-        None where their values are not all there is to the weights, and the two convolutions have to run.
+        None where a result depends on more than the values of the weights, so that the two convolutions must run.
         """
         if why_not_folded(outer, inner) is not None:
             return None
         if torch.compiler.is_compiling():
-            return fold(outer, inner)  # part of the graph, so a compiled network follows its weights as well
+            return fold(outer, inner)  # part of the graph, so a compiled model follows its weights as well
         key = f"{name} on {outer.device}"
         entry = self._entries.get(key)
-        if entry is None or not all(seen.holds(now) for seen, now in zip(entry[0], (outer, inner), strict=True)):
+        if entry is None or not all(old.matches(new) for old, new in zip(entry[0], (outer, inner), strict=True)):
             # a tensor born in inference mode could not be used where gradients flow later
             with torch.inference_mode(False), torch.no_grad(), _disable_current_modes() if _modes() else nullcontext():
-                entry = ([_Seen(outer), _Seen(inner)], fold(outer, inner))
-            self._entries[key] = entry  # another thread's may be replaced: each goes on with its own
+                entry = ([_Snapshot(outer), _Snapshot(inner)], fold(outer, inner))
+            self._entries[key] = entry  # this may replace another thread's entry: each uses its own
         return entry[1]
 
     def __deepcopy__(self, memo: dict) -> "FoldCache":
@@ -84,7 +84,7 @@ class FoldCache:
         return FoldCache, ()
 
 
-class _Seen:
+class _Snapshot:
     """A weight as it was when it was folded."""
 
     def __init__(self, weight: Tensor) -> None:
@@ -92,7 +92,7 @@ class _Seen:
         self.kept = weight.detach().clone() if weight.is_cpu else weight.detach()
         self.version = _version(weight)
 
-    def holds(self, weight: Tensor) -> bool:
+    def matches(self, weight: Tensor) -> bool:
         if self.kept.dtype != weight.dtype or self.kept.device != weight.device:
             return False
         if weight.is_cpu:
@@ -102,5 +102,5 @@ class _Seen:
 
 
 def _version(weight: Tensor) -> int:
-    """The version counter, or -1 where there is none."""
+    """Return the version counter, or -1 where there is none."""
     return -1 if weight.is_inference() else weight._version

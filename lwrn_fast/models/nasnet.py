@@ -7,64 +7,64 @@ from torch import Tensor, nn
 
 
 class SeparableConv(nn.Module):
-    """ReLU, depthwise k x k with the stride, 1x1, batch norm; and all of it once more without a stride (appendix A)."""
+    """ReLU, depthwise k x k with the stride, 1x1, batch norm; then the same again without a stride (appendix A)."""
 
-    def __init__(self, in_planes: int, out_planes: int, kernel: int, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
-        self.first = _separable(in_planes, out_planes, kernel, stride)
-        self.second = _separable(out_planes, out_planes, kernel, 1)
+        self.first = _separable(in_channels, out_channels, kernel, stride)
+        self.second = _separable(out_channels, out_channels, kernel, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_planes, H, W) to (N, out_planes, ceil(H / stride), ceil(W / stride))."""
+        """Map (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
         return self.second(F.relu(self.first(F.relu(x))))
 
 
 class Halving(nn.Module):
-    """Half the size without losing a pixel: 1x1 of every second pixel beside 1x1 of those one further, batch norm."""
+    """Half the size without losing a pixel: 1x1 of the even pixels, 1x1 of the odd ones, concatenated, batch norm."""
 
-    def __init__(self, in_planes: int, out_planes: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.even = nn.Conv2d(in_planes, out_planes // 2, 1, bias=False)
-        self.odd = nn.Conv2d(in_planes, out_planes - out_planes // 2, 1, bias=False)
-        self.bn = _batch_norm(out_planes)
+        self.even = nn.Conv2d(in_channels, out_channels // 2, 1, bias=False)
+        self.odd = nn.Conv2d(in_channels, out_channels - out_channels // 2, 1, bias=False)
+        self.bn = _batch_norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_planes, H, W) to (N, out_planes, ceil(H / 2), ceil(W / 2))."""
+        """Map (N, in_channels, H, W) to (N, out_channels, ceil(H / 2), ceil(W / 2))."""
         x = F.relu(x)
-        shifted = F.pad(x, (0, 1, 0, 1))[:, :, 1:, 1:]  # zero where an odd size leaves no pixel
+        shifted = F.pad(x, (0, 1, 0, 1))[:, :, 1:, 1:]  # zero past the edge of an odd size
         return self.bn(torch.cat([self.even(x[:, :, ::2, ::2]), self.odd(shifted[:, :, ::2, ::2])], 1))
 
 
 class Cell(nn.Module):
-    """What both cells share: the result before the last and the last one, brought to `planes` channels.
+    """The base class of both cells: bring the last result and the one before it to `channels` channels.
 
-    earlier, planes_in: channels of the two. halve: the earlier map has twice the last one's size.
+    earlier, last: channels of the two. halve: the earlier map has twice the last one's size.
     adapt: False leaves the earlier map as it is.
     """
 
-    def __init__(self, earlier: int, last: int, planes: int, halve: bool = False, adapt: bool = True) -> None:
+    def __init__(self, earlier: int, last: int, channels: int, halve: bool = False, adapt: bool = True) -> None:
         super().__init__()
-        self.last = _squeeze(last, planes)
+        self.last = _squeeze(last, channels)
         self.earlier: nn.Module = nn.Identity()
         if halve:
-            self.earlier = Halving(earlier, planes)
-        elif adapt and earlier != planes:
-            self.earlier = _squeeze(earlier, planes)
+            self.earlier = Halving(earlier, channels)
+        elif adapt and earlier != channels:
+            self.earlier = _squeeze(earlier, channels)
 
 
 class NormalCell(Cell):
-    """The normal cell (figure 4, left): 6 `planes` channels of the last result's size."""
+    """The normal cell (figure 4, left): 6 `channels` channels at the last result's size."""
 
-    def __init__(self, earlier: int, last: int, planes: int, halve: bool = False) -> None:
-        super().__init__(earlier, last, planes, halve)
-        self.last_5x5 = SeparableConv(planes, planes, 5)
-        self.last_3x3 = SeparableConv(planes, planes, 3)
-        self.earlier_5x5 = SeparableConv(planes, planes, 5)
-        self.earlier_3x3 = SeparableConv(planes, planes, 3)
-        self.earlier_3x3_beside = SeparableConv(planes, planes, 3)
+    def __init__(self, earlier: int, last: int, channels: int, halve: bool = False) -> None:
+        super().__init__(earlier, last, channels, halve)
+        self.last_5x5 = SeparableConv(channels, channels, 5)
+        self.last_3x3 = SeparableConv(channels, channels, 3)
+        self.earlier_5x5 = SeparableConv(channels, channels, 5)
+        self.earlier_3x3 = SeparableConv(channels, channels, 3)
+        self.earlier_3x3_beside = SeparableConv(channels, channels, 3)
 
     def forward(self, earlier: Tensor, last: Tensor) -> Tensor:
-        """Both results to (N, 6 planes, H, W)."""
+        """Map both results to (N, 6 channels, H, W)."""
         earlier, last = self.earlier(earlier), self.last(last)
         pooled = _average(earlier, 1)
         sums = (
@@ -78,25 +78,25 @@ class NormalCell(Cell):
 
 
 class ReductionCell(Cell):
-    """The reduction cell (figure 4, right): 4 `planes` channels of half the last result's size."""
+    """The reduction cell (figure 4, right): 4 `channels` channels at half the last result's size."""
 
-    def __init__(self, earlier: int, last: int, planes: int, halve: bool = False, adapt: bool = True) -> None:
-        super().__init__(earlier, last, planes, halve, adapt)
-        earlier = planes if halve or adapt else earlier
-        self.last_5x5 = SeparableConv(planes, planes, 5, 2)
-        self.earlier_7x7 = SeparableConv(earlier, planes, 7, 2)
-        self.earlier_7x7_beside = SeparableConv(earlier, planes, 7, 2)
-        self.earlier_5x5 = SeparableConv(earlier, planes, 5, 2)
-        self.sum_3x3 = SeparableConv(planes, planes, 3)
+    def __init__(self, earlier: int, last: int, channels: int, halve: bool = False, adapt: bool = True) -> None:
+        super().__init__(earlier, last, channels, halve, adapt)
+        earlier = channels if halve or adapt else earlier
+        self.last_5x5 = SeparableConv(channels, channels, 5, 2)
+        self.earlier_7x7 = SeparableConv(earlier, channels, 7, 2)
+        self.earlier_7x7_beside = SeparableConv(earlier, channels, 7, 2)
+        self.earlier_5x5 = SeparableConv(earlier, channels, 5, 2)
+        self.sum_3x3 = SeparableConv(channels, channels, 3)
 
     def forward(self, earlier: Tensor, last: Tensor) -> Tensor:
-        """Both results to (N, 4 planes, ceil(H / 2), ceil(W / 2))."""
+        """Map both results to (N, 4 channels, ceil(H / 2), ceil(W / 2))."""
         earlier, last = self.earlier(earlier), self.last(last)
-        largest = F.max_pool2d(last, 3, 2, 1)
+        pooled = F.max_pool2d(last, 3, 2, 1)
         first = self.last_5x5(last) + self.earlier_7x7(earlier)
-        second = largest + self.earlier_7x7_beside(earlier)
+        second = pooled + self.earlier_7x7_beside(earlier)
         third = _average(last, 2) + self.earlier_5x5(earlier)
-        return torch.cat([second, third, _average(first, 1) + second, self.sum_3x3(first) + largest], 1)
+        return torch.cat([second, third, _average(first, 1) + second, self.sum_3x3(first) + pooled], 1)
 
 
 class NASNetMobile(nn.Module):
@@ -105,8 +105,8 @@ class NASNetMobile(nn.Module):
     4,232,978 parameters; with a classifier of 1000 classes on the 1056 channels, 5,289,978 (5.3 M in the paper).
     """
 
+    # channels of the features, finest first
     planes = (44, 264, 528, 1056)
-    """Channels of the features, finest first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,10 +121,10 @@ class NASNetMobile(nn.Module):
         self.cells3 = _four(528, 704, 176)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) to the last results at 1/4, 1/8, 1/16 and 1/32 of the input, finest first."""
+        """Map (N, 3, H, W) to the last results at 1/4, 1/8, 1/16 and 1/32 of the input's size, finest first."""
         earlier = self.stem(x)
         last = self.reduce1(earlier, earlier)
-        results = [F.relu(last)]  # cells begin with a ReLU, so what they read of a result is its ReLU
+        results = [F.relu(last)]  # cells begin with a ReLU, so its ReLU is all that they read of a result
         earlier, last = last, self.reduce2(earlier, last)
         for cells, reduce in ((self.cells1, self.reduce3), (self.cells2, self.reduce4), (self.cells3, None)):
             for cell in cells:
@@ -135,28 +135,28 @@ class NASNetMobile(nn.Module):
         return results
 
 
-def _four(earlier: int, last: int, planes: int) -> nn.ModuleList:
-    """Four normal cells behind a reduction, whose result is half the size of the one before."""
-    cells = [NormalCell(earlier, last, planes, halve=True), NormalCell(last, 6 * planes, planes)]
-    return nn.ModuleList([*cells, *(NormalCell(6 * planes, 6 * planes, planes) for _ in range(2))])
+def _four(earlier: int, last: int, channels: int) -> nn.ModuleList:
+    """Return four normal cells after a reduction, which halves the size."""
+    cells = [NormalCell(earlier, last, channels, halve=True), NormalCell(last, 6 * channels, channels)]
+    return nn.ModuleList([*cells, *(NormalCell(6 * channels, 6 * channels, channels) for _ in range(2))])
 
 
-def _batch_norm(planes: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(planes, eps=1e-3)
+def _batch_norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3)
 
 
-def _squeeze(in_planes: int, out_planes: int) -> nn.Sequential:
-    return nn.Sequential(nn.ReLU(), nn.Conv2d(in_planes, out_planes, 1, bias=False), _batch_norm(out_planes))
+def _squeeze(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.ReLU(), nn.Conv2d(in_channels, out_channels, 1, bias=False), _batch_norm(out_channels))
 
 
-def _separable(in_planes: int, out_planes: int, kernel: int, stride: int) -> nn.Sequential:
+def _separable(in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(in_planes, in_planes, kernel, stride, kernel // 2, groups=in_planes, bias=False),
-        nn.Conv2d(in_planes, out_planes, 1, bias=False),
-        _batch_norm(out_planes),
+        nn.Conv2d(in_channels, in_channels, kernel, stride, kernel // 2, groups=in_channels, bias=False),
+        nn.Conv2d(in_channels, out_channels, 1, bias=False),
+        _batch_norm(out_channels),
     )
 
 
 def _average(x: Tensor, stride: int) -> Tensor:
-    """The mean of the pixels that the 3x3 window has on the map."""
+    """Return the mean of those pixels of the 3x3 window that lie on the map."""
     return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)

@@ -1,4 +1,4 @@
-"""The networks by name: Light-Weight RefineNets, and the original RefineNets of refinenet.py. The published ones have
+"""The models by name: Light-Weight RefineNets, and the original RefineNets of refinenet.py. The published ones have
 their published state-dict names, in the published order.
 
 Source: Nekrasov et al., Light-Weight RefineNet for Real-Time Semantic Segmentation (BMVC 2018), sections 3 and 4.
@@ -18,15 +18,16 @@ from .refinenet import RefineNet
 from .refinenet_blocks import LightResidualUnits
 from .resnet import ResNet
 
+# Blocks of each stage of the ResNets (He et al., table 1).
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-"""Blocks of each stage of the ResNets (He et al., table 1)."""
-PLANES = 256
+# Channels of the decoder.
+CHANNELS = 256
 
 
 class ResNetNetwork(ResNet, Network):
     """Light-Weight RefineNet on a ResNet; the deepest level has 512 channels, the others 256.
 
-    rcu: True for residual units, called as in the original RefineNet, `adapt_stage1_b.0.*` and `mflow_conv_g1_b.0.*`.
+    rcu: True for residual units, named as in the original RefineNet, `adapt_stage1_b.0.*` and `mflow_conv_g1_b.0.*`.
     crp: False for none.
     """
 
@@ -45,33 +46,33 @@ class ResNetNetwork(ResNet, Network):
         super().__init__(blocks)
         self._configure(name, num_classes, memory_format)
         levels = []
-        for i, in_planes in enumerate(reversed(ResNet.planes), start=1):
-            planes = 2 * PLANES if i == 1 else PLANES
+        for i, in_channels in enumerate(reversed(ResNet.planes), start=1):
+            channels = 2 * CHANNELS if i == 1 else CHANNELS
             chain = [f"p_ims1d2_outl{i}_dimred"]
             pool, adapt, refine = f"mflow_conv_g{i}_pool", f"adapt_stage{i}_b", f"mflow_conv_g{i}_b"
-            self.add_module(chain[0], conv1x1(in_planes, planes))
+            self.add_module(chain[0], conv1x1(in_channels, channels))
             if rcu:
-                self.add_module(adapt, nn.Sequential(LightResidualUnits(planes, count=2)))
+                self.add_module(adapt, nn.Sequential(LightResidualUnits(channels, count=2)))
             if i > 1:
                 chain.append(f"adapt_stage{i}_b2_joint_varout_dimred")
-                self.add_module(chain[1], conv1x1(planes, planes))
+                self.add_module(chain[1], conv1x1(channels, channels))
             if crp:
-                self.add_module(pool, nn.Sequential(CRP(planes, planes)))
+                self.add_module(pool, nn.Sequential(CRP(channels, channels)))
             if rcu:
-                self.add_module(refine, nn.Sequential(LightResidualUnits(planes, count=3)))
+                self.add_module(refine, nn.Sequential(LightResidualUnits(channels, count=3)))
             if i < len(ResNet.planes):
-                self.add_module(_handed_on(i), conv1x1(planes, PLANES))
+                self.add_module(_deeper(i), conv1x1(channels, CHANNELS))
             levels.append(
                 Level(
                     laterals=(tuple(chain),),
                     crp=pool if crp else None,
-                    deeper=_handed_on(i - 1) if i > 1 else None,
+                    deeper=_deeper(i - 1) if i > 1 else None,
                     adapt=adapt if rcu else None,
                     refine=refine if rcu else None,
                 )
             )
         self.levels = tuple(levels)
-        self.clf_conv = nn.Conv2d(PLANES, self.num_classes, 3, padding=1)
+        self.clf_conv = nn.Conv2d(CHANNELS, self.num_classes, 3, padding=1)
 
 
 class MobileNetV2Network(MobileNetV2, Network):
@@ -89,13 +90,13 @@ class MobileNetV2Network(MobileNetV2, Network):
     def __init__(self, name: str, num_classes: int, memory_format: torch.memory_format) -> None:
         super().__init__()
         self._configure(name, num_classes, memory_format)
-        for number, in_planes in zip(range(8, 2, -1), reversed(MobileNetV2.planes), strict=True):
-            self.add_module(f"conv{number}", conv1x1(in_planes, PLANES))
+        for number, in_channels in zip(range(8, 2, -1), reversed(MobileNetV2.planes), strict=True):
+            self.add_module(f"conv{number}", conv1x1(in_channels, CHANNELS))
         for number in (4, 3, 2, 1):
-            self.add_module(f"crp{number}", nn.Sequential(CRP(PLANES, PLANES)))
+            self.add_module(f"crp{number}", nn.Sequential(CRP(CHANNELS, CHANNELS)))
         for number in (4, 3, 2):
-            self.add_module(f"conv_adapt{number}", conv1x1(PLANES, PLANES))
-        self.segm = nn.Conv2d(PLANES, self.num_classes, 3, padding=1)
+            self.add_module(f"conv_adapt{number}", conv1x1(CHANNELS, CHANNELS))
+        self.segm = nn.Conv2d(CHANNELS, self.num_classes, 3, padding=1)
 
 
 class NASNetMobileNetwork(NASNetMobile, Network):
@@ -104,7 +105,7 @@ class NASNetMobileNetwork(NASNetMobile, Network):
     def __init__(self, name: str, num_classes: int, memory_format: torch.memory_format) -> None:
         super().__init__()
         self._configure(name, num_classes, memory_format)
-        self._add_levels(NASNetMobile.planes, self.num_classes, PLANES)
+        self._add_levels(NASNetMobile.planes, self.num_classes, CHANNELS)
 
 
 def rf_lw50(
@@ -113,12 +114,12 @@ def rf_lw50(
     rcu: bool = False,
     crp: bool = True,
 ) -> Network:
-    """Light-Weight RefineNet on ResNet-50, untrained; see `load` for trained weights.
+    """Return Light-Weight RefineNet on ResNet-50, untrained; see `load` for trained weights.
 
-    memory_format: torch.channels_last is what the kernels want. torch.contiguous_format gives the plain network as
-    it was published, PyTorch's own operations on NCHW memory whatever the backend, to compare with.
+    memory_format: torch.channels_last suits the kernels. torch.contiguous_format gives the plain model as published,
+    PyTorch's own operations on NCHW memory whatever the backend, to compare with.
     rcu, crp: the paper's ablations, with residual units or without chained residual pooling; `load` knows neither.
-    Dropout of 0.5 on the two deepest features while training.
+    Dropout of 0.5 on the two deepest features, in training.
 
     >>> rf_lw50(num_classes=7).num_classes
     7
@@ -132,7 +133,7 @@ def rf_lw101(
     rcu: bool = False,
     crp: bool = True,
 ) -> Network:
-    """Light-Weight RefineNet on ResNet-101; otherwise as `rf_lw50`."""
+    """Return Light-Weight RefineNet on ResNet-101; otherwise as `rf_lw50`."""
     return ResNetNetwork("rf_lw101", BLOCKS[101], num_classes, memory_format, rcu, crp)
 
 
@@ -142,19 +143,19 @@ def rf_lw152(
     rcu: bool = False,
     crp: bool = True,
 ) -> Network:
-    """Light-Weight RefineNet on ResNet-152; otherwise as `rf_lw50`."""
+    """Return Light-Weight RefineNet on ResNet-152; otherwise as `rf_lw50`."""
     return ResNetNetwork("rf_lw152", BLOCKS[152], num_classes, memory_format, rcu, crp)
 
 
 def rf_lw_mbv2(num_classes: int = 21, memory_format: torch.memory_format = torch.channels_last) -> Network:
-    """Light-Weight RefineNet on MobileNet-v2, with ReLU6 and without dropout; otherwise as `rf_lw50`."""
+    """Return Light-Weight RefineNet on MobileNet-v2, with ReLU6 and without dropout; otherwise as `rf_lw50`."""
     return MobileNetV2Network("rf_lw_mbv2", num_classes, memory_format)
 
 
 def rf_lw_nasnet_mobile(num_classes: int = 21, memory_format: torch.memory_format = torch.channels_last) -> Network:
-    """Light-Weight RefineNet on NASNet-A mobile, without dropout; otherwise as `rf_lw50`.
+    """Return Light-Weight RefineNet on NASNet-A mobile, without dropout; otherwise as `rf_lw50`.
 
-    The names are ours, for none are published.
+    The state-dict names are those of lwrn_fast, since none are published.
 
     >>> sum(p.numel() for p in rf_lw_nasnet_mobile(num_classes=21).parameters())
     6010919
@@ -165,12 +166,12 @@ def rf_lw_nasnet_mobile(num_classes: int = 21, memory_format: torch.memory_forma
 def rf50(
     num_classes: int = 21, memory_format: torch.memory_format = torch.channels_last, variant: str = "4-cascaded"
 ) -> Network:
-    """The original RefineNet on ResNet-50, with 3x3 convolutions and residual units, untrained.
+    """Return the original RefineNet on ResNet-50, with 3x3 convolutions and residual units, untrained.
 
-    memory_format: as for `rf_lw50`. Dropout of 0.5 before the classifier while training.
+    memory_format: as for `rf_lw50`. Dropout of 0.5 before the classifier, in training.
     variant: "4-cascaded", as published; "single", one RefineNet block for all four features; "2-cascaded", one for the
     two deepest and one for the others; "4-cascaded 2-scale", two ResNets for the image at 1.2 and at 0.6 of its size,
-    whose logits are (N, num_classes, ceil(1.2 H / 4), ceil(1.2 W / 4)). `load` knows the published one alone.
+    whose logits are (N, num_classes, ceil(1.2 H / 4), ceil(1.2 W / 4)). `load` knows the published one only.
     Source: Lin et al., RefineNet: Multi-Path Refinement Networks, CVPR 2017, sections 3 and 4.
 
     >>> tuple(rf50(num_classes=3, variant="single").eval()(torch.rand(1, 3, 32, 40)).shape)
@@ -182,22 +183,23 @@ def rf50(
 def rf101(
     num_classes: int = 21, memory_format: torch.memory_format = torch.channels_last, variant: str = "4-cascaded"
 ) -> Network:
-    """The original RefineNet on ResNet-101; otherwise as `rf50`."""
+    """Return the original RefineNet on ResNet-101; otherwise as `rf50`."""
     return RefineNet("rf101", BLOCKS[101], num_classes, memory_format, variant)
 
 
 def rf152(
     num_classes: int = 21, memory_format: torch.memory_format = torch.channels_last, variant: str = "4-cascaded"
 ) -> Network:
-    """The original RefineNet on ResNet-152; otherwise as `rf50`."""
+    """Return the original RefineNet on ResNet-152; otherwise as `rf50`."""
     return RefineNet("rf152", BLOCKS[152], num_classes, memory_format, variant)
 
 
-def _handed_on(i: int) -> str:
-    """The convolution between level i of a ResNet's decoder and the next finer one."""
+def _deeper(i: int) -> str:
+    """Return the name of the convolution between level i of a ResNet's decoder and the next finer one."""
     return f"mflow_conv_g{i}_b3_joint_varout_dimred"
 
 
+# The models by name; a checkpoint that fits several is taken for the first.
 NETWORKS: dict[str, Callable[..., Network]] = {
     "rf_lw50": rf_lw50,
     "rf_lw101": rf_lw101,
@@ -208,4 +210,3 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "rf101": rf101,
     "rf152": rf152,
 }
-"""The networks by name; for what two have in common, a checkpoint is taken for the first."""

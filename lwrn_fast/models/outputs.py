@@ -1,4 +1,4 @@
-"""The results of other people's segmentation networks: a tensor, a dictionary, a tuple, or an object of these."""
+"""Results of third-party segmentation models: a tensor, a dictionary, a tuple, or an object of these."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -7,19 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# torchvision's and transformers' names for the logits of the segmentation; the first one that is there is taken.
+# Names of the segmentation's logits in torchvision and transformers; the first that is present is taken.
 NAMES = ("out", "logits")
-# Sizes of maps are numbers too, and symbols of such while a network is captured.
+# Types of results that are no tensors. Sizes of maps are numbers, or symbols while a model is captured.
 NO_TENSOR = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.SymInt, torch.SymFloat)
 
 
 def logits(result: Any, op: str = "logits") -> Tensor:
-    """Return the tensor of logits in what a segmentation network returned.
+    """Return the logits in the result of a segmentation model.
 
     result: a tensor; a mapping or an object with "out" or "logits", which holds a tensor or a tuple, or a mapping of
-    one tensor; a tuple or a list, of which the first tensor counts. Where tensors of several ranks are beside each
-    other, those of (N, classes, h, w) count. op: the name that an error begins with.
-    Raises TypeError for anything else; the message says what came.
+    one tensor; a tuple or a list, whose first tensor counts. Among tensors of several ranks, those of
+    (N, classes, h, w) count. op: the name that an error begins with.
+    Raises TypeError for anything else; the message says what it got.
 
     >>> import torch
     >>> logits({"out": torch.rand(1, 21, 6, 7), "aux": torch.rand(1, 21, 3, 4)}).shape
@@ -48,7 +48,7 @@ def logits(result: Any, op: str = "logits") -> Tensor:
 
 
 def one_per_class(logits: Tensor) -> Tensor:
-    """(N, classes, h, w) as it is; of one logit, (N, 1, h, w), two: 0 for class 0, so that class 1 begins above 0.
+    """Return (N, classes, h, w) unchanged; put 0 for class 0 before one logit, (N, 1, h, w): class 1 wins above 0.
 
     >>> one_per_class(torch.tensor([-2.0, 3.0]).reshape(1, 1, 1, 2)).argmax(1)
     tensor([[[0, 1]]])
@@ -57,7 +57,7 @@ def one_per_class(logits: Tensor) -> Tensor:
 
 
 def classes(number: int) -> str:
-    """How many classes so many logits are for, in words.
+    """Return in words how many classes this number of logits stands for.
 
     >>> classes(21), classes(1)
     ('21 classes', '2 classes in one logit')
@@ -66,7 +66,7 @@ def classes(number: int) -> str:
 
 
 def leaves(result: Any, op: str = "leaves") -> list[tuple[str, Tensor]]:
-    """All tensors in what a network returned, each with a name: its keys, "output0", "output1" in a tuple.
+    """Return all tensors in a model's result, each with a name: its keys, "output0", "output1" in a tuple.
 
     result: a tensor, called "output", or mappings, tuples, lists and dataclasses of these; None and numbers are left
     out. Raises TypeError for other objects.
@@ -75,7 +75,7 @@ def leaves(result: Any, op: str = "leaves") -> list[tuple[str, Tensor]]:
     >>> [name for name, _ in leaves({"out": torch.ones(1), "features": [torch.ones(1), torch.ones(1)]})]
     ['out', 'features_0', 'features_1']
     """
-    found: list[tuple[str, Tensor]] = []
+    named: list[tuple[str, Tensor]] = []
     names: set[str] = set()
 
     def visit(item: Any, path: tuple[str, ...]) -> None:
@@ -85,21 +85,21 @@ def leaves(result: Any, op: str = "leaves") -> list[tuple[str, Tensor]]:
             while name in names:
                 name += "_"
             names.add(name)
-            found.append((name, item))
+            named.append((name, item))
         elif not isinstance(item, NO_TENSOR):
             for key, value in _items(item, op):
                 visit(value, (*path, str(key)))
 
     visit(result, ())
-    if not found:
+    if not named:
         raise TypeError(f"{op}: the network must return tensors, got {describe(result)}")
-    return found
+    return named
 
 
 def plain(result: Any) -> Any:
-    """What a network returned, in dictionaries, tuples and lists alone, without what is no tensor.
+    """Return a model's result in dictionaries, tuples and lists only, without anything but tensors.
 
-    A tensor that occurs twice is copied, for a file has each result once.
+    A tensor that occurs twice is copied, since a file has each result once.
 
     >>> import collections
     >>> plain(collections.OrderedDict(out=(torch.ones(1), None), size=3))
@@ -135,21 +135,21 @@ def _items(item: Any, op: str) -> Iterable[tuple[Any, Any]]:
 
 
 def describe(result: Any) -> str:
-    """What came, in a few words: the class, and the keys or the classes of the items.
+    """Return in a few words what a result is: the class, and the keys or the classes of the items.
 
     >>> describe({"depth": 1, "normals": 2})
     "a dict of ['depth', 'normals']"
     """
-    kind = type(result).__name__
+    name = type(result).__name__
     if isinstance(result, Mapping):
-        return f"a {kind} of {[str(key) for key in result]}"
+        return f"a {name} of {[str(key) for key in result]}"
     if isinstance(result, (tuple, list)):
-        return f"a {kind} of {[type(item).__name__ for item in result]}"
-    return f"an object of {kind}"
+        return f"a {name} of {[type(item).__name__ for item in result]}"
+    return f"an object of {name}"
 
 
 def _named(result: Any) -> Any:
-    """What is called "out" or "logits", as a key or as an attribute; None where nothing is."""
+    """Return the key or attribute "out" or "logits", None without either."""
     for name in NAMES:
         value = result.get(name) if isinstance(result, Mapping) else getattr(result, name, None)
         if isinstance(value, (Tensor, tuple, list, Mapping)):
@@ -158,6 +158,6 @@ def _named(result: Any) -> Any:
 
 
 def _maps(items: Any) -> list[Tensor]:
-    """The tensors (N, C, h, w) among the items; where there is none, all tensors."""
+    """Return the tensors (N, C, h, w) among the items; all tensors where there is none."""
     tensors = [item for item in items if isinstance(item, Tensor)]
     return [tensor for tensor in tensors if tensor.dim() == 4] or tensors

@@ -11,22 +11,22 @@ from ..ops import checks, reference
 class ResidualUnits(nn.Module):
     """Residual convolution units (RCU), one after another: ReLU, 3x3 with bias, ReLU, 3x3 without, plus the input.
 
-    planes: channels. count: units; parameters `1_conv.weight`, `1_conv.bias`, `1_conv_relu_varout_dimred.weight`, ...
+    count: units; parameters `1_conv.weight`, `1_conv.bias`, `1_conv_relu_varout_dimred.weight`, ...
     Source: Lin et al., RefineNet: Multi-Path Refinement Networks, section 3.2.
 
     >>> tuple(ResidualUnits(8, count=2)(torch.rand(1, 8, 6, 7)).shape)
     (1, 8, 6, 7)
     """
 
-    def __init__(self, planes: int, count: int) -> None:
+    def __init__(self, channels: int, count: int) -> None:
         super().__init__()
         self.count = count
         for i in range(1, count + 1):
-            self.add_module(f"{i}_conv", nn.Conv2d(planes, planes, 3, padding=1))
-            self.add_module(f"{i}_conv_relu_varout_dimred", conv3x3(planes, planes))
+            self.add_module(f"{i}_conv", nn.Conv2d(channels, channels, 3, padding=1))
+            self.add_module(f"{i}_conv_relu_varout_dimred", conv3x3(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, planes, H, W) to (N, planes, H, W)."""
+        """Map (N, C, H, W) to (N, C, H, W)."""
         for i in range(1, self.count + 1):
             inner = getattr(self, f"{i}_conv")(F.relu(x))
             x = x + getattr(self, f"{i}_conv_relu_varout_dimred")(F.relu(inner))
@@ -36,8 +36,8 @@ class ResidualUnits(nn.Module):
 class LightResidualUnits(nn.Module):
     """Light-weight RCU, one after another: ReLU, 1x1 to half the channels, ReLU, 3x3, ReLU, 1x1, plus the input.
 
-    planes: channels, even. count: units; parameters `1_reduce.weight`, `1_conv.weight`, `1_expand.weight`, ..., all
-    but the last of each unit with a bias. Half is the width that gives the parameters and operations of the paper.
+    planes: channels, even. count: units; parameters `1_reduce.weight`, `1_conv.weight`, `1_expand.weight`, ...,
+    all but the last of each unit with a bias. Half the channels gives the parameters and operations of the paper.
     Source: Nekrasov et al., Light-Weight RefineNet for Real-Time Semantic Segmentation, figure 2 and table 1.
 
     >>> tuple(LightResidualUnits(8, count=2)(torch.rand(1, 8, 6, 7)).shape)
@@ -56,7 +56,7 @@ class LightResidualUnits(nn.Module):
             self.add_module(f"{i}_expand", nn.Conv2d(planes // 2, planes, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, planes, H, W) to (N, planes, H, W)."""
+        """Map (N, C, H, W) to (N, C, H, W)."""
         for i in range(1, self.count + 1):
             inner = x
             for step in ("reduce", "conv", "expand"):
@@ -66,10 +66,10 @@ class LightResidualUnits(nn.Module):
 
 
 def pool5x5(x: Tensor) -> Tensor:
-    """(N, C, H, W) to the maximum of the 5x5 window around each pixel, NaN where one is in it; strides as they were.
+    """Return the maximum of the 5x5 window around each pixel of (N, C, H, W), NaN where one is in it; same strides.
 
-    Without gradients it is made of maxima of shifted maps, down the columns and then along the rows, in a third to
-    two thirds of the time of `torch.nn.functional.max_pool2d`; with gradients it is that function, for ties.
+    Without gradients, maxima of shifted maps, down the columns and then along the rows, take a third to two thirds of
+    the time of `torch.nn.functional.max_pool2d`; with gradients it is that function, because of ties.
 
     >>> pool5x5(torch.eye(6)[None, None])[0, 0, 0].tolist()
     [1.0, 1.0, 1.0, 1.0, 1.0, 0.0]
@@ -79,30 +79,30 @@ def pool5x5(x: Tensor) -> Tensor:
     x = F.pad(x, (2, 2, 2, 2), value=float("-inf"))
     for dim in (2, 3):
         size = x.shape[dim]
-        of_two = torch.maximum(x.narrow(dim, 0, size - 1), x.narrow(dim, 1, size - 1))
-        of_four = torch.maximum(of_two.narrow(dim, 0, size - 3), of_two.narrow(dim, 2, size - 3))
-        x = torch.maximum(of_four.narrow(dim, 0, size - 4), x.narrow(dim, 4, size - 4))
+        max2 = torch.maximum(x.narrow(dim, 0, size - 1), x.narrow(dim, 1, size - 1))
+        max4 = torch.maximum(max2.narrow(dim, 0, size - 3), max2.narrow(dim, 2, size - 3))
+        x = torch.maximum(max4.narrow(dim, 0, size - 4), x.narrow(dim, 4, size - 4))
     return x
 
 
 class CRP3x3(nn.Module):
     """Chained residual pooling with 3x3 convolutions: t_0 = x, t_i = W_i * maxpool5x5(t_{i-1}), result x + sum t_i.
 
-    planes: channels. n_stages: poolings and convolutions; parameters `1_outvar_dimred.weight`, ...
-    Source: Lin et al., RefineNet: Multi-Path Refinement Networks, section 3.2; the ReLU before it is the caller's.
+    n_stages: poolings and convolutions; parameters `1_outvar_dimred.weight`, ...
+    Source: Lin et al., RefineNet: Multi-Path Refinement Networks, section 3.2; the caller applies the ReLU before it.
 
     >>> tuple(CRP3x3(8)(torch.rand(1, 8, 6, 7)).shape)
     (1, 8, 6, 7)
     """
 
-    def __init__(self, planes: int, n_stages: int = 4) -> None:
+    def __init__(self, channels: int, n_stages: int = 4) -> None:
         super().__init__()
         self.n_stages = n_stages
         for i in range(1, n_stages + 1):
-            self.add_module(f"{i}_outvar_dimred", conv3x3(planes, planes))
+            self.add_module(f"{i}_outvar_dimred", conv3x3(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, planes, H, W) to (N, planes, H, W)."""
+        """Map (N, C, H, W) to (N, C, H, W)."""
         pool = reference.pool if backends.requested() == backends.PLAIN else pool5x5
         out = stage = x
         for i in range(1, self.n_stages + 1):
@@ -111,5 +111,5 @@ class CRP3x3(nn.Module):
         return out
 
 
-def conv3x3(in_planes: int, out_planes: int) -> nn.Conv2d:
-    return nn.Conv2d(in_planes, out_planes, 3, padding=1, bias=False)
+def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)

@@ -5,27 +5,27 @@ from torch import Tensor, nn
 
 
 class Bottleneck(nn.Module):
-    """1x1 to `planes`, 3x3 with the stride, 1x1 to 4 `planes`, plus the input (figure 5, right)."""
+    """1x1 to `channels`, 3x3 with the stride, 1x1 to 4 `channels`, plus the input (figure 5, right)."""
 
     expansion = 4
 
-    def __init__(self, in_planes: int, planes: int, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
         super().__init__()
-        out_planes = planes * self.expansion
-        self.conv1 = nn.Conv2d(in_planes, planes, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.conv3 = nn.Conv2d(planes, out_planes, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out_planes)
+        out_channels = channels * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
         self.downsample: nn.Sequential | None = None
-        if stride != 1 or in_planes != out_planes:
+        if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
-                nn.Conv2d(in_planes, out_planes, 1, stride, bias=False), nn.BatchNorm2d(out_planes)
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_planes, H, W) to (N, 4 planes, ceil(H / stride), ceil(W / stride))."""
+        """Map (N, in_channels, H, W) to (N, 4 channels, ceil(H / stride), ceil(W / stride))."""
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = F.relu(self.bn2(self.conv2(out)), inplace=True)
         out = self.bn3(self.conv3(out))
@@ -34,10 +34,10 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The convolutional part of ResNet-50, -101 or -152; `blocks` says how many blocks each stage has."""
+    """The convolutional part of ResNet-50, -101 or -152; blocks: the number of blocks of each stage."""
 
+    # channels of the features, finest first
     planes = (256, 512, 1024, 2048)
-    """Channels of the features, finest first."""
 
     def __init__(self, blocks: tuple[int, int, int, int]) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class ResNet(nn.Module):
         self.layer4 = _stage(1024, 512, blocks[3], 2)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) to the results of the four stages, finest first: 1/4, 1/8, 1/16 and 1/32 of the input."""
+        """Map (N, 3, H, W) to the results of the four stages, finest first: 1/4, 1/8, 1/16 and 1/32 of the size."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         x = F.max_pool2d(x, 3, 2, 1)
         results = []
@@ -59,7 +59,7 @@ class ResNet(nn.Module):
         return results
 
 
-def _stage(in_planes: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
-    out_planes = planes * Bottleneck.expansion
-    rest = [Bottleneck(out_planes, planes) for _ in range(blocks - 1)]
-    return nn.Sequential(Bottleneck(in_planes, planes, stride), *rest)
+def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+    out_channels = channels * Bottleneck.expansion
+    rest = [Bottleneck(out_channels, channels) for _ in range(blocks - 1)]
+    return nn.Sequential(Bottleneck(in_channels, channels, stride), *rest)

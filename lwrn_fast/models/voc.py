@@ -1,4 +1,4 @@
-"""PASCAL VOC: the names of its classes."""
+"""The class names of PASCAL VOC."""
 
 CLASSES = (
     "background",

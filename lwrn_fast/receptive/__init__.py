@@ -1,4 +1,4 @@
-"""The empirical receptive field of a network before and after chained residual pooling."""
+"""The empirical receptive field of a model before and after chained residual pooling."""
 
 from .field import SHARES, Box, Field, Fields, field, receptive_field
 

@@ -1,4 +1,4 @@
-"""Receptive fields as pictures, with Pillow alone."""
+"""Draw receptive fields as images, with Pillow only."""
 
 import math
 
@@ -7,19 +7,22 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .field import Box, Field, Fields
 
+# Matplotlib's colour map inferno (CC0) at ten evenly spaced points.
 INFERNO = ("000004", "1b0c42", "4b0c6b", "781c6d", "a52c60", "cf4446", "ed6925", "fb9a06", "f7d03c", "fcffa4")
-"""Matplotlib's colour map inferno (CC0) at ten even distances."""
+# Powers of ten below the maximum that the colours span; smaller values are black.
 DECADES = 4
-"""Values less than a ten-thousandth of the largest are black."""
+# Pixels of a map's longer side.
 SIDE = 480
-"""Pixels of a map's longer side."""
+# Pixels.
 MARGIN, GAP, BAR = 28, 24, 14
+# Colours of the background, the text and the scale.
 PAPER, TEXT, FAINT = (21, 23, 28), (240, 240, 236), (158, 162, 170)
+# Colours of the discs by share, and of the theoretical field.
 DISC, BOX = {50: (255, 255, 255), 95: (126, 214, 255)}, (150, 220, 140)
 
 
 def draw(title: str, fields: Fields) -> np.ndarray:
-    """The maps before and after CRP side by side, on one scale, with their figures: uint8 (height, width, 3).
+    """Draw the maps before and after CRP side by side on one scale, with their figures: uint8 (height, width, 3).
 
     >>> import torch
     >>> from lwrn_fast.receptive import field
@@ -35,29 +38,30 @@ def draw(title: str, fields: Fields) -> np.ndarray:
     page = Image.new("RGB", (2 * MARGIN + 2 * panel + 2 * GAP + BAR + 52, top + tall + below), PAPER)
     pen = ImageDraw.Draw(page)
     pen.text((MARGIN, 18), title, TEXT, _font(21))
-    largest = max(_values(each, (tall, wide)).max() for each in fields[:2])
+    maximum = max(_values(each, (tall, wide)).max() for each in fields[:2])
     for i, (name, each) in enumerate((("before CRP", fields.before), ("after CRP", fields.after))):
         left = MARGIN + i * (panel + GAP)
         pen.text((left, top - 28), name, TEXT, _font(17))
-        page.paste(_panel(each, (tall, wide), scale, largest), (left, top))
+        page.paste(_panel(each, (tall, wide), scale, maximum), (left, top))
         _figures(pen, (left, top + tall + 12), each, height * width)
     _colour_bar(page, pen, (MARGIN + 2 * (panel + GAP), top), tall)
     return np.array(page)
 
 
 def _values(field: Field, size: tuple[int, int]) -> np.ndarray:
-    """The map at the size of its panel, smoothed as much as that takes."""
+    """Return the map resized to its panel."""
     image = Image.fromarray(field.map.numpy())
     return np.array(image.resize((size[1], size[0]), Image.Resampling.BOX))
 
 
-def _panel(field: Field, size: tuple[int, int], scale: float, largest: float) -> Image.Image:
-    level = 1 + np.log10(np.maximum(_values(field, size) / largest, 10.0**-DECADES)) / DECADES
-    smooth = 3  # what is drawn over it is drawn larger and reduced
+def _panel(field: Field, size: tuple[int, int], scale: float, maximum: float) -> Image.Image:
+    """Draw one map with its discs and its theoretical field. scale: panel pixels per pixel. maximum: the brightest."""
+    level = 1 + np.log10(np.maximum(_values(field, size) / maximum, 10.0**-DECADES)) / DECADES
+    smooth = 3  # lines are drawn this much larger and reduced
     image = Image.fromarray(_colours(level)).resize((smooth * size[1], smooth * size[0]), Image.Resampling.NEAREST)
     pen = ImageDraw.Draw(image)
     _dashed_box(pen, field.theoretical, smooth * scale, smooth)
-    row, column = ((place + 0.5) * scale * smooth for place in field.centre)
+    row, column = ((centre + 0.5) * scale * smooth for centre in field.centre)
     for share, radius in field.radius.items():
         r = radius * scale * smooth
         pen.ellipse((column - r, row - r, column + r, row + r), outline=DISC[share], width=2 * smooth)
@@ -65,14 +69,14 @@ def _panel(field: Field, size: tuple[int, int], scale: float, largest: float) ->
 
 
 def _colours(level: np.ndarray) -> np.ndarray:
-    """0 to 1 (H, W) to uint8 (H, W, 3)."""
+    """Map levels from 0 to 1 (H, W) to colours, uint8 (H, W, 3)."""
     table = np.array([tuple(bytes.fromhex(colour)) for colour in INFERNO], np.float64)
-    at = np.linspace(0, 1, len(table))
-    return np.stack([np.interp(level, at, table[:, i]) for i in range(3)], -1).round().astype(np.uint8)
+    points = np.linspace(0, 1, len(table))
+    return np.stack([np.interp(level, points, table[:, i]) for i in range(3)], -1).round().astype(np.uint8)
 
 
 def _dashed_box(pen: ImageDraw.ImageDraw, box: Box, scale: float, smooth: int) -> None:
-    inset = smooth  # so that a box of the whole image is seen
+    inset = smooth  # keeps a box of the whole image visible
     left, right = box.left * scale + inset, box.right * scale - 1 - inset
     top, bottom = box.top * scale + inset, box.bottom * scale - 1 - inset
     corners = [(left, top), (right, top), (right, bottom), (left, bottom)]

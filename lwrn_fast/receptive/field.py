@@ -1,4 +1,4 @@
-"""Which pixels of the image a unit sees before and after chained residual pooling: the empirical receptive field.
+"""The empirical receptive field: the pixels that influence a unit before and after chained residual pooling.
 
 Source: Luo et al., Understanding the Effective Receptive Field in Deep Convolutional Neural Networks (NIPS 2016),
 section 3, and Nekrasov et al., Light-Weight RefineNet for Real-Time Semantic Segmentation, section 3.
@@ -21,6 +21,7 @@ from ..models.decoder import LevelDecoder
 from ..models.refinenet import CRP3x3
 from ..ops.crp import CRP
 
+# Percent of the gradient's magnitude.
 SHARES = (50, 95)
 
 
@@ -34,29 +35,29 @@ class Box(NamedTuple):
 
 
 class Field(NamedTuple):
-    """What one unit sees of the image."""
+    """The receptive field of one unit."""
 
     map: Tensor
-    """(H, W) float32, of sum 1: each pixel's share of the gradient's magnitude."""
+    """Each pixel's share of the gradient's magnitude: (H, W) float32, sum 1."""
     area: dict[int, int]
-    """For 50 and 95 %, the fewest pixels that hold so much of it."""
+    """The minimum number of pixels that hold 50 and 95 % of it."""
     centre: tuple[float, float]
-    """Its centre of gravity, row and column."""
+    """Row and column of its centre of gravity."""
     radius: dict[int, float]
-    """For 50 and 95 %, in pixels, of the disc around the centre that holds so much of it."""
+    """Radius in pixels of the disc around the centre that holds 50 and 95 % of it."""
     theoretical: Box
-    """The pixels that can have an influence, whatever the weights; it ends where the image does."""
+    """The pixels that can have an influence with any weights, clipped to the image."""
 
 
 class Fields(NamedTuple):
-    """Of one level: the unit in the middle of CRP's input and of its result."""
+    """The fields of one level: of the middle unit of CRP's input and of its result."""
 
     before: Field
     after: Field
     unit: tuple[int, int]
     """Row and column of the unit."""
     size: tuple[int, int]
-    """(h, w) of the map it is in."""
+    """(h, w) of the unit's map."""
 
 
 def receptive_field(
@@ -68,16 +69,15 @@ def receptive_field(
     seed: int = 0,
     progress: Callable[[Sequence], Iterable] = iter,
 ) -> dict[str, Fields]:
-    """The empirical receptive field of the middle unit before and after each CRP: the gradient of the sum of its
-    channels with respect to the image, its magnitude summed over the colours and averaged over images.
+    """Return the empirical receptive field of the middle unit before and after each CRP: the gradient of the sum of its
+    channels with respect to the image, as its magnitude summed over the colours and averaged over images.
 
-    model: a network that takes (1, 3, H, W), on any device; a copy of it runs, in eval mode and float32.
-    names: modules to look at, their first argument and their result; by default every level's CRP, deepest first.
-    size: (H, W) of the network's input. images: how many inputs of normal noise, which `seed` decides, or
-    one photograph or several, as `models.preprocess` takes them, which are brought to that size. progress: wraps what
-    is walked.
+    model: takes (1, 3, H, W), on any device; a copy of it runs, in eval mode and float32.
+    names: modules whose first argument and result are examined; by default every level's CRP, deepest first.
+    size: (H, W) of the model's input. images: the number of inputs of normal noise, drawn from `seed`, or one or
+    several images as `models.preprocess` takes them, which are resized. progress: wraps the images, as tqdm does.
     Returns the fields by the modules' names.
-    Raises TypeError or ValueError for what does not fit, and where no gradient reaches the image.
+    Raises TypeError or ValueError for arguments that do not fit, and where no gradient reaches the image.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), CRP(4, 4))
     >>> fields = receptive_field(net, size=(32, 32), images=1)["1"]
@@ -89,41 +89,41 @@ def receptive_field(
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"receptive_field: size must be (H, W), both at least 1, got {size!r}")
     height, width = size
-    places = list(_default_names(model) if names is None else names)
+    names = list(_default_names(model) if names is None else names)
     modules = dict(model.named_modules())
-    for name in places:
+    for name in names:
         if name not in modules:
             raise ValueError(f"receptive_field: names must be of the model's modules, got {name!r}")
-    if not places:
+    if not names:
         raise ValueError("receptive_field: the model has no CRP; names must say which modules to look at")
     images = _several(images)
     count = images if isinstance(images, int) else len(images)
     if count < 1:
         raise ValueError(f"receptive_field: images must be at least 1, got {count}")
-    with torch.inference_mode(False):  # whose tensors know no gradients, not even in a copy
-        network = copy.deepcopy(model).eval().requires_grad_(False).float()
-    if isinstance(network, models.base.Network):
-        network.memory_format = torch.channels_last  # blocks are called as such, so that they are seen
-    device = next(network.parameters(), torch.empty(0)).device
+    with torch.inference_mode(False):  # tensors of inference mode have no gradients, not even in a copy
+        copied = copy.deepcopy(model).eval().requires_grad_(False).float()
+    if isinstance(copied, models.base.Network):
+        copied.memory_format = torch.channels_last  # so that CRP is called as a module
+    device = next(copied.parameters(), torch.empty(0)).device
     sums: dict[tuple[str, int], Tensor] = {}
     with torch.inference_mode(False), torch.enable_grad():
         for number in progress(range(count)):
             x = _input(images, number, (height, width), seed).to(device)
-            for key, gradient in _gradients(network, places, x):
+            for key, gradient in _gradients(copied, names, x):
                 sums[key] = sums.get(key, 0) + gradient / gradient.sum().clamp_min(torch.finfo(gradient.dtype).tiny)
         for (name, _), total in sums.items():
             if not 0 < total.sum() < torch.inf:
                 raise ValueError(f"receptive_field: no finite gradient reaches the image from {name!r}")
-        boxes, sizes = _theoretical(network, places, (height, width), device)
-    found = {}
+        boxes, sizes = _theoretical(copied, names, (height, width), device)
+    fields = {}
     for name, (h, w) in sizes.items():
         before, after = (field(sums[name, i], boxes[name, i]) for i in range(2))
-        found[name] = Fields(before, after, (h // 2, w // 2), (h, w))
-    return found
+        fields[name] = Fields(before, after, (h // 2, w // 2), (h, w))
+    return fields
 
 
 def field(gradient: Tensor, theoretical: Box) -> Field:
-    """The figures of a map (H, W) of magnitudes.
+    """Return the figures of a map (H, W) of magnitudes.
 
     >>> field(torch.ones(3, 3), Box(0, 0, 3, 3)).area
     {50: 5, 95: 9}
@@ -131,14 +131,14 @@ def field(gradient: Tensor, theoretical: Box) -> Field:
     exact = (gradient / gradient.sum()).double().cpu()
     down, along = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in exact.shape), indexing="ij")
     row, column = (exact * down).sum().item(), (exact * along).sum().item()
-    largest_first = exact.flatten().sort(descending=True).values.cumsum(0)
+    descending = exact.flatten().sort(descending=True).values.cumsum(0)
     distance, order = ((down - row) ** 2 + (along - column) ** 2).sqrt().flatten().sort()
     from_centre = exact.flatten()[order].cumsum(0)
     area, radius = {}, {}
     for share in SHARES:
-        wanted = torch.tensor(share / 100 - 1e-9, dtype=torch.float64)
-        area[share] = int(torch.searchsorted(largest_first, wanted)) + 1
-        last = min(int(torch.searchsorted(from_centre, wanted)), len(order) - 1)
+        threshold = torch.tensor(share / 100 - 1e-9, dtype=torch.float64)
+        area[share] = int(torch.searchsorted(descending, threshold)) + 1
+        last = min(int(torch.searchsorted(from_centre, threshold)), len(order) - 1)
         radius[share] = distance[last].item() + 0.5  # to the pixel's edge
     return Field(exact.float(), area, (row, column), radius, theoretical)
 
@@ -150,15 +150,15 @@ def _default_names(model: nn.Module) -> list[str]:
 
 
 def _several(images: Any) -> int | Sequence[Any]:
-    """The number of inputs of noise, or images one after the other, where it was one alone too."""
+    """Return the number of inputs of noise, or a sequence of images, also of a single one."""
     if isinstance(images, numbers.Integral):
         return int(images)
-    alone = isinstance(images, (str, os.PathLike)) or not hasattr(images, "__len__") or getattr(images, "ndim", 4) == 3
-    return [images] if alone else images
+    single = isinstance(images, (str, os.PathLike)) or not hasattr(images, "__len__") or getattr(images, "ndim", 4) == 3
+    return [images] if single else images
 
 
 def _input(images: int | Sequence[Any], number: int, size: tuple[int, int], seed: int) -> Tensor:
-    """The network's input (1, 3, H, W) of this number."""
+    """Return the model's input (1, 3, H, W) of this number."""
     if isinstance(images, int):
         generator = torch.Generator().manual_seed(1_000_003 * seed + number)
         return torch.randn(1, 3, *size, generator=generator)
@@ -166,8 +166,8 @@ def _input(images: int | Sequence[Any], number: int, size: tuple[int, int], seed
 
 
 @contextmanager
-def _watched(network: nn.Module, names: Sequence[str]) -> Iterator[dict[tuple[str, int], Tensor]]:
-    """What goes into the modules (name, 0) and comes out of them (name, 1), in the last call of each."""
+def _watched(model: nn.Module, names: Sequence[str]) -> Iterator[dict[tuple[str, int], Tensor]]:
+    """Record the first argument (name, 0) and the result (name, 1) of the last call of each module."""
     seen: dict[tuple[str, int], Tensor] = {}
 
     def watch(name: str) -> Callable[..., None]:
@@ -176,7 +176,7 @@ def _watched(network: nn.Module, names: Sequence[str]) -> Iterator[dict[tuple[st
 
         return hook
 
-    hooks = [network.get_submodule(name).register_forward_hook(watch(name)) for name in names]
+    hooks = [model.get_submodule(name).register_forward_hook(watch(name)) for name in names]
     try:
         yield seen
     finally:
@@ -184,11 +184,11 @@ def _watched(network: nn.Module, names: Sequence[str]) -> Iterator[dict[tuple[st
             handle.remove()
 
 
-def _gradients(network: nn.Module, names: Sequence[str], x: Tensor) -> Iterator[tuple[tuple[str, int], Tensor]]:
-    """For each place the gradient (H, W) of its middle unit."""
+def _gradients(model: nn.Module, names: Sequence[str], x: Tensor) -> Iterator[tuple[tuple[str, int], Tensor]]:
+    """Yield (name, 0) and (name, 1) with the gradient (H, W) of the middle unit before and after each module."""
     x = x.requires_grad_()
-    with _watched(network, names) as seen:
-        network(x)
+    with _watched(model, names) as seen:
+        model(x)
     for name in names:
         for i in range(2):
             unit = _middle(name, seen.get((name, i)))
@@ -199,23 +199,23 @@ def _gradients(network: nn.Module, names: Sequence[str], x: Tensor) -> Iterator[
 
 
 def _middle(name: str, value: Any) -> Tensor:
-    """The sum of the channels of the unit in the middle."""
+    """Return the sum of the channels of the unit in the middle."""
     if value is None:
         raise ValueError(f"receptive_field: the model's forward does not call {name!r}")
     if not isinstance(value, Tensor) or value.dim() != 4 or len(value) != 1:
-        what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"receptive_field: {name!r} must take and give a map (1, C, H, W), got {what}")
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"receptive_field: {name!r} must take and give a map (1, C, H, W), got {got}")
     return value[0, :, value.shape[2] // 2, value.shape[3] // 2].sum()
 
 
 def _theoretical(
-    network: nn.Module, names: Sequence[str], size: tuple[int, int], device: torch.device
+    model: nn.Module, names: Sequence[str], size: tuple[int, int], device: torch.device
 ) -> tuple[dict[tuple[str, int], Box], dict[str, tuple[int, int]]]:
-    """The pixels that can have an influence; and per name the size of the map that comes out."""
+    """Return the pixels that can have an influence, and by name the size of the module's result."""
     x = torch.ones(1, 3, *size, dtype=torch.float64, device=device)
     boxes, sizes = {}, {}
-    with backends.use_backend("reference"), _Paths(), _watched(network.double(), names) as seen:
-        network(x.requires_grad_())
+    with backends.use_backend("reference"), _Paths(), _watched(model.double(), names) as seen:
+        model(x.requires_grad_())
     for name in names:
         for i in range(2):
             (paths,) = torch.autograd.grad(_middle(name, seen[name, i]), x, retain_graph=True)
@@ -227,7 +227,7 @@ def _theoretical(
 
 
 class _Paths(TorchFunctionMode):
-    """Every operation as an average of all that it can see, so that a gradient is zero where there is no path.
+    """Replace every operation by an average of its inputs, so that a gradient is zero only where there is no path.
 
     Convolutions and poolings average their windows over all channels, activations and normalisations do nothing.
     """
@@ -238,15 +238,15 @@ class _Paths(TorchFunctionMode):
     NOTHING = frozenset(ACTIVATIONS + LIMITS + NORMALISATIONS)
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        given = kwargs or {}
+        kwargs = kwargs or {}
         name = getattr(function, "__name__", "")
         if name in self.NOTHING:
             return args[0]
         if name == "conv2d":
-            return _average_convolution(*args, **given)
+            return _average_convolution(*args, **kwargs)
         if name in ("max_pool2d", "max_pool2d_with_indices"):
-            return _average_pool(*args, **given)
-        return function(*args, **given)
+            return _average_pool(*args, **kwargs)
+        return function(*args, **kwargs)
 
 
 def _average_convolution(

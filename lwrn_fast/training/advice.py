@@ -1,4 +1,4 @@
-"""What a survey of label maps means: the table of classes, what speaks against training with them, and the remedies."""
+"""Judge a survey of label maps: the table of classes, errors and warnings about them, and the remedies."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,27 +10,27 @@ from .data import beyond, without_image
 from .label_map import OPTION, PALETTE, PRESETS, LabelMap
 from .survey import Survey, Tally, tally
 
-# What label maps are for.
+# Uses of label maps.
 TRAIN, VALIDATE, EVALUATE = "train on", "validate with", "evaluate with"
-# Classes or files that one line names.
+# Classes or files named in one line.
 MAX_NAMED = 8
-# A share of label maps from which on something is wrong with the data and not with a file.
+# Share of label maps above which an error is in the data and not in single files.
 SYSTEMATIC = 0.5
 
 
 @dataclass(frozen=True)
 class Advice:
-    """error: why nothing can be done with these label maps, in one line. warnings: one line each."""
+    """error: one line that says why these label maps cannot be used. warnings: one line each."""
 
     error: str | None = None
     warnings: list[str] = field(default_factory=list)
 
 
 def judge(survey: Survey, label_map: LabelMap | None, names: Sequence[str], use: str, each: bool = True) -> Advice:
-    """Whether label maps make sense for these classes.
+    """Return the error or the warnings about label maps for these classes.
 
-    use: what they are for, TRAIN, VALIDATE or EVALUATE. each: a single label map that cannot be used
-    is an error; else only many are, since the rest is used.
+    use: TRAIN, VALIDATE or EVALUATE. each: a single unusable label map is an error; without it only many are, since the
+    rest is used.
     """
     result = tally(survey, label_map, len(names))
     judged = _Judge(survey, result, label_map, names, use)
@@ -42,7 +42,7 @@ def judge(survey: Survey, label_map: LabelMap | None, names: Sequence[str], use:
 
 
 class _Judge:
-    """One question about the label maps in each method: a line where something is wrong, None where nothing is."""
+    """Checks of label maps, one in each method, which returns one line for a problem and None without one."""
 
     def __init__(
         self, survey: Survey, tally: Tally, label_map: LabelMap | None, names: Sequence[str], use: str
@@ -51,18 +51,18 @@ class _Judge:
         self.label_map = label_map or LabelMap()
         self.number = len(survey.pairs)
         self.folder = survey.pairs[0].labels.parent
-        # the classes of a network that is evaluated are what they are
+        # the classes of a model that is evaluated cannot be changed
         self.trained = use == EVALUATE
 
     def files(self, each: bool) -> str | None:
-        """Label maps that cannot be used: damaged, with colours that have no class, with values beyond the classes."""
+        """Report unusable label maps: damaged, with colours that have no class, or with values beyond the classes."""
         many = SYSTEMATIC * (self.number - len(self.tally.errors))
         if self.tally.errors and each:
             more = len(self.tally.errors) - 1
             return self.tally.errors[0] + (f"; and so with {more} more" if more else "")
         if self.tally.colour and (each or len(self.tally.colour) > many):
-            path, trouble = next(iter(self.tally.colour.items()))
-            return f"{path}: {trouble}{_colours(self.tally.colours)}{self._more(self.tally.colour)}"
+            path, error = next(iter(self.tally.colour.items()))
+            return f"{path}: {error}{_colours(self.tally.colours)}{self._more(self.tally.colour)}"
         if self.tally.beyond and (each or len(self.tally.beyond) > many):
             path, label = next(iter(self.tally.beyond.items()))
             return f"{beyond(path, label, len(self.names))}{self._more(self.tally.beyond)}{self._too_many_values()}"
@@ -72,7 +72,7 @@ class _Judge:
         return f"; so it is with {len(files)} of {self.number} label maps" if len(files) > 1 else ""
 
     def _too_many_values(self) -> str:
-        """A remedy for values beyond the classes."""
+        """Return a remedy for values beyond the classes, for the end of an error."""
         values = sorted(value for value in self.tally.values if value != IGNORE)
         number = len(self.names)
         last, zero = values[-1], values[0] == 0
@@ -94,16 +94,16 @@ class _Judge:
         return f"; there are {len(values)} values up to {last}: {more}{OPTION} names their classes"
 
     def nothing(self) -> str | None:
-        """Label maps that are ignored, all of them."""
+        """Report label maps that are all ignored."""
         if not self.tally.sets or self.tally.classes:
             return None
-        what = f"every pixel of the label maps to {self.use} is {IGNORE}, which is ignored"
+        line = f"every pixel of the label maps to {self.use} is {IGNORE}, which is ignored"
         if self._deliberate():
-            return f"{self.folder}: {what}, as {OPTION} says"
-        return f"{self.folder}: {what}; {OPTION} {IGNORE}:1 makes it class 1"
+            return f"{self.folder}: {line}, as {OPTION} says"
+        return f"{self.folder}: {line}; {OPTION} {IGNORE}:1 makes it class 1"
 
     def one_class(self) -> str | None:
-        """Masks of 0 and 255."""
+        """Report masks of 0 and 255."""
         if len(self.tally.classes) != 1 or not self.tally.pixels[IGNORE] or self._deliberate():
             return None
         (label,) = self.tally.classes
@@ -116,7 +116,7 @@ class _Judge:
         )
 
     def mixed(self) -> str | None:
-        """Masks of 0 and 255 among those of 0 and 1."""
+        """Report masks of 0 and 255 among those of 0 and 1."""
         sets = self.tally.sets.values()
         ignored = sum(IGNORE in classes for classes in sets)
         if len(self.names) != 2 or not ignored or self._deliberate() or any({1, IGNORE} <= classes for classes in sets):
@@ -127,13 +127,13 @@ class _Judge:
         )
 
     def palettes(self) -> str | None:
-        """Palettes that give one colour another index from file to file, so that indices are no classes."""
+        """Report palettes with one colour under several indices, so that indices are no classes."""
         if self.label_map.values or self.label_map.colours:
             return None
         index: dict[int, tuple[int, Path]] = {}
         error = ""
-        for pair, counts in zip(self.survey.pairs, self.survey.found, strict=True):
-            if isinstance(counts, str) or counts.kind != PALETTE or len(set(counts.colours)) < len(counts.colours):
+        for pair, counts in zip(self.survey.pairs, self.survey.results, strict=True):
+            if isinstance(counts, str) or counts.mode != PALETTE or len(set(counts.colours)) < len(counts.colours):
                 continue
             for value, colour in zip(counts.values, counts.colours, strict=True):
                 other, path = index.setdefault(colour, (value, pair.labels))
@@ -147,7 +147,7 @@ class _Judge:
         )
 
     def blank(self) -> str | None:
-        """Label maps that are ignored from edge to edge."""
+        """Report label maps in which every pixel is ignored."""
         blank = [path.name for path, classes in self.tally.sets.items() if classes == {IGNORE}]
         if not blank:
             return None
@@ -155,7 +155,7 @@ class _Judge:
         return f"{self.folder}: {share} are {IGNORE} all over, which is ignored: {_few(blank)}"
 
     def absent(self) -> str | None:
-        """Classes that never occur, and labels that seem to count from 1."""
+        """Report classes that never occur, and labels that seem to count from 1."""
         absent = [label for label in range(len(self.names)) if not self.tally.pixels[label]]
         if not absent or not self.tally.sets:
             return None
@@ -170,19 +170,19 @@ class _Judge:
         return never
 
     def alone(self) -> str | None:
-        """Label maps whose image is missing, or is of a kind that is not read."""
+        """Report label maps whose image is missing or of an unsupported format."""
         alone = [path.name for path in without_image(self.survey.pairs)]
         if not alone:
             return None
         return f"{self.folder}: label maps without an image to {self.use}: {_few(alone)}"
 
     def _deliberate(self) -> bool:
-        """Whether the user has said what 255 means."""
+        """Return True if the user has given 255 a class."""
         return IGNORE in self.label_map.values
 
 
 def rows(result: Tally, names: Sequence[str]) -> list[dict[str, Any]]:
-    """One per class, in plain types: class, name, pixels, images."""
+    """Return one row per class, in plain types: class, name, pixels, images."""
     return [
         {"class": label, "name": name, "pixels": result.pixels[label], "images": result.images[label]}
         for label, name in enumerate(names)
@@ -190,7 +190,7 @@ def rows(result: Tally, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def table(tallies: dict[str, Tally], names: Sequence[str]) -> str:
-    """For people: pixels, their share of those that count, and images, per class and split."""
+    """Return a text table: pixels, their share of those that count, and images, per class and split."""
     width = max(14, *map(len, names))
     lines = [f"{'':{width}}" + "".join(f"{split:>32}" for split in tallies)] if len(tallies) > 1 else []
     lines.append(f"{'class':{width}}" + f"{'pixels':>15}{'share':>9}{'images':>8}" * len(tallies))
@@ -208,7 +208,7 @@ def _cells(result: Tally, label: int) -> str:
 
 
 def _colours(colours: Collection[int]) -> str:
-    """A remedy for colours without a class."""
+    """Return a remedy for colours without a class, for the end of an error."""
     if not colours:
         return ""
     for name, preset in PRESETS.items():

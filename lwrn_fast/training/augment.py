@@ -10,15 +10,15 @@ from torch import Tensor
 from .. import models
 from ..io import images
 
+# The label that counts neither in the loss nor in the metrics.
 IGNORE = 255
-"""The label that counts neither in the loss nor in the metrics."""
+# The colour outside the image, which normalises to 0.
 PADDING = tuple(round(255 * mean) for mean in models.MEAN)
-"""The colour outside the image, which is 0 for the network."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How samples are changed. crop: pixels of a side; scales: the least and the largest factor of both sides."""
+    """Options of augmentation. crop: pixels of a side. scales: the minimum and maximum factor of both sides."""
 
     crop: int = 256
     scales: tuple[float, float] = (0.5, 2.0)
@@ -28,11 +28,11 @@ class Options:
 def sample(
     image: np.ndarray, labels: np.ndarray, options: Options, seed: np.random.SeedSequence
 ) -> tuple[Tensor, Tensor]:
-    """A sample for the network; the same seed gives the same one.
+    """Return an augmented sample; the same seed gives the same one.
 
     image: uint8 (H, W, 3). labels: uint8 (H, W).
-    Returns float32 (1, 3, crop, crop), normalised as `models.preprocess` does, and int64 (1, crop, crop), where 255
-    stands outside the image.
+    Returns float32 (1, 3, crop, crop), normalised as `models.preprocess` does, and int64 (1, crop, crop), 255
+    outside the image.
 
     >>> image, labels = np.zeros((40, 60, 3), np.uint8), np.zeros((40, 60), np.uint8)
     >>> x, y = sample(image, labels, Options(crop=32), np.random.SeedSequence(0))
@@ -40,8 +40,8 @@ def sample(
     ((1, 3, 32, 32), (1, 32, 32))
     """
     random = np.random.RandomState(np.random.MT19937(seed))
-    least, most = np.log(options.scales)
-    factor = np.exp(random.uniform(least, most))  # halving is as likely as doubling
+    log_min, log_max = np.log(options.scales)
+    factor = np.exp(random.uniform(log_min, log_max))  # halving is as likely as doubling
     height, width = (max(1, round(length * factor)) for length in labels.shape)
     top, left = (_offset(random, length, options.crop) for length in (height, width))
     image = _crop(images.resize(image, height, width), top, left, options.crop, PADDING)
@@ -52,7 +52,7 @@ def sample(
 
 
 def _offset(random: np.random.RandomState, length: int, crop: int) -> int:
-    """Where the crop begins; negative, before the image, where the image is the smaller one."""
+    """Return a random offset of the crop; negative where the image is smaller than the crop."""
     return random.randint(min(0, length - crop), max(0, length - crop) + 1)
 
 
@@ -65,7 +65,7 @@ def _resize_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray:
 def _crop(array: np.ndarray, top: int, left: int, crop: int, padding: tuple[int, ...]) -> np.ndarray:
     out = np.empty((crop, crop, *array.shape[2:]), np.uint8)
     out[:] = padding
-    inside = array[max(0, top) : top + crop, max(0, left) : left + crop]
+    window = array[max(0, top) : top + crop, max(0, left) : left + crop]
     row, column = max(0, -top), max(0, -left)
-    out[row : row + inside.shape[0], column : column + inside.shape[1]] = inside
+    out[row : row + window.shape[0], column : column + window.shape[1]] = window
     return out

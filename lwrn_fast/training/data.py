@@ -17,12 +17,12 @@ from .augment import IGNORE
 from .label_map import LabelMap
 from .labels import DataError
 
+# File of the class names, one per line, at the top of the data.
 CLASSES_FILE = "classes.txt"
-"""The names of the classes, one a line, at the top of the data."""
 
 
 class Pair(NamedTuple):
-    """An image file and its label map, whose values are classes, or what `label_map` makes classes of."""
+    """An image file and its label map, whose values are classes, or become classes by `label_map`."""
 
     image: Path
     labels: Path
@@ -30,25 +30,25 @@ class Pair(NamedTuple):
 
 
 def find(folder: Path, split: str, label_map: LabelMap | None = None) -> list[Pair]:
-    """The pairs of one split, in the order of their names, or of VOC's list.
+    """Return the pairs of one split, in the order of their names, or of VOC's list.
 
     folder: in VOC's layout (JPEGImages, SegmentationClass, ImageSets/Segmentation/SPLIT.txt); or with
-    SPLIT/images and SPLIT/labels; or with images and labels, which are then every split. Hidden files, such as the
-    "._" files of macOS, are none of them. label_map: of every pair.
+    SPLIT/images and SPLIT/labels; or with images and labels, which then serve every split. Hidden files, such as
+    the "._" files of macOS, are skipped. label_map: that of every pair.
     Raises DataError where there is none, or an image without labels.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     if (folder / "JPEGImages").is_dir():
         return _find_voc(folder, split, label_map)
-    for place in (folder / split, folder):
-        if (place / "images").is_dir():
-            return _find_pairs(place, label_map)
+    for parent in (folder / split, folder):
+        if (parent / "images").is_dir():
+            return _find_pairs(parent, label_map)
     raise DataError(f"{folder}: has neither {split}/images nor images nor JPEGImages")
 
 
 def without_image(pairs: Sequence[Pair]) -> list[Path]:
-    """Label maps beside those of the pairs that no image has; none in VOC's layout, where a list decides."""
+    """Return label maps in the folder of the pairs that have no image; none in VOC's layout, where a list decides."""
     folder = pairs[0].labels.parent
     if not (folder.parent / "images").is_dir():
         return []
@@ -57,12 +57,12 @@ def without_image(pairs: Sequence[Pair]) -> list[Path]:
 
 
 def has_split(folder: Path, split: str) -> bool:
-    """Whether the folder keeps this split apart from others."""
+    """Return True if the folder has this split as one of its own."""
     return (folder / split / "images").is_dir() or (folder / f"ImageSets/Segmentation/{split}.txt").is_file()
 
 
 def class_names(folder: Path) -> list[str] | None:
-    """The names in classes.txt; VOC's for its layout; None where nothing says them."""
+    """Return the names in classes.txt, VOC's names for its layout, None without either."""
     file = folder / CLASSES_FILE
     if file.is_file():
         try:
@@ -80,9 +80,9 @@ def class_names(folder: Path) -> list[str] | None:
 
 
 def read(pair: Pair, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The image, uint8 (H, W, 3), and its labels, uint8 (H, W), below num_classes or 255.
+    """Return the image, uint8 (H, W, 3), and its labels, uint8 (H, W), below num_classes or 255.
 
-    Raises DataError with the name of the file that is wrong.
+    Raises DataError with the name of the file that cannot be used.
     """
     try:
         image = images.read(pair.image)
@@ -91,32 +91,32 @@ def read(pair: Pair, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     classes = labels.read(pair.labels, pair.label_map)
     if classes.shape != image.shape[:2]:
         raise DataError(other_size(pair.labels, classes.shape[::-1], image.shape[1::-1]))
-    wrong = classes[(classes >= num_classes) & (classes != IGNORE)]
-    if wrong.size:
-        raise DataError(beyond(pair.labels, wrong.max(), num_classes))
+    invalid = classes[(classes >= num_classes) & (classes != IGNORE)]
+    if invalid.size:
+        raise DataError(beyond(pair.labels, invalid.max(), num_classes))
     return image, classes
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """A label map as uint8 (H, W), as `labels.read` without a map. Raises DataError."""
+    """Return a label map as uint8 (H, W), as `labels.read` without a map. Raises DataError."""
     return labels.read(path)
 
 
-def other_size(path: Path, size: Sequence[int], of_image: Sequence[int]) -> str:
-    """The message for labels of another (width, height) than their image."""
-    return f"{path}: is {size[0]} x {size[1]} pixels, its image {of_image[0]} x {of_image[1]}"
+def other_size(path: Path, size: Sequence[int], image_size: Sequence[int]) -> str:
+    """Return the message for labels of another (width, height) than their image."""
+    return f"{path}: is {size[0]} x {size[1]} pixels, its image {image_size[0]} x {image_size[1]}"
 
 
 def beyond(path: Path, label: int, num_classes: int) -> str:
-    """The message for a label that no class has."""
+    """Return the message for a label without a class."""
     return f"{path}: has the class {label}, classes are 0 to {num_classes - 1}, and {IGNORE}"
 
 
 class TrainingSet:
-    """Augmented samples, a data set as torch.utils.data has them.
+    """Augmented samples, as a data set of torch.utils.data.
 
-    Keys are (epoch, index of the pair), and with the seed decide everything about a sample, so that it is the same
-    in whatever process it is made, and in a run that was resumed.
+    Keys are (epoch, index of the pair). Key and seed determine a sample, so that it is the same in every process and in
+    a resumed run.
     """
 
     def __init__(self, pairs: Sequence[Pair], num_classes: int, options: augment.Options, seed: int = 0) -> None:
@@ -126,7 +126,7 @@ class TrainingSet:
         return len(self.pairs)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor] | DataError:
-        """float32 (1, 3, crop, crop) and int64 (1, crop, crop); or what is wrong, for workers cannot raise one line."""
+        """Return float32 (1, 3, crop, crop) and int64 (1, crop, crop); or the error, since a worker's would be long."""
         epoch, index = key
         try:
             image, classes = read(self.pairs[index], self.num_classes)
@@ -145,17 +145,17 @@ def _find_voc(folder: Path, split: str, label_map: LabelMap | None) -> list[Pair
         raise DataError(f"{file}: cannot be read ({images.reason(error)})") from error
     if not stems:
         raise DataError(f"{file}: names no images")
-    pictures = _Folder(folder / "JPEGImages", (".jpg", *images.EXTENSIONS))
+    image_folder = _Folder(folder / "JPEGImages", (".jpg", *images.EXTENSIONS))
     maps = _Folder(folder / "SegmentationClass", (*labels.ENDINGS, *labels.INEXACT))
-    # an image that is not there is told with its usual name when it is read
-    found = [pictures.file(stem) or folder / f"JPEGImages/{stem}.jpg" for stem in stems]
-    return [Pair(image, _labels_of(image, stem, maps), label_map) for image, stem in zip(found, stems, strict=True)]
+    # reading a missing image raises an error with its usual name
+    files = [image_folder.file(stem) or folder / f"JPEGImages/{stem}.jpg" for stem in stems]
+    return [Pair(image, _labels_of(image, stem, maps), label_map) for image, stem in zip(files, stems, strict=True)]
 
 
 def _find_pairs(folder: Path, label_map: LabelMap | None) -> list[Pair]:
-    pictures = _Folder(folder / "images", images.EXTENSIONS)
+    image_folder = _Folder(folder / "images", images.EXTENSIONS)
     maps = _Folder(folder / "labels", (*labels.ENDINGS, *labels.INEXACT))
-    files = sorted(pictures.files())
+    files = sorted(image_folder.files())
     if not files:
         raise DataError(f"{folder / 'images'}: no images in this folder")
     stems = sorted(file.stem for file in files)
@@ -166,21 +166,21 @@ def _find_pairs(folder: Path, label_map: LabelMap | None) -> list[Pair]:
 
 
 class _Folder:
-    """The files of a folder by their stems, of endings in the order in which they are preferred."""
+    """The files of a folder by stem. endings: those that count, the preferred one first."""
 
     def __init__(self, folder: Path, endings: Sequence[str]) -> None:
         self.path, self._endings = folder, endings
         self._names: dict[str, dict[str, list[str]]] = {}
 
     def files(self) -> list[Path]:
-        """All of them. Raises DataError where the folder cannot be read."""
+        """Return all files. Raises DataError where the folder cannot be read."""
         try:
             return [self.path / name for names in self._below("").values() for name in names]
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({images.reason(error)})") from error
 
     def file(self, stem: str) -> Path | None:
-        """The file of this stem, which may begin with a folder, or None."""
+        """Return the file of this stem, which may begin with a folder, or None."""
         below, stem = os.path.split(stem)
         try:
             names = self._below(below).get(stem, [])
@@ -196,16 +196,17 @@ class _Folder:
             with os.scandir(self.path / below) as entries:
                 for entry in entries:
                     stem, ending = os.path.splitext(entry.name)
-                    # macOS puts a "._" file beside every file on disks that are not its own
+                    # macOS adds a "._" file for every file on disks of other systems
                     if ending.lower() in self._endings and not stem.startswith(".") and not entry.is_dir():
                         names.setdefault(stem, []).append(entry.name)
         return self._names[below]
 
 
 def _labels_of(image: Path, stem: str, maps: _Folder) -> Path:
+    """Return the label map of an image. Raises DataError."""
     file = maps.file(stem)
     if file is None:
         raise DataError(f"{maps.path / stem}.png: no such file; it should hold the labels of {image}")
     if file.suffix.lower() in labels.INEXACT:
-        raise DataError(f"{file}: is {file.suffix[1:].upper()}, {labels.INEXACT_TROUBLE}")
+        raise DataError(f"{file}: is {file.suffix[1:].upper()}, {labels.INEXACT_ERROR}")
     return file

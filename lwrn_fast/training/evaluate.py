@@ -1,4 +1,4 @@
-"""Scores of a network on a split of the data, at one scale or several, with or without the mirrored image."""
+"""Evaluate a model on a split of the data, at one scale or several, with or without the mirrored image."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -26,7 +26,7 @@ from .scores import Counter, Scores
 
 @dataclass(frozen=True)
 class Options:
-    """scales: of the network's input to the image, probabilities are averaged; flip: the mirrored image too."""
+    """scales: sizes of the input over the image's, whose probabilities are averaged. flip: also the mirrored image."""
 
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
@@ -34,7 +34,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Job:
-    """What `lwrn-fast eval` is asked to do. out: a .json or .csv file for the scores."""
+    """The options of `lwrn-fast eval`. out: a .json or .csv file for the scores."""
 
     data: Path
     checkpoint: str
@@ -57,7 +57,7 @@ def run(
     error: Callable[[str], object] = print,
     progress: Callable[[Sequence], Iterable] = iter,
 ) -> int:
-    """Evaluate, tell the tables, write the file; how many images failed. Raises UserError for what is wrong."""
+    """Evaluate, print the tables, write the file; return the number of images that failed. Raises UserError."""
     check_backend(job.backend)
     label_map = preparing.label_map_of(job.map_labels)
     try:
@@ -68,17 +68,17 @@ def run(
     pairs = data.find(job.data, job.split, label_map)
     with processes.joined(job.device) as device:
         first = processes.rank() == 0
-        seen = processes.by_first(lambda tick: _look(pairs, label_map, names, progress, tick))
-        if seen is not None:
+        surveyed = processes.by_first(lambda tick: _look(pairs, label_map, names, progress, tick))
+        if surveyed is not None:
             say(f"{model.name}, {job.dtype}, {len(pairs)} images of {job.split}")
-            for line in (*warnings, *seen[1]):
+            for line in (*warnings, *surveyed[1]):
                 say(f"warning: {line}")
         model = model.to(device, DTYPES[job.dtype])
         with nullcontext() if job.backend is None else backends.use_backend(job.backend):
             scores, failed = evaluate(model, pairs, job.predict, error, progress if first else iter)
-    if seen is None:
+    if surveyed is None:
         return failed
-    counts = seen[0]
+    counts = surveyed[0]
     say(scores.table(names, counts.images))
     if job.confusion:
         say(scores.confusion_table(names))
@@ -97,13 +97,13 @@ def run(
 
 
 def _names(job: Job, model: Network) -> tuple[list[str], list[str]]:
-    """The names of the network's classes, and a warning where the data names others, which --map-labels may change.
+    """Return the names of the model's classes, and a warning where --map-labels is to convert the data's other classes.
 
     Raises UserError where the data has another number of classes and nothing maps them.
     """
     number = model.num_classes
     known = data.class_names(job.data)
-    # one logit is for two classes, of which data may name the second alone
+    # one logit stands for two classes; data may name only the second
     fitting = {number, 2} if number == 1 else {number, 1} if number == 2 else {number}
     names = preparing.classes(job.data, number, None)[0]
     if known is None or len(known) in fitting:
@@ -120,12 +120,12 @@ def _look(
     progress: Callable[[Sequence], Iterable],
     tick: Callable[[], object],
 ) -> tuple[survey.Tally, list[str]]:
-    """Look through all label maps: their counts, and what may be wrong. Raises UserError."""
-    seen = survey.look(pairs, progress, tick)
-    judged = advice.judge(seen, label_map, names, advice.EVALUATE, each=False)
+    """Survey all label maps; return their counts and warnings. Raises UserError."""
+    surveyed = survey.look(pairs, progress, tick)
+    judged = advice.judge(surveyed, label_map, names, advice.EVALUATE, each=False)
     if judged.error is not None:
         raise UserError(judged.error)
-    return survey.tally(seen, label_map, len(names)), judged.warnings
+    return survey.tally(surveyed, label_map, len(names)), judged.warnings
 
 
 def evaluate(
@@ -135,12 +135,13 @@ def evaluate(
     error: Callable[[str], object] | None = None,
     progress: Callable[[Sequence], Iterable] = iter,
 ) -> tuple[Scores, int]:
-    """The scores of a network in eval mode over all pairs, and how many pairs failed; each process does its share.
+    """Return a model's scores over all pairs and the number of pairs that failed; each process does its share.
 
-    error: is told, one line each, which pair cannot be used, and the rest is done; without it the first one raises.
+    model: in eval mode. error: gets one line for each pair that cannot be used, and the others are evaluated; without
+    it the first one raises.
     """
     device = next(model.parameters()).device
-    num_classes = max(2, model.num_classes)  # one logit is for two
+    num_classes = max(2, model.num_classes)  # one logit stands for two
     counter = Counter(num_classes, device)
     failed = 0
     for pair in progress(pairs[processes.rank() :: processes.count()]):
@@ -159,13 +160,13 @@ def evaluate(
 
 
 def predict(model: Network, image: np.ndarray, options: Options = Options()) -> Tensor:  # noqa: B008  # frozen
-    """The labels, uint8 (H, W), of an image, uint8 (H, W, 3), on the model's device and in its dtype."""
+    """Return the labels, uint8 (H, W), of an image, uint8 (H, W, 3), on the model's device and in its dtype."""
     height, width = image.shape[:2]
     like = next(model.parameters())
-    picture = torch.from_numpy(image).to(like.device)
+    pixels = torch.from_numpy(image).to(like.device)
     with torch.inference_mode():
         sizes = [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in options.scales]
-        inputs = [normalise(picture, size, like.dtype) for size in sizes]
+        inputs = [normalise(pixels, size, like.dtype) for size in sizes]
         if len(inputs) == 1 and not options.flip:
             return upsample_argmax(one_per_class(model(inputs[0])), (height, width))[0]
         return averaged_labels(lambda x: one_per_class(model(x)), inputs, options.flip, (height, width))[0]

@@ -1,6 +1,6 @@
-"""Synthetic pictures with their label maps: overlapping shapes of seven kinds on a textured ground, with noise.
+"""Synthetic images with their label maps: overlapping shapes of seven classes on a textured ground, with noise.
 
-Every picture is decided by the seed, the split and its number, so that data can be made again instead of kept.
+Seed, split and number determine every image, so that data can be made again instead of kept.
 """
 
 import shutil
@@ -15,18 +15,18 @@ from ..io import images
 from .data import CLASSES_FILE
 
 CLASSES = ("background", "disk", "ring", "triangle", "rectangle", "star", "cross", "crescent")
+# The share of each split; each has at least one image.
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
-"""The share of each split; each has at least one picture."""
-LEAST_VISIBLE = 0.25
-"""Of a shape's pixels; one that later shapes would hide more is left out, for nobody could tell what it is."""
+# Share of a shape's pixels; a shape that later ones hide further is left out, since nobody could recognise it.
+MIN_VISIBLE = 0.25
 
 
 def generate(
     out: Path, count: int, seed: int, size: tuple[int, int], progress: Callable[[Sequence], Iterable] = iter
 ) -> dict[str, int]:
-    """Write `count` pictures of `size` (height, width) as out/SPLIT/images and out/SPLIT/labels; how many in each.
+    """Write `count` images of `size` (height, width) as out/SPLIT/images and out/SPLIT/labels; return how many in each.
 
-    Raises UserError where the folder exists and is not empty, or cannot be written; nothing is left then.
+    Raises UserError where the folder exists and is not empty, or cannot be written, and leaves nothing then.
     """
     if count < len(SPLITS):
         raise UserError(f"--images must be at least {len(SPLITS)}, one for each of {', '.join(SPLITS)}, got {count}")
@@ -34,17 +34,17 @@ def generate(
         raise UserError(f"--size must be at least 32, got {size[0]} {size[1]}")
     counts = {split: max(1, int(count * share)) for split, share in SPLITS.items()}
     counts["train"] += count - sum(counts.values())
-    unfinished = out.with_name(f".{out.name}.unfinished")  # takes the folder's name when all is there
+    unfinished = out.with_name(f".{out.name}.unfinished")  # renamed to `out` when it is complete
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out}: exists already; name a new or an empty folder")
         shutil.rmtree(unfinished, ignore_errors=True)
         for split in SPLITS:
-            for kind in ("images", "labels"):
-                (unfinished / split / kind).mkdir(parents=True)
+            for folder in ("images", "labels"):
+                (unfinished / split / folder).mkdir(parents=True)
         (unfinished / CLASSES_FILE).write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
         for split, i in progress([(split, i) for split, n in counts.items() for i in range(n)]):
-            image, labels = picture(seed, split, i, size)
+            image, labels = draw_image(seed, split, i, size)
             images.write(unfinished / split / "images" / f"{i:05}.png", image)
             images.write_labels(unfinished / split / "labels" / f"{i:05}.png", labels)
         unfinished.replace(out)
@@ -57,10 +57,10 @@ def generate(
     return counts
 
 
-def picture(seed: int, split: str, index: int, size: tuple[int, int] = (256, 256)) -> tuple[np.ndarray, np.ndarray]:
-    """One picture, uint8 (H, W, 3), and its labels, uint8 (H, W), the indices of `CLASSES`.
+def draw_image(seed: int, split: str, index: int, size: tuple[int, int] = (256, 256)) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one image, uint8 (H, W, 3), and its labels, uint8 (H, W), the indices of `CLASSES`.
 
-    >>> image, labels = picture(seed=0, split="test", index=3, size=(64, 96))
+    >>> image, labels = draw_image(seed=0, split="test", index=3, size=(64, 96))
     >>> image.shape, labels.shape, bool(labels.max() < len(CLASSES))
     ((64, 96, 3), (64, 96), True)
     """
@@ -72,7 +72,7 @@ def picture(seed: int, split: str, index: int, size: tuple[int, int] = (256, 256
     labels = np.zeros(size, np.uint8)
     kept = _visible([mask for _, mask in shapes])
     for (label, mask), keep in zip(shapes, kept, strict=True):
-        # a class has a hue that it often has, never only it
+        # each class has a frequent hue, but not only that one
         hue = (label - 1) / 7 + random.normal(0, 0.07) if random.uniform() < 0.6 else random.uniform()
         paint = _texture(random, size, hue, random.uniform(0.35, 1))
         if not keep:
@@ -81,11 +81,11 @@ def picture(seed: int, split: str, index: int, size: tuple[int, int] = (256, 256
         image = np.where(shadow[:, :, None], image * 0.6, image)
         image[mask] = paint[mask]
         labels[mask] = label
-    return _photograph(random, image), labels
+    return _camera(random, image), labels
 
 
 def _shape(random: np.random.RandomState, size: tuple[int, int]) -> tuple[int, np.ndarray]:
-    """A class from 1, and the pixels of one shape of it, bool (H, W)."""
+    """Return a class from 1 and the pixels of one shape of it, bool (H, W)."""
     label = random.randint(1, len(CLASSES))
     radius = random.uniform(0.1, 0.26) * min(size)
     centre = random.uniform(0.05, 0.95, 2) * size
@@ -107,18 +107,18 @@ def _shape(random: np.random.RandomState, size: tuple[int, int]) -> tuple[int, n
 
 
 def _visible(masks: list[np.ndarray]) -> list[bool]:
-    """Which shapes remain visible enough when all that are kept are drawn in this order."""
+    """Return for each shape whether it stays visible enough when all kept ones are drawn in this order."""
     kept = []
     above = np.zeros(masks[0].shape, bool)
     for mask in reversed(masks):
-        kept.append(bool(mask.sum() > 0 and (mask & ~above).sum() > LEAST_VISIBLE * mask.sum()))
+        kept.append(bool(mask.sum() > 0 and (mask & ~above).sum() > MIN_VISIBLE * mask.sum()))
         if kept[-1]:
             above |= mask
     return kept[::-1]
 
 
 def _texture(random: np.random.RandomState, size: tuple[int, int], hue: float, saturation: float) -> np.ndarray:
-    """Plain, graded, striped, chequered or cloudy, in one colour: float (H, W, 3), 0 to 255."""
+    """Draw a plain, graded, striped, chequered or cloudy texture in one colour: float (H, W, 3), 0 to 255."""
     y, x = np.mgrid[0 : size[0], 0 : size[1]] / min(size)
     angle, frequency, phase = random.uniform(0, np.pi), random.uniform(20, 60), random.uniform(0, 2 * np.pi)
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
@@ -136,14 +136,14 @@ def _texture(random: np.random.RandomState, size: tuple[int, int], hue: float, s
 
 
 def _cloud(random: np.random.RandomState, size: tuple[int, int]) -> np.ndarray:
-    """Smooth noise, -1 to 1."""
+    """Return smooth noise, -1 to 1."""
     coarse = (random.uniform(0, 255, (random.randint(4, 12),) * 2)).astype(np.uint8)
     smooth = Image.fromarray(coarse).resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return np.asarray(smooth) / 127.5 - 1
 
 
 def _clutter(random: np.random.RandomState, image: np.ndarray) -> np.ndarray:
-    """Thin lines in other colours, which belong to the background."""
+    """Draw thin lines in other colours, which belong to the background."""
     y, x = np.mgrid[0 : image.shape[0], 0 : image.shape[1]]
     for _ in range(random.randint(0, 6)):
         angle = random.uniform(0, np.pi)
@@ -152,8 +152,8 @@ def _clutter(random: np.random.RandomState, image: np.ndarray) -> np.ndarray:
     return image
 
 
-def _photograph(random: np.random.RandomState, image: np.ndarray) -> np.ndarray:
-    """What a camera does: uneven light, blur, noise."""
+def _camera(random: np.random.RandomState, image: np.ndarray) -> np.ndarray:
+    """Apply a camera's uneven light, blur and noise."""
     height, width = image.shape[:2]
     y, x = np.mgrid[0:height, 0:width] / np.array([height, width])[:, None, None] - 0.5
     light = 1 + random.uniform(-0.4, 0.4) * x + random.uniform(-0.4, 0.4) * y

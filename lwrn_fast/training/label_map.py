@@ -1,4 +1,4 @@
-"""The map from what label files hold, values or colours, to classes: `--map-labels`."""
+"""The map from values and colours in label files to classes: `--map-labels`."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,9 @@ from ..errors import UserError
 from .augment import IGNORE
 
 OPTION = "--map-labels"
-# Kinds of label files: grey values, indices of a palette, red, green and blue.
+# Modes of label files: grey values, indices of a palette, red, green and blue.
 GREY, PALETTE, COLOUR = "grey", "palette", "colour"
-# Values that 16-bit label files can hold.
+# The maximum value in a label file of 16 bits.
 MAX_VALUE = 65535
 
 _COLOUR = re.compile(r"#?([0-9a-fA-F]{6}):(\d{1,3})")
@@ -22,9 +22,9 @@ _VALUES = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?:(\d{1,3})(?:-(\d{1,3}))?")
 
 @dataclass(frozen=True)
 class LabelMap:
-    """Classes of values and of colours, 0xRRGGBB; a value that is not named is its own class, a colour has none.
+    """Classes of values and of colours, 0xRRGGBB; an unnamed value is its own class, an unnamed colour has none.
 
-    by_colour: grey files are read as colours too, because the map names nothing but colours.
+    by_colour: grey files are read as colours too, because the map names only colours.
 
     >>> parse("255:1").classes(GREY, [0, 255])
     [0, 1]
@@ -36,22 +36,22 @@ class LabelMap:
     colours: Mapping[int, int] = field(default_factory=dict)
     by_colour: bool = False
 
-    def classes(self, kind: str, values: Sequence[int], colours: Sequence[int] = ()) -> list[int | None]:
-        """The class of each value, None for a colour without one; colours: those of a palette's values."""
-        if kind == GREY and self.by_colour:
-            kind, values = COLOUR, [grey(value) for value in values]
-        if kind == PALETTE and self.colours:
-            kind, values = COLOUR, colours
-        if kind == COLOUR:
+    def classes(self, mode: str, values: Sequence[int], colours: Sequence[int] = ()) -> list[int | None]:
+        """Return the class of each value, None for a colour without one. colours: those of a palette's values."""
+        if mode == GREY and self.by_colour:
+            mode, values = COLOUR, [grey(value) for value in values]
+        if mode == PALETTE and self.colours:
+            mode, values = COLOUR, colours
+        if mode == COLOUR:
             return [self.colours.get(value) for value in values]
         return [self.values.get(value, value) for value in values]
 
 
 def parse(text: str) -> LabelMap:
-    """The map that a text such as "255:1", "0:255,1-150:0-149", "ff0000:1,000000:0", "voc" or "cityscapes" says.
+    """Parse a map such as "255:1", "0:255,1-150:0-149", "ff0000:1,000000:0", "voc" or "cityscapes".
 
     VALUE:CLASS, FIRST-LAST:CLASS, FIRST-LAST:FIRST-LAST, RRGGBB:CLASS and names of PRESETS, with commas between them;
-    what comes later wins. Raises UserError.
+    later ones win. Raises UserError.
     """
     values: dict[int, int] = {}
     colours: dict[int, int] = {}
@@ -70,13 +70,14 @@ def parse(text: str) -> LabelMap:
                 f"{OPTION}: expected VALUE:CLASS such as 255:1, a range such as 1-150:0-149, RRGGBB:CLASS such as "
                 f"ff0000:1, or {' or '.join(PRESETS)}, got {part!r}"
             )
-    wrong = max([*values.values(), *colours.values()])
-    if wrong > IGNORE:
-        raise UserError(f"{OPTION}: classes are 0 to {IGNORE - 1}, and {IGNORE} for what is ignored, got {wrong}")
+    largest = max([*values.values(), *colours.values()])
+    if largest > IGNORE:
+        raise UserError(f"{OPTION}: classes are 0 to {IGNORE - 1}, and {IGNORE} for what is ignored, got {largest}")
     return LabelMap(values, colours, by_colour=bool(colours) and not values and not preset)
 
 
 def _range(part: str, first: str, last: str | None, to: str, end: str | None) -> dict[int, int]:
+    """Return the classes `to` to `end` of the values `first` to `last`. part: the text, for errors."""
     values = range(int(first), int(last or first) + 1)
     if not values or values[-1] > MAX_VALUE:
         raise UserError(f"{OPTION}: values are 0 to {MAX_VALUE}, the smaller one first, got {part!r}")
@@ -89,7 +90,7 @@ def _range(part: str, first: str, last: str | None, to: str, end: str | None) ->
 
 
 def packed(colour: Sequence[int] | np.ndarray) -> int:
-    """0xRRGGBB of red, green and blue.
+    """Return 0xRRGGBB of red, green and blue.
 
     >>> hex(packed((255, 128, 0)))
     '0xff8000'
@@ -99,7 +100,7 @@ def packed(colour: Sequence[int] | np.ndarray) -> int:
 
 
 def grey(value: int) -> int:
-    """0xRRGGBB of a grey value; -1, which is no colour, of a value beyond 8 bits."""
+    """Return 0xRRGGBB of a grey value, or -1, which is no colour, of a value beyond 8 bits."""
     return value * 0x010101 if 0 <= value <= 255 else -1
 
 
@@ -125,5 +126,5 @@ def _cityscapes() -> LabelMap:
     return LabelMap(ids, colours)
 
 
-# Maps that have a name: PASCAL VOC's colours; Cityscapes' labelIds, and its colours.
+# Maps by name: PASCAL VOC's colours; Cityscapes' labelIds, and its colours.
 PRESETS = {"voc": _voc(), "cityscapes": _cityscapes()}

@@ -1,5 +1,5 @@
-"""The training loop. Every step is decided by the options, the seed and its number, so that a run that was killed
-continues to the same losses, and several processes come to those of one."""
+"""The training loop. Options, seed and number determine every step, so that a killed run continues to the same losses,
+and several processes give those of one."""
 
 import math
 import time
@@ -25,15 +25,16 @@ from .evaluate import evaluate
 from .preparing import Options
 from .scores import Counter, Scores
 
+# Dtypes of --amp.
 AMP = {"off": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+# Wraps an iterable of a known length, as tqdm does.
 Progress = Callable[[Iterable, int], Iterable]
-"""Wraps what is walked, given its length, as tqdm does."""
 
 
 def train(options: Options, say: Callable[[str], object] = print, progress: Progress = lambda items, _: items) -> None:
     """Train, and leave in options.out: best.safetensors, last.safetensors, metrics.csv, losses.csv and state.pt.
 
-    say: is told lines for people, in the first process only. Raises UserError, with one line, for what is wrong.
+    say: gets lines of text, in the first process only. Raises UserError with one line.
     """
     check_backend(options.backend)
     with processes.joined(options.device) as device:
@@ -47,7 +48,7 @@ def train(options: Options, say: Callable[[str], object] = print, progress: Prog
 
 
 def poly(step: int, steps: int, power: float, warmup: int = 0) -> float:
-    """The factor of the learning rates at a step, counted from 0: rising over the warm-up, falling to 0 at the end.
+    """Return the factor of the learning rates at a step from 0: rising over the warm-up, falling to 0 at the end.
 
     >>> poly(0, 100, 0.9), round(poly(50, 100, 0.9), 4), poly(0, 100, 0.9, warmup=4)
     (1.0, 0.5359, 0.25)
@@ -56,7 +57,7 @@ def poly(step: int, steps: int, power: float, warmup: int = 0) -> float:
 
 
 def batches(count: int, batch: int, seed: int, epoch: int) -> list[list[int]]:
-    """The order of one epoch: batches of indices below count, all of one size; the few left over wait for another.
+    """Return the order of one epoch: full batches of indices below count; a last, partial batch is left out.
 
     >>> sorted(index for indices in batches(5, 2, seed=0, epoch=3) for index in indices)
     [0, 1, 2, 3]
@@ -67,9 +68,9 @@ def batches(count: int, batch: int, seed: int, epoch: int) -> list[list[int]]:
 
 
 def loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy, summed over the pixels that count. logits: (N, classes, h, w); labels: int64 (N, H, W).
+    """Return cross entropy, summed over the pixels that count. logits: (N, classes, h, w); labels: int64 (N, H, W).
 
-    One logit is class 1's against 0 for class 0: their cross entropy is the binary one.
+    One logit is that of class 1, with 0 for class 0: the cross entropy is then binary.
     """
     full = F.interpolate(one_per_class(logits).float(), labels.shape[1:], mode="bilinear", align_corners=True)
     return F.cross_entropy(full, labels, ignore_index=IGNORE, reduction="sum")
@@ -84,7 +85,7 @@ class _Run:
         self.options, self.device, self.say = options, device, say
         loaded = preparing.load(options)
         self.data = preparing.find_data(options, loaded.num_classes if loaded else None)
-        Counter(len(self.data.names))  # without torchmetrics, stop here and not after the first epoch
+        Counter(len(self.data.names))  # without torchmetrics, raise here and not after the first epoch
         self.samples = data.TrainingSet(
             self.data.train, len(self.data.names), preparing.augmentation(options), options.seed
         )
@@ -100,8 +101,8 @@ class _Run:
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "f16")
         self.losses: list[float] = []
         self.rows: list[dict[str, Any]] = []
+        # time of this epoch, with that of earlier runs
         self.seconds = 0.0
-        """Of this epoch, in earlier runs too."""
         self._open()
         self.parallel: nn.Module = self.model
         if processes.count() > 1:
@@ -110,11 +111,12 @@ class _Run:
 
     @property
     def step(self) -> int:
-        """How many steps are done."""
+        """Return the number of steps done."""
         return len(self.losses)
 
     def run(self, progress: Progress) -> None:
-        self._say_what()
+        """Train all epochs that are left."""
+        self._say_beginning()
         board = self.options.out / "tensorboard" if self.options.tensorboard and processes.rank() == 0 else None
         self.board = records.Board(board, self.step, self.say)
         self.say(records.HEADER)
@@ -131,6 +133,7 @@ class _Run:
         self.say(f"last weights: {self.options.out / 'last.safetensors'}")
 
     def _epoch(self, epoch: int, progress: Progress) -> None:
+        """Train one epoch, validate, and save."""
         start = time.perf_counter() - self.seconds
         preparing.begin_training(self.model, self.options.freeze_bn)
         done = self.step - epoch * self.steps_per_epoch
@@ -159,11 +162,11 @@ class _Run:
         self._save()
 
     def _loader(self, epoch: int, done: int) -> DataLoader:
-        """The batches of this process from the one after the `done` first ones."""
+        """Return the batches of this process after the first `done` ones."""
         order = batches(len(self.samples), self.options.batch, self.options.seed, epoch)[done:]
         share = [[(epoch, i) for i in batch[processes.rank() :: processes.count()]] for batch in order]
         return DataLoader(
-            self.samples,  # type: ignore[arg-type]  # what is needed of a Dataset
+            self.samples,  # type: ignore[arg-type]  # it has the methods that DataLoader calls
             batch_sampler=share,
             num_workers=self.options.workers,
             collate_fn=_collate,
@@ -171,8 +174,8 @@ class _Run:
         )
 
     def _step(self, x: Tensor, labels: Tensor) -> list[float]:
-        """One step over this process's part of a batch; the learning rates it used."""
-        # dropout is decided by the step, so nothing about random numbers need be kept
+        """Do one step over this process's part of a batch; return the learning rates it used."""
+        # the step determines dropout, so no state of random numbers need be saved
         torch.manual_seed(_seed(self.options.seed, self.step, processes.rank()))
         factor = poly(self.step, self.steps, self.options.power, self.options.warmup)
         for group in self.optimizer.param_groups:
@@ -183,7 +186,7 @@ class _Run:
         pixels = processes.total((labels != IGNORE).sum()).clamp_min(1)
         loss = loss_sum(logits, labels) / pixels
         self.optimizer.zero_grad(set_to_none=True)
-        # DDP takes the mean of the gradients over processes where their sum is wanted
+        # DDP averages the gradients over processes; the loss needs their sum
         self.scaler.scale(loss * processes.count()).backward()
         value = float(processes.total(loss.detach()))
         if not math.isfinite(value):
@@ -208,7 +211,7 @@ class _Run:
         return preparing.look(self.data, label_map, lambda pairs: progress(pairs, len(pairs)), tick)
 
     def _open(self) -> None:
-        """Make the folder, and take up the state in it."""
+        """Make the folder, and load the state in it."""
         out = self.options.out
         try:
             images.make_folder(out)
@@ -229,7 +232,8 @@ class _Run:
             self.losses, self.rows = state["losses"].tolist(), list(state["rows"])
             self.seconds = float(state["seconds"])
         if processes.rank() == 0:
-            records.write_csv(out, self.rows, self.losses)  # a killed run may have come further in one than in another
+            # a killed run may have written more of one file than of another
+            records.write_csv(out, self.rows, self.losses)
 
     def _save(self) -> None:
         if processes.rank() > 0:
@@ -257,7 +261,8 @@ class _Run:
     def _about(self) -> dict[str, Any]:
         return self.options.decisive() | {"network": self.model.name, "images": len(self.samples)}
 
-    def _say_what(self) -> None:
+    def _say_beginning(self) -> None:
+        """Say what is trained, from what, on what data."""
         start = self.options.checkpoint or "random weights"
         if self.new_classifier:
             start += ", with a new classifier"
@@ -276,7 +281,7 @@ class _Run:
 
 
 def _collate(samples: Sequence[tuple[Tensor, Tensor] | data.DataError]) -> tuple[Tensor, Tensor] | data.DataError:
-    """A batch (n, 3, crop, crop) and (n, crop, crop), or the first thing that is wrong in it."""
+    """Return a batch (n, 3, crop, crop) and (n, crop, crop), or the first error in it."""
     good = []
     for sample in samples:
         if isinstance(sample, data.DataError):

@@ -1,4 +1,4 @@
-"""What a run begins with: the options, the classes, the network, its parameters in two groups."""
+"""Prepare a run: the options, the classes, the model, its parameters in two groups."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,13 +19,13 @@ from .label_map import LabelMap, parse
 
 @dataclass(frozen=True)
 class Options:
-    """What to train on, and how. The defaults are for a network that starts from a checkpoint.
+    """The options of training. The defaults suit a model that starts from a checkpoint.
 
-    batch: images of a step, over all processes. crop: pixels of a side. warmup: steps in which the rates rise.
-    clip: the largest norm of all gradients together, 0 for any. save_every: steps between states to resume from.
+    batch: images per step, over all processes. crop: pixels of a side. warmup: steps in which the rates rise.
+    clip: the maximum norm of all gradients together, 0 for no maximum. save_every: steps between states to resume from.
     half: export weights in float16. num_classes: 1 is one logit, above 0 for class 1, below for class 0.
-    map_labels: the classes of values or colours in label maps, as `label_map.parse` reads it. weights: of several in
-    the checkpoint which, as for `models.load`.
+    map_labels: the classes of values or colours in label maps, as `label_map.parse` reads it. weights: those to take
+    from several in the checkpoint, as for `models.load`.
     """
 
     data: Path
@@ -60,19 +60,19 @@ class Options:
     map_labels: str | None = None
 
     def decisive(self) -> dict[str, Any]:
-        """Those that a resumed run must have in common with its beginning, in plain types."""
+        """Return the options that a resumed run must share with its beginning, in plain types."""
         free = ("data", "out", "val", "workers", "device", "backend", "save_every", "half", "tensorboard", "resume")
-        found = {name: value for name, value in asdict(self).items() if name not in free}
+        decisive = {name: value for name, value in asdict(self).items() if name not in free}
         if self.weights is None:
-            del found["weights"]  # older runs do not have it
-        return found
+            del decisive["weights"]  # older runs do not have it
+        return decisive
 
 
 @dataclass(frozen=True)
 class Data:
-    """The pairs to train on, those to validate with, which may be none, the classes' names, and the network's logits.
+    """The pairs to train on and to validate with, the names of the classes, and the number of the model's logits.
 
-    logits: as many as classes, or one for two classes.
+    val: may be empty. logits: as many as classes, or one for two classes.
     """
 
     train: list[data.Pair]
@@ -82,7 +82,7 @@ class Data:
 
 
 def find_data(options: Options, held: int | None) -> Data:
-    """What the options name. held: how many classes the starting checkpoint has, if there is one."""
+    """Return the data that the options name. held: the number of classes of the starting checkpoint, if any."""
     label_map = label_map_of(options.map_labels)
     train = data.find(options.data, "train", label_map)
     val = []
@@ -94,9 +94,9 @@ def find_data(options: Options, held: int | None) -> Data:
 
 
 def classes(folder: Path, asked: int | None, held: int | None) -> tuple[list[str], int]:
-    """The names of the classes, and the number of logits: asked for, else as the data names, else of the checkpoint.
+    """Return the names of the classes and the number of logits: as asked, else the data's, else the checkpoint's.
 
-    One logit is for two classes.
+    One logit stands for two classes.
     """
     names = data.class_names(folder)
     number = asked or (len(names) if names is not None else held)
@@ -111,31 +111,31 @@ def classes(folder: Path, asked: int | None, held: int | None) -> tuple[list[str
 
 
 def label_map_of(text: str | None) -> LabelMap | None:
-    """The map that --map-labels says. Raises UserError."""
+    """Return the map of --map-labels. Raises UserError."""
     return None if text is None else parse(text)
 
 
 def look(
     pairs: Data, label_map: LabelMap | None, progress: survey.Progress = iter, tick: Callable[[], object] = lambda: None
 ) -> list[str]:
-    """Look through all label maps; lines for people: a table of their classes, and what may be wrong.
+    """Survey all label maps; return lines of text: a table of their classes, and warnings.
 
-    Raises UserError where nothing can be learnt from them.
+    Raises UserError for label maps that cannot be learnt from.
     """
     lines, tallies = [], {}
     for use, split in ((advice.TRAIN, pairs.train), (advice.VALIDATE, pairs.val)):
         if split:
-            seen = survey.look(split, progress, tick)
-            judged = advice.judge(seen, label_map, pairs.names, use)
+            surveyed = survey.look(split, progress, tick)
+            judged = advice.judge(surveyed, label_map, pairs.names, use)
             if judged.error is not None:
                 raise UserError(judged.error)
-            tallies[f"to {use}"] = survey.tally(seen, label_map, len(pairs.names))
+            tallies[f"to {use}"] = survey.tally(surveyed, label_map, len(pairs.names))
             lines += [f"warning: {line}" for line in judged.warnings]
     return [advice.table(tallies, pairs.names), *lines]
 
 
 def unused_names(options: Options, used: Sequence[str]) -> str | None:
-    """A line where the data names another number of classes than are asked for."""
+    """Return a warning where the data names another number of classes than --num-classes."""
     names = data.class_names(options.data)
     if names is None or options.num_classes is None or set(names) <= set(used):
         return None
@@ -143,7 +143,7 @@ def unused_names(options: Options, used: Sequence[str]) -> str | None:
 
 
 def load(options: Options) -> Network | None:
-    """The network of the starting checkpoint, None where there is none to start from."""
+    """Return the model of the starting checkpoint, None without one."""
     if options.checkpoint is None:
         return None
     try:
@@ -153,7 +153,7 @@ def load(options: Options) -> Network | None:
 
 
 def _load(checkpoint: str, options: Options) -> Network:
-    """The checkpoint's network. What it lacks, a classifier or the decoder, gets as many classes as the data has."""
+    """Return the checkpoint's model. A missing classifier or decoder gets as many classes as the data has."""
     try:
         return models.load(checkpoint, options.network, weights=options.weights)
     except models.Untrained:
@@ -163,8 +163,8 @@ def _load(checkpoint: str, options: Options) -> Network:
 
 
 def network(options: Options, loaded: Network | None, num_classes: int) -> Network:
-    """The network to train: the loaded one, with a new classifier where the classes are others; or a new one. What the
-    checkpoint lacks is as in a new one."""
+    """Return the model to train: the loaded one, with a new classifier where the classes differ; or a new one. Tensors
+    that the checkpoint lacks are those of a new model."""
     untrained = loaded.loaded.untrained if loaded is not None and loaded.loaded is not None else ()
     if loaded is not None and loaded.num_classes == num_classes and not untrained:
         return loaded
@@ -181,7 +181,7 @@ def network(options: Options, loaded: Network | None, num_classes: int) -> Netwo
 
 @contextmanager
 def _float32() -> Iterator[None]:
-    """New parameters are float32, and the seed draws the same for them, whatever dtype is PyTorch's default."""
+    """Make new parameters float32, with the same values for a seed, whatever PyTorch's default dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -195,17 +195,17 @@ def _head_names(model: Network) -> list[str]:
 
 
 def initialise(model: Network) -> None:
-    """Random weights for a network that starts from nothing: the encoder's as batch normalisation wants them."""
+    """Set random weights for training from scratch: the encoder's by He et al., since batch normalisation follows."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d) and not _in_decoder(model, name):
             nn.init.kaiming_normal_(module.weight, mode="fan_out")
     head = model.get_submodule(model.head)
-    nn.init.normal_(cast(Tensor, head.weight), std=0.01)  # so that the first probabilities are alike
+    nn.init.normal_(cast(Tensor, head.weight), std=0.01)  # so that the first probabilities are nearly equal
     nn.init.zeros_(cast(Tensor, head.bias))
 
 
 def parameter_groups(model: Network, encoder_lr: float, decoder_lr: float) -> list[dict[str, Any]]:
-    """The encoder's parameters and the decoder's, each with its rate under "base", for an optimiser.
+    """Return the encoder's parameters and the decoder's, each with its rate under "base", for an optimiser.
 
     >>> groups = parameter_groups(models.rf_lw_mbv2(num_classes=3), 0.1, 1.0)
     >>> [sum(p.numel() for p in group["params"]) for group in groups], [group["base"] for group in groups]
@@ -219,12 +219,12 @@ def parameter_groups(model: Network, encoder_lr: float, decoder_lr: float) -> li
 
 
 def _in_decoder(model: Network, name: str) -> bool:
-    """Whether a module or parameter of this name is the decoder's, by how the names of its levels' modules begin."""
+    """Return True if the name begins like one of the modules of the decoder's levels or of the head."""
     return name.startswith((model.head, *(string for string in _strings(model.levels))))
 
 
 def _strings(nested: Sequence | None) -> Iterator[str]:
-    """Every string in tuples of tuples."""
+    """Yield every string in nested tuples."""
     if isinstance(nested, str):
         yield nested
     elif isinstance(nested, (tuple, list)):
@@ -233,7 +233,7 @@ def _strings(nested: Sequence | None) -> Iterator[str]:
 
 
 def check(options: Options) -> None:
-    """UserError for options that cannot go together, before anything is read or written."""
+    """Raise UserError for options that exclude each other, before anything is read or written."""
     label_map_of(options.map_labels)
     if options.batch % processes.count():
         raise UserError(f"--batch {options.batch} cannot be shared among {processes.count()} processes")
@@ -242,7 +242,7 @@ def check(options: Options) -> None:
 
 
 def begin_training(model: nn.Module, freeze_bn: bool) -> None:
-    """Train mode, but for the batch normalisations whose statistics stay as they are."""
+    """Set train mode; with freeze_bn the statistics of batch normalisation stay unchanged."""
     model.train()
     if freeze_bn:
         for module in model.modules():
@@ -251,9 +251,9 @@ def begin_training(model: nn.Module, freeze_bn: bool) -> None:
 
 
 def check_batch(model: Network, options: Options) -> None:
-    """UserError where a step would leave batch normalisation one value per channel, which has no variance.
+    """Raise UserError where a step would leave batch normalisation one value per channel, which has no variance.
 
-    Several processes take the statistics of all of them together, at least two values.
+    Several processes share their statistics, over at least two values.
     """
     if processes.count() > 1:
         return

@@ -1,4 +1,4 @@
-"""Several processes, started by torchrun, that work on one network as one process would."""
+"""Let several processes, started by torchrun, train or evaluate one model with the results of one process."""
 
 import os
 import warnings
@@ -14,39 +14,39 @@ from ..errors import ToldError as ToldError
 from ..errors import UserError
 
 T = TypeVar("T")
-# What the first process tells the others while they wait for it.
+# Messages of the first process to the others while they wait for it.
 _WORKING, _DONE, _REFUSED = 0, 1, 2
 
 
 @contextmanager
 def joined(device: str | None = None) -> Iterator[torch.device]:
-    """Within it, the processes that torchrun started know each other; gives the device of this one.
+    """Join the processes that torchrun started; give the device of this one.
 
     device: "cpu" or "cuda"; None takes a GPU where there is one. NCCL joins GPUs, Gloo CPUs.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no GPU here")
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    place = torch.device("cpu")
-    if kind == "cuda":
-        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(place)
+    device_type = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    own = torch.device("cpu")
+    if device_type == "cuda":
+        own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(own)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several:
-        # DDP minds the strides of 1x1 weights, which mean nothing
+        # DDP warns about the strides of 1x1 weights, which mean nothing
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
     try:
-        yield place
+        yield own
         if several:
-            dist.barrier()  # nobody leaves while the first one still writes files
+            dist.barrier()  # none ends while the first one still writes files
     finally:
         if several:
             dist.destroy_process_group()
 
 
 def count() -> int:
-    """How many processes there are.
+    """Return the number of processes.
 
     >>> count(), rank()
     (1, 0)
@@ -55,12 +55,12 @@ def count() -> int:
 
 
 def rank() -> int:
-    """Which one this is, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def total(value: Tensor) -> Tensor:
-    """The sum of a tensor over all processes; no gradient flows."""
+    """Return the sum of a tensor over all processes, without gradient."""
     if count() > 1:
         value = value.detach().clone()
         dist.all_reduce(value)
@@ -68,9 +68,9 @@ def total(value: Tensor) -> Tensor:
 
 
 def by_first(work: Callable[[Callable[[], object]], T]) -> T | None:
-    """What `work` returns in the first process, None in the others, which wait.
+    """Return the result of `work` in the first process, None in the others, which wait.
 
-    work: is given a function to call now and then, so that nobody who waits takes it for dead. Where it raises
+    work: gets a function to call now and then, so that the waiting processes do not time out. Where it raises
     UserError, the others raise ToldError.
     """
     if count() == 1:
@@ -91,14 +91,14 @@ def by_first(work: Callable[[Callable[[], object]], T]) -> T | None:
 
 
 def _from_first(value: int) -> int:
-    """The value of the first process, in all of them."""
+    """Return the value of the first process in all processes."""
     told = torch.tensor(value, device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.broadcast(told, 0)
     return int(told)
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes, through which gradients flow."""
+    """The sum over processes, with gradient."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -110,10 +110,10 @@ class _Sum(torch.autograd.Function):
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation with the mean and variance of all processes, on CPUs too, where PyTorch has none."""
+    """Batch normalisation with the mean and variance of all processes, also on CPUs, where PyTorch has none."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to the same shape and dtype; N, H and W may differ between processes."""
+        """Normalise (N, C, H, W), in its dtype; N, H and W may differ between processes."""
         if not self.training or count() == 1:
             return super().forward(x)
         values = x if x.dtype == torch.float64 else x.float()
@@ -131,7 +131,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronise(model: nn.Module) -> None:
-    """Let every batch normalisation of the model see all processes' batches; names and values stay."""
+    """Make every batch normalisation of the model use all processes' batches; names and values stay."""
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SyncedBatchNorm2d

@@ -1,4 +1,4 @@
-"""The numbers of a run: a table in the terminal, metrics.csv and losses.csv, and TensorBoard where it is wanted."""
+"""Record the numbers of a run: a table in the terminal, metrics.csv, losses.csv and, if asked for, TensorBoard."""
 
 import csv
 import io
@@ -10,6 +10,7 @@ from typing import Any
 from . import saving
 from .scores import Scores
 
+# The head of the table in the terminal.
 HEADER = f"{'epoch':>9}{'step':>9}{'decoder lr':>12}{'loss':>10}{'mean IoU':>10}{'accuracy':>10}{'s':>8}"
 
 
@@ -22,7 +23,7 @@ def row(
     names: Sequence[str],
     seconds: float,
 ) -> dict[str, Any]:
-    """One epoch's numbers in plain types; without validation data the scores are NaN. rates: encoder's, decoder's."""
+    """Return one epoch's numbers in plain types; the scores are NaN without validation. rates: encoder's, decoder's."""
     iou = scores.iou if scores else [math.nan] * len(names)
     return {
         "epoch": epoch,
@@ -38,7 +39,7 @@ def row(
 
 
 def line(row: Mapping[str, Any], epochs: int) -> str:
-    """A row for the terminal, under HEADER."""
+    """Format a row for the terminal, under HEADER."""
     scores = "".join(
         f"{'-' if math.isnan(row[name]) else format(row[name], '.4f'):>10}" for name in ("mean_iou", "pixel_accuracy")
     )
@@ -47,7 +48,7 @@ def line(row: Mapping[str, Any], epochs: int) -> str:
 
 
 def write_csv(folder: Path, rows: Sequence[Mapping[str, Any]], losses: Sequence[float]) -> None:
-    """All epochs so far, and the loss of every step, counted from 1."""
+    """Write all epochs so far, and the loss of every step, counted from 1."""
     if rows:
         saving.write_text(folder / "metrics.csv", _csv(list(rows[0]), [row.values() for row in rows]))
     saving.write_text(folder / "losses.csv", _csv(["step", "loss"], enumerate(losses, start=1)))
@@ -62,7 +63,7 @@ def _csv(header: Sequence[str], rows: Any) -> str:
 
 
 class Board:
-    """TensorBoard's files, or nothing where they are not wanted or it is not installed, which `say` is told."""
+    """TensorBoard's files, or nothing without a folder or where it is not installed, which `say` gets a line about."""
 
     def __init__(self, folder: Path | None, step: int, say: Callable[[str], object]) -> None:
         self._writer: Any = None
@@ -73,10 +74,10 @@ class Board:
         except ImportError:
             say("TensorBoard is not installed, so nothing is written for it: pip install tensorboard")
         else:
-            self._writer = SummaryWriter(str(folder), purge_step=step + 1)  # what a killed run wrote later is void
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1)  # later entries of a killed run are void
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers by name at a step."""
+        """Add numbers by name at a step."""
         if self._writer is not None:
             for name, value in values.items():
                 if not math.isnan(value):

@@ -1,4 +1,4 @@
-"""What a run leaves on disk, each file written beside its place and moved there, so that none is ever half there."""
+"""Save the files of a run; each is written under another name and renamed, so that none is ever partial."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,16 +12,16 @@ from ..errors import UserError
 from ..io import atomic, images
 from ..models.networks import Network
 
+# The file that a run is resumed from.
 STATE = "state.pt"
-"""Where a run can be resumed from."""
 
 
 def write(path: Path, save: Callable[[Path], object]) -> None:
-    """Let `save` write a file and give it this name when it is complete and on the disk. Raises UserError.
+    """Write a file with `save`, and give it this name when it is complete and on the disk. Raises UserError.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "note.txt"
-    >>> write(path, lambda beside: beside.write_text("whole"))
+    >>> write(path, lambda unfinished: unfinished.write_text("whole"))
     >>> path.read_text()
     'whole'
     """
@@ -32,29 +32,29 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file in UTF-8, as `write`."""
-    write(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+    """Write a text file in UTF-8, as `write`."""
+    write(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
 
 
 def export(path: Path, model: Network, about: Mapping[str, Any], half: bool = False) -> None:
-    """The weights as safetensors, which `models.load` reads; what `about` says goes into its header.
+    """Write the weights as safetensors, which `models.load` reads, with `about` in the header.
 
-    half: those of convolutions, nearly all, in float16, which is half the size.
+    half: convolutions, nearly all weights, in float16, which is half the size.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     if half:
         state = {name: value.half() if value.dim() == 4 else value for name, value in state.items()}
     header = {"network": model.name, **{name: str(value) for name, value in about.items()}}
-    write(path, lambda beside: save_file(state, beside, header))
+    write(path, lambda unfinished: save_file(state, unfinished, header))
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Tensors, numbers, strings and containers of them."""
-    write(folder / STATE, lambda beside: torch.save(dict(state), beside))
+    """Save tensors, numbers, strings and containers of them."""
+    write(folder / STATE, lambda unfinished: torch.save(dict(state), unfinished))
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """What `save_state` saved, None where nothing is; no code in the file is run. Raises UserError."""
+    """Load the result of `save_state`, None without one; no code in the file is run. Raises UserError."""
     path = folder / STATE
     if not path.is_file():
         return None
@@ -67,7 +67,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def resuming(folder: Path) -> Iterator[None]:
-    """Within it, whatever fails is a UserError that names the state."""
+    """Turn any exception into a UserError that names the state."""
     try:
         yield
     except Exception as error:  # a damaged file can fail in any way

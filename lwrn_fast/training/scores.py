@@ -1,4 +1,4 @@
-"""How right label maps are: mean IoU, IoU and accuracy per class, pixel accuracy, confusion matrix."""
+"""Scores of label maps: mean IoU, IoU and accuracy per class, pixel accuracy, confusion matrix."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ from .augment import IGNORE
 
 
 class Counter:
-    """Counts pixels by true and predicted class with torchmetrics, in whole numbers, exactly over all processes."""
+    """Counts of pixels by true and predicted class, by torchmetrics, in integers, exact over all processes."""
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         try:
@@ -28,20 +28,20 @@ class Counter:
         self._metric = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE, validate_args=False).to(device)
 
     def add(self, predicted: Tensor, labels: Tensor) -> None:
-        """Two maps of one shape, of whole numbers below num_classes; where labels are 255, nothing counts."""
+        """Add two maps of one shape, of integers below num_classes; pixels with the label 255 do not count."""
         self._metric.update(predicted.long(), labels.long())
 
     def scores(self) -> "Scores":
-        """Of everything that all processes have added; every process must ask."""
+        """Return the scores of everything that all processes have added; every process must call it."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that nothing may have been added, which the scores say
+            warnings.simplefilter("ignore")  # about nothing added, which the scores show
             counts = self._metric.compute()
         return Scores(counts.reshape(self.num_classes, self.num_classes).cpu())
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What follows from a confusion matrix, int64 (classes, classes): rows are true classes, columns predicted ones.
+    """Scores from a confusion matrix, int64 (classes, classes): rows are true classes, columns predicted ones.
 
     >>> scores = Scores(torch.tensor([[3, 1], [0, 4]]))
     >>> round(scores.mean_iou, 4), scores.pixel_accuracy
@@ -52,28 +52,28 @@ class Scores:
 
     @property
     def iou(self) -> list[float]:
-        """Per class, right pixels over those that are or were taken for it; NaN for a class that never occurs."""
-        right = self.confusion.diagonal().double()
-        return (right / (self.confusion.sum(0) + self.confusion.sum(1) - right)).tolist()
+        """Return per class the correct pixels over all that are or were predicted as it; NaN if it never occurs."""
+        correct = self.confusion.diagonal().double()
+        return (correct / (self.confusion.sum(0) + self.confusion.sum(1) - correct)).tolist()
 
     @property
     def accuracy(self) -> list[float]:
-        """Per class, right pixels over its pixels; NaN for a class without any."""
+        """Return per class the correct pixels over its pixels; NaN for a class without any."""
         return (self.confusion.diagonal().double() / self.confusion.sum(1)).tolist()
 
     @property
     def mean_iou(self) -> float:
-        """Over the classes that occur, in the labels or in the predictions; NaN without any pixel."""
+        """Return the mean over classes that occur in the labels or the predictions; NaN without any pixel."""
         occurring = [value for value in self.iou if not math.isnan(value)]
         return sum(occurring) / len(occurring) if occurring else math.nan
 
     @property
     def pixel_accuracy(self) -> float:
-        """Right pixels over all that count; NaN without any."""
+        """Return the correct pixels over all that count; NaN without any."""
         return float(self.confusion.diagonal().sum().double() / self.confusion.sum())
 
     def rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """One per class: class, name, pixels, iou, accuracy (None where it is NaN)."""
+        """Return one row per class: class, name, pixels, iou, accuracy (None where it is NaN)."""
         columns = zip(names, self.confusion.sum(1).tolist(), self.iou, self.accuracy, strict=True)
         return [
             {"class": i, "name": name, "pixels": pixels, "iou": known(iou), "accuracy": known(accuracy)}
@@ -81,7 +81,7 @@ class Scores:
         ]
 
     def table(self, names: Sequence[str], images: Sequence[int] | None = None) -> str:
-        """For people. images: in how many label maps each class occurs, for a column of its own."""
+        """Return a text table. images: the number of label maps with each class, as another column."""
         width = max(14, *map(len, names))
         lines = [f"{'class':{width}}{'IoU':>9}{'accuracy':>10}{'pixels':>13}{'' if images is None else '  images'}"]
         for i, row in enumerate(self.rows(names)):
@@ -93,7 +93,7 @@ class Scores:
         return "\n".join(lines)
 
     def confusion_table(self, names: Sequence[str]) -> str:
-        """The confusion matrix in percent of each true class, for people."""
+        """Return the confusion matrix in percent of each true class, as text."""
         width = max(14, *map(len, names))
         lines = [f"{'true, predicted':{width}} " + "".join(f"{i:6}" for i in range(len(names)))]
         for i, (name, row) in enumerate(zip(names, self.confusion.tolist(), strict=True)):
@@ -102,7 +102,7 @@ class Scores:
         return "\n".join(lines)
 
     def to_json(self, names: Sequence[str], **about: Any) -> str:
-        """Everything, with what `about` says in front."""
+        """Return everything as JSON, after the items of `about`."""
         content = {
             **about,
             "mean_iou": known(self.mean_iou),
@@ -113,7 +113,7 @@ class Scores:
         return json.dumps(content, indent=1) + "\n"
 
     def to_csv(self, names: Sequence[str]) -> str:
-        """The rows, and a last one for the mean IoU and the pixel accuracy."""
+        """Return the rows as CSV, and a last one for the mean IoU and the pixel accuracy."""
         rows = self.rows(names)
         pixels = int(self.confusion.sum())
         last = {"name": "mean / all", "pixels": pixels, "iou": self.mean_iou, "accuracy": self.pixel_accuracy}
@@ -125,7 +125,7 @@ class Scores:
 
 
 def known(value: float) -> float | None:
-    """None for NaN, which JSON does not have."""
+    """Return the value, or None for NaN, which JSON does not have."""
     return None if math.isnan(value) else value
 
 

@@ -1,4 +1,4 @@
-"""A look through all label maps of a split before any work: the pixels of each value in each, kept for later."""
+"""Survey all label maps of a split before any work: the pixels of each value in each, cached for later runs."""
 
 import hashlib
 import json
@@ -22,13 +22,13 @@ from .augment import IGNORE
 from .label_map import COLOUR, GREY, PALETTE, LabelMap
 from .labels import Counts, DataError
 
-# Environment variable: the folder that keeps counts from one run to the next, instead of the user's cache folder.
+# Environment variable: the folder of cached counts, instead of the user's cache folder.
 CACHE = "LWRN_FAST_CACHE"
-# Of the cache's files; a change of what they mean changes it.
+# Version of the cache's files; a change of their meaning changes it.
 FORMAT = 1
-# Seconds. A file that changed so shortly before it was read may change again without a new time.
+# Seconds; a file that changed more recently before it was read may change again without a new time.
 RECENT = 2.0
-# Threads that decode label maps, most of the time without Python's lock.
+# Threads that decode label maps, mostly without Python's lock.
 MAX_THREADS = 16
 # Seconds between calls of `tick`.
 TICK = 20.0
@@ -38,20 +38,20 @@ Progress = Callable[[Sequence], Iterable]
 
 @dataclass(frozen=True)
 class Survey:
-    """The counts of each pair's label map, or what is wrong with the pair, in one line that names the file."""
+    """The counts of each pair's label map, or an error of one line that names the file."""
 
     pairs: Sequence[data.Pair]
-    found: Sequence[Counts | str]
+    results: Sequence[Counts | str]
 
 
 @dataclass(frozen=True)
 class Tally:
     """A survey in classes.
 
-    pixels: per class 0 to 254, and of 255. images: label maps in which each of these occurs. sets: which of these occur
-    in each label map that counts. errors: of files that cannot be used. colour: label maps with colours that have no
-    class, with what is wrong, and colours: all of theirs. beyond: label maps with values beyond the classes, and the
-    largest. values: pixels of every value, those beyond too.
+    pixels: of the classes 0 to 254, and of 255. images: the number of label maps with each of these. sets: those that
+    occur in each label map that counts. errors: of files that cannot be used. colour: label maps with colours without a
+    class, with the error; colours: all of their colours. beyond: label maps with values beyond the classes, with the
+    maximum. values: pixels of every value, also those beyond.
     """
 
     pixels: list[int] = field(default_factory=lambda: [0] * (IGNORE + 1))
@@ -65,58 +65,58 @@ class Tally:
 
     @property
     def classes(self) -> list[int]:
-        """The classes that occur."""
+        """Return the classes that occur."""
         return [label for label in range(IGNORE) if self.pixels[label]]
 
 
 def look(pairs: Sequence[data.Pair], progress: Progress = iter, tick: Callable[[], object] = lambda: None) -> Survey:
-    """The survey of these pairs, of which only those are read that have changed since the last one.
+    """Return the survey of these pairs, reading only those that have changed since the last one.
 
-    progress: wraps the list that is walked. tick: is called now and then. A cache that cannot be read or written is
-    none; nobody is told, for it changes nothing but the time.
+    progress: wraps the pairs, as tqdm does. tick: is called every TICK seconds. A cache that cannot be read or written
+    is skipped silently, since it changes only the time.
     """
     cache = _Cache(pairs)
     Image.init()  # plugins are imported once, not by threads at the same time
-    found: list[Counts | str | None] = []
+    results: list[Counts | str | None] = []
     last = time.monotonic()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about many pixels: who has the image has its labels
+        warnings.simplefilter("ignore")  # about many pixels: the label map is no larger than its image
         pool = ThreadPoolExecutor(_threads())
         try:
             for _, result in zip(progress(pairs), pool.map(cache.counts, pairs), strict=True):
-                found.append(result)
+                results.append(result)
                 if time.monotonic() - last > TICK:
                     tick()
                     last = time.monotonic()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C waits for nothing
+            pool.shutdown(wait=False, cancel_futures=True)  # so that Ctrl-C ends at once
     checked = [
-        _without_header(pair) if result is None else result for pair, result in zip(pairs, found, strict=True)
+        _without_header(pair) if result is None else result for pair, result in zip(pairs, results, strict=True)
     ]
     cache.save(checked)
     return Survey(pairs, checked)
 
 
 def tally(survey: Survey, label_map: LabelMap | None, num_classes: int) -> Tally:
-    """The survey in classes. num_classes: classes from this one on are beyond."""
+    """Return the survey in classes. num_classes: labels from this one on are beyond the classes."""
     result = Tally()
-    for pair, counts in zip(survey.pairs, survey.found, strict=True):
+    for pair, counts in zip(survey.pairs, survey.results, strict=True):
         if isinstance(counts, str):
             result.errors.append(counts)
             continue
-        classes = (label_map or LabelMap()).classes(counts.kind, counts.values, counts.colours)
-        trouble = _colour_trouble(counts, classes, label_map)
-        if trouble is not None:
-            result.colour[pair.labels] = trouble
+        classes = (label_map or LabelMap()).classes(counts.mode, counts.values, counts.colours)
+        error = _colour_error(counts, classes, label_map)
+        if error is not None:
+            result.colour[pair.labels] = error
             result.colours.update(dict(zip(counts.values, counts.pixels, strict=True)))
             continue
         pixels: Counter[int] = Counter()
         for label, n in zip(classes, counts.pixels, strict=True):
             pixels[-1 if label is None else label] += n
         result.values.update(pixels)
-        worst = max(label for label in (*pixels, 0) if label != IGNORE)
-        if worst >= num_classes:
-            result.beyond[pair.labels] = worst
+        maximum = max(label for label in (*pixels, 0) if label != IGNORE)
+        if maximum >= num_classes:
+            result.beyond[pair.labels] = maximum
             continue
         result.sets[pair.labels] = frozenset(pixels)
         for label, n in pixels.items():
@@ -125,19 +125,23 @@ def tally(survey: Survey, label_map: LabelMap | None, num_classes: int) -> Tally
     return result
 
 
-def _colour_trouble(counts: Counts, classes: Sequence[int | None], label_map: LabelMap | None) -> str | None:
-    if counts.kind == COLOUR and (label_map is None or not label_map.colours or not counts.values):
-        return labels.colour_trouble(len(counts.values) or None)
+def _colour_error(counts: Counts, classes: Sequence[int | None], label_map: LabelMap | None) -> str | None:
+    """Return the error for colours without a class, None without any."""
+    if counts.mode == COLOUR and (label_map is None or not label_map.colours or not counts.values):
+        return labels.colour_error(len(counts.values) or None)
     for value, label in enumerate(classes):
         if label is None:
-            unnamed = counts.colours if counts.kind == PALETTE else counts.values
-            colour = unnamed[value] if counts.kind != GREY else labels.grey(unnamed[value])
+            unnamed = counts.colours if counts.mode == PALETTE else counts.values
+            colour = unnamed[value] if counts.mode != GREY else labels.grey(unnamed[value])
             return labels.unnamed(colour)
     return None
 
 
 def _without_header(pair: data.Pair) -> Counts | str:
-    """The counts where an image's size is not known before it is read; by one thread, for reading changes warnings."""
+    """Return the counts, or an error, where the image must be decoded for its size.
+
+    One thread calls it, since decoding changes the state of `warnings`.
+    """
     try:
         size = images.read(pair.image).shape[1::-1]
         return _same_size(pair, labels.count(pair.labels), size)
@@ -146,7 +150,7 @@ def _without_header(pair: data.Pair) -> Counts | str:
 
 
 def _same_size(pair: data.Pair, counts: Counts, size: Sequence[int]) -> Counts:
-    """The counts. Raises DataError where an image of this (width, height) cannot have them; it may be turned yet."""
+    """Return the counts. Raises DataError where their size is not the image's (width, height), which EXIF may swap."""
     if sorted(size) != sorted((counts.width, counts.height)):
         raise DataError(data.other_size(pair.labels, (counts.width, counts.height), size))
     return counts
@@ -158,17 +162,17 @@ def _threads() -> int:
 
 
 class _Cache:
-    """Counts of earlier surveys of the same folder, by the names, sizes and times of files."""
+    """Counts from earlier surveys of the same folder, by the names, sizes and times of files."""
 
     def __init__(self, pairs: Sequence[data.Pair]) -> None:
-        self._begun = time.time()
+        self._start = time.time()
         self._pairs = pairs
-        self._path = _place(pairs)
+        self._path = _cache_file(pairs)
         self._old = {} if self._path is None else _load(self._path)
         self._keys: dict[Path, list[int]] = {}
 
     def counts(self, pair: data.Pair) -> Counts | str | None:
-        """The counts of a pair's label map, or what is wrong; None where the image must be read to know its size.
+        """Return the counts of a pair's label map, or an error; None where the image must be decoded for its size.
 
         Called from threads.
         """
@@ -193,15 +197,15 @@ class _Cache:
         except DataError as error:
             return str(error)
 
-    def save(self, found: Sequence[Counts | str]) -> None:
-        """Keep the counts for the next survey, where that is possible."""
+    def save(self, results: Sequence[Counts | str]) -> None:
+        """Keep the counts for the next survey, if the folder can be written."""
         if self._path is None:
             return
         kept = {}
-        for pair, counts in zip(self._pairs, found, strict=True):
+        for pair, counts in zip(self._pairs, results, strict=True):
             key = self._keys.get(pair.labels)
-            # the larger time of a file: of what it holds, or of the file as such
-            if isinstance(counts, Counts) and key is not None and max(key) < (self._begun - RECENT) * 1e9:
+            # the later time of a file: that of its content, or that of its inode
+            if isinstance(counts, Counts) and key is not None and max(key) < (self._start - RECENT) * 1e9:
                 kept[os.path.abspath(pair.labels)] = (key, counts)
         if kept == self._old:
             return
@@ -214,13 +218,13 @@ class _Cache:
 
 
 def _times(path: Path) -> list[int]:
-    """Size, and the times in nanoseconds at which the contents changed and at which the file did."""
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    """Return the size, and the times in nanoseconds at which the content and the inode changed."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def _place(pairs: Sequence[data.Pair]) -> Path | None:
-    """The cache's file for these pairs, by where the first and the last one are; None where there is no place."""
+def _cache_file(pairs: Sequence[data.Pair]) -> Path | None:
+    """Return the cache's file for these pairs, named after the paths of the first and the last; None without a home."""
     if not pairs:
         return None
     try:
@@ -231,12 +235,12 @@ def _place(pairs: Sequence[data.Pair]) -> Path | None:
         names = [os.path.abspath(path) for path in (pairs[0].labels, pairs[-1].labels)]
         digest = hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()[:24]
         return Path(folder) / f"labels-{digest}.json"
-    except (OSError, RuntimeError, ValueError):  # there may be no home
+    except (OSError, RuntimeError, ValueError):  # no home folder
         return None
 
 
 def _load(path: Path) -> dict[str, tuple[list[int], Counts]]:
-    """What `save` has left, nothing where the file is damaged."""
+    """Load the result of `_Cache.save`, nothing where the file is damaged."""
     try:
         line, text = path.read_text(encoding="utf-8").splitlines()
         if json.loads(line) != {"format": FORMAT, "crc32": zlib.crc32(text.encode())}:
@@ -247,9 +251,9 @@ def _load(path: Path) -> dict[str, tuple[list[int], Counts]]:
 
 
 def _counts(fields: Any) -> Counts:
-    """Counts from JSON. Raises ValueError or TypeError for anything else."""
-    width, height, kind, *lists = fields
+    """Return counts from JSON. Raises ValueError or TypeError for anything else."""
+    width, height, mode, *lists = fields
     values, pixels, colours = (tuple(int(number) for number in numbers) for numbers in lists)
-    if kind not in (GREY, PALETTE, COLOUR) or len(values) != len(pixels) or (colours and len(colours) != len(values)):
+    if mode not in (GREY, PALETTE, COLOUR) or len(values) != len(pixels) or (colours and len(colours) != len(values)):
         raise ValueError("not the counts of a label map")
-    return Counts(int(width), int(height), kind, values, pixels, colours)
+    return Counts(int(width), int(height), mode, values, pixels, colours)

@@ -29,7 +29,7 @@ def test_drawn_pictures_and_the_weights_of_the_package(tmp_path, capsys):
 
 
 def test_the_comparison_counts_what_is_right(tmp_path):
-    picture, truth = generate.picture(0, "test", 0, (32, 40))
+    picture, truth = generate.draw_image(0, "test", 0, (32, 40))
     wrong = truth.copy()
     wrong[:8] = 7 - wrong[:8]  # a quarter, and never equal
     demo.images.write_labels(tmp_path / "a.png", wrong)
@@ -43,7 +43,7 @@ def test_the_comparison_counts_what_is_right(tmp_path):
 @pytest.mark.slow
 def test_photographs_and_checkpoint(tmp_path, capsys):
     torch.save(models.rf_lw_mbv2(num_classes=5).state_dict(), tmp_path / "five.pth")
-    Image.fromarray(generate.picture(0, "test", 0)[0]).save(tmp_path / "photo.jpg")
+    Image.fromarray(generate.draw_image(0, "test", 0)[0]).save(tmp_path / "photo.jpg")
     arguments = [str(tmp_path / "photo.jpg"), str(tmp_path / "no.jpg"), "--checkpoint", str(tmp_path / "five.pth")]
     assert demo.main([*arguments, "--out", str(tmp_path / "out")]) == 2
     output = capsys.readouterr()

@@ -39,7 +39,7 @@ MAX_SECONDS = 300.0
 def make_photos(folder: Path) -> None:
     (folder / "photos").mkdir()
     for i in range(2):
-        images.write(folder / "photos" / f"{i}.jpg", generate.picture(0, "test", i, (96, 128))[0])
+        images.write(folder / "photos" / f"{i}.jpg", generate.draw_image(0, "test", i, (96, 128))[0])
     shutil.copy(folder / "photos" / "0.jpg", folder / "photo.jpg")
 
 
@@ -72,7 +72,7 @@ def make_clip(folder: Path) -> None:
         stream = container.add_stream("libx264", rate=12)
         stream.height, stream.width, stream.pix_fmt = 96, 128, "yuv420p"
         for i in range(12):
-            frame = generate.picture(0, "test", i // 6, (96, 128))[0]
+            frame = generate.draw_image(0, "test", i // 6, (96, 128))[0]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(frame, i, 1))))
         container.mux(stream.encode(None))
 

@@ -1,4 +1,4 @@
-"""Every layout that training scripts write: it loads, or the line that is said; docs/models.md has the table."""
+"""Every layout that training scripts write loads or gives its error; docs/models.md has the table."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def save(content: object, path: Path, **options: object) -> None:
-    """torch.save, where the classes of the layouts are those of a trainer that is gone afterwards."""
+    """Save as torch.save, with the layouts' classes in a trainer's module that does not exist afterwards."""
     with module_of("trainer_of_somebody", *CLASSES):
         torch.save(content, path, **options)
 
@@ -162,7 +162,7 @@ class TestWhatIsLeftOut:
 
 
 class TestMissingParts:
-    """A classifier or a decoder that the file does not have: an untrained one where it is asked for."""
+    """A missing classifier or decoder is untrained where num_classes is given."""
 
     def encoder(self, network: str = "rf_lw50") -> dict[str, torch.Tensor]:
         torch.manual_seed(3)
@@ -231,15 +231,14 @@ class TestMissingParts:
 
 
 def foreign_mobilenet(state: dict[str, torch.Tensor], writer: str) -> dict[str, torch.Tensor]:
-    """The encoder of rf_lw_mbv2 under torchvision's, timm's or pytorch-mobilenet-v2's names, without the expansion in
-    the first block."""
+    """Return the encoder without its first expansion, under the names of torchvision, timm or pytorch-mobilenet-v2."""
     blocks = [(stage, block) for stage, count in enumerate((1, 2, 3, 4, 3, 3, 1)) for block in range(count)]
-    found = {}
+    result = {}
     for own, value in state.items():
         top, *rest = own.split(".")
         if top == "layer1":
             modules = ("conv_stem", "bn1") if writer == "timm" else ("features.0.0", "features.0.1")
-            found[f"{modules[int(rest[0])]}.{rest[1]}"] = value
+            result[f"{modules[int(rest[0])]}.{rest[1]}"] = value
         elif top.startswith("layer"):
             stage, block, part, index = int(top[5:]) - 2, int(rest[0]), int(rest[2]), int(rest[3])
             first = (stage, block) == (0, 0)
@@ -256,8 +255,8 @@ def foreign_mobilenet(state: dict[str, torch.Tensor], writer: str) -> dict[str, 
             start = (
                 f"blocks.{stage}.{block}" if writer == "timm" else f"features.{blocks.index((stage, block)) + 1}.conv"
             )
-            found[f"{start}.{name}.{rest[4]}"] = value
-    return found
+            result[f"{start}.{name}.{rest[4]}"] = value
+    return result
 
 
 class TestForeignEncoders:
@@ -354,7 +353,7 @@ class TestFormats:
     @pytest.mark.parametrize("wrap", [lambda n: n, lambda n: {"epoch": 3, "model": n}, lambda n: {"ema": [n]}])
     @pytest.mark.parametrize("legacy", [False, True], ids=["archive", "legacy"])
     def test_a_pickled_module(self, wrap, legacy, path):
-        """As ultralytics and torch.save(network) leave it: its parameters are found, its class is not asked for."""
+        """Whole modules, as ultralytics and torch.save(model) write them: only their parameters are read."""
 
         class Mine(torch.nn.Module):
             def __init__(self) -> None:
@@ -373,7 +372,7 @@ class TestFormats:
                 getattr(module, crp)[0].add_module(f"{stage}_outvar_dimred", conv)
         with module_of("trainer_of_somebody", Mine):
             torch.save(wrap(module), path, _use_new_zipfile_serialization=not legacy)
-        if legacy:  # which keeps the classes in the place of tensors, and torch reads no such
+        if legacy:  # it stores classes in place of tensors, which torch does not read
             with pytest.raises(CheckpointError, match="holds Python objects besides tensors"):
                 models.load(path)
         else:

@@ -1,4 +1,4 @@
-"""Checkpoints are other people's files: nothing in one runs, is imported or leaves anything behind."""
+"""Checkpoints are untrusted files: nothing in one runs, is imported or leaves anything behind."""
 
 import builtins
 import copyreg
@@ -25,7 +25,7 @@ STATE = dict(models.rf_lw_mbv2(num_classes=3).state_dict())
 
 
 class Reduced:
-    """Pickled as a call of this function with these arguments, which unpickling would make."""
+    """An object pickled as a call of this function with these arguments, which unpickling would execute."""
 
     def __init__(self, function: object, *arguments: object, state: object = None) -> None:
         self.call = (function, arguments) if state is None else (function, arguments, state)
@@ -34,7 +34,7 @@ class Reduced:
         return self.call
 
     def __call__(self) -> None:
-        """pickle writes calls of nothing that cannot be called."""
+        """Do nothing: pickle writes only calls of callables."""
 
 
 ATTACKS = {
@@ -92,7 +92,7 @@ class TestNothingRuns:
 
     @pytest.mark.parametrize("attack", ["eval", "subprocess", "call of a call", "touch", "getattr"])
     def test_within_the_weights(self, attack, tmp_path):
-        """In the place of a tensor."""
+        """A call takes the position of a tensor."""
         trap, path = tmp_path / "trap", tmp_path / "weights.pth"
         torch.save({**STATE, "conv8.weight": ATTACKS[attack](str(trap))}, path)
         with pytest.raises(
@@ -111,7 +111,7 @@ class TestNothingRuns:
             assert not trap.exists()
 
     def test_a_class_of_the_trainer_is_not_asked_for(self, tmp_path):
-        """Even where a module of that name is there."""
+        """This holds even if a module of that name exists."""
         calls = []
 
         class Config:
@@ -181,7 +181,7 @@ class TestOddFiles:
         assert "\n" not in str(raised.value)
 
     def test_strings_of_python_2(self, tmp_path):
-        """Of which the files of 2018 are full: pickled as bytes, the numbers of NumPy's scalars among them."""
+        """Strings of Python 2, frequent in the files of 2018, are pickled as bytes, also those of NumPy's scalars."""
         import io
         import zipfile
 
@@ -209,14 +209,14 @@ class TestOddFiles:
         path = tmp_path / "weights.pth"
         with module_of("trainer_of_somebody", *CLASSES):
             torch.save(ROWS["objects"].build(STATE), path)
-        wrong: list[BaseException] = []
+        errors: list[BaseException] = []
 
         def work() -> None:
             try:
                 for _ in range(3):
                     assert models.load(path).num_classes == 3
             except BaseException as error:
-                wrong.append(error)
+                errors.append(error)
 
         allowed = set(ALLOWED())
         threads = [threading.Thread(target=work) for _ in range(4)]
@@ -224,5 +224,5 @@ class TestOddFiles:
             thread.start()
         for thread in threads:
             thread.join()
-        assert wrong == []
+        assert errors == []
         assert set(ALLOWED()) == allowed

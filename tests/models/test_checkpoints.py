@@ -1,4 +1,4 @@
-"""Checkpoints in every layout that training scripts write, and what is said of one that does not fit."""
+"""Checkpoints in every layout that training scripts write, and the errors for those that do not fit."""
 
 import pickle
 from collections import OrderedDict
@@ -82,7 +82,7 @@ class TestLayouts:
 
 
 class TestWeightsInParts:
-    """Weights as torch's own utilities leave them in a state dict: `load` has what the network computed with."""
+    """Weights as torch's own utilities store them: `load` returns those that the model computed with."""
 
     NAMES = ("conv8", "crp3.0.2_outvar_dimred", "layer3.0.output.1.0", "segm")
     UTILITIES = {
@@ -106,7 +106,7 @@ class TestWeightsInParts:
         wanted = {}
         for name in self.NAMES:
             module = network.get_submodule(name)
-            for hook in module._forward_pre_hooks.values():  # which compute the weight
+            for hook in module._forward_pre_hooks.values():  # modules that compute the weight
                 hook(module, ())
             wanted[f"{name}.weight"] = module.weight.detach().clone()
         torch.save(network.state_dict(), tmp_path / "weights.pth")
@@ -124,7 +124,8 @@ class TestWeightsInParts:
 
 class TestWhatDoesNotFit:
     def message(self, path: Path, content: object = None, **wanted: object) -> str:
-        """What `load` says of a file with this content, and that it is one line which begins with the file's name."""
+        """Return the error of `load` for a file with this content, and assert that it is one line that begins with the
+        file's name."""
         if content is not None:
             torch.save(content, path)
         with pytest.raises(CheckpointError) as raised:

@@ -1,4 +1,4 @@
-"""The segmentation part of the multi-task network, against its forward written out in plain PyTorch and float64."""
+"""The segmentation part of the multi-task model, against its forward written out in plain PyTorch and float64."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def network() -> torch.nn.Module:
 
 
 def oracle(model: torch.nn.Module, image: Tensor) -> Tensor:
-    """As the paper's figure 2 has it: the state dict is all that is taken from the network, but for the encoder."""
+    """Compute figure 2 of the paper, with the model's state dict and its encoder."""
     w = {name: value.double() for name, value in model.state_dict().items()}
     features = [x.double() for x in model.features(image)]
 

@@ -1,4 +1,4 @@
-"""NASNet-A mobile against its paper: parameters, sizes of the features, and what the cells compute."""
+"""NASNet-A mobile against its paper: parameters, sizes of the features, and the results of the cells."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ class TestCells:
 
     @pytest.mark.parametrize("kind", [NormalCell, ReductionCell])
     def test_blocks_without_the_convolutions(self, kind):
-        """With the separable convolutions at zero, what is left are the poolings and identities of figure 4."""
+        """With separable convolutions of zero, the poolings and identities of figure 4 are left."""
         cell = kind(4, 4, 4).eval()
         for name, module in cell.named_children():
             if "x" in name:  # 3x3, 5x5, 7x7

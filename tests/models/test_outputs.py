@@ -1,4 +1,4 @@
-"""The logits in what a network returns."""
+"""The logits in the result of a model."""
 
 import collections
 import dataclasses
@@ -26,7 +26,7 @@ class Output:
 
 
 class ModelOutput(collections.OrderedDict):
-    """As transformers has it: items are attributes too, and None entries are left out."""
+    """A result as in transformers: items are attributes too, and None entries are left out."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -59,9 +59,9 @@ class ModelOutput(collections.OrderedDict):
     ],
 )
 def test_takes_the_logits(result):
-    found = outputs.logits(result)
-    assert found.data_ptr() == LOGITS.data_ptr()
-    assert found.shape == LOGITS.shape
+    got = outputs.logits(result)
+    assert got.data_ptr() == LOGITS.data_ptr()
+    assert got.shape == LOGITS.shape
 
 
 def test_a_vector_alone_is_left_to_the_caller():

@@ -1,4 +1,4 @@
-"""The original RefineNet: its golden output, its variants, and the pooling that is ours."""
+"""The original RefineNet: its golden output, its variants, and pool5x5."""
 
 import itertools
 
@@ -15,7 +15,10 @@ from support.shared_files import golden_weights, shared
 
 
 def small_network(variant: str = "4-cascaded") -> RefineNet:
-    """One ResNet block per stage, for what does not depend on how many there are; activations keep their size."""
+    """Return a model with one ResNet block per stage, for tests that do not depend on their number.
+
+    Activations keep their magnitude.
+    """
     model = RefineNet("rf14", (1, 1, 1, 1), 3, torch.channels_last, variant)
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -80,7 +83,7 @@ class TestVariants:
 
     def test_single_written_out(self):
         model = small_network("single")
-        features = [torch.rand(1, planes, 8 >> i, 8 >> i) for i, planes in enumerate(model.planes)]
+        features = [torch.rand(1, channels, 8 >> i, 8 >> i) for i, channels in enumerate(model.planes)]
         x = None
         for i, feature in zip((4, 3, 2, 1), features, strict=True):
             y = getattr(model, f"adapt_stage{i}_b")(getattr(model, f"p_ims1d2_outl{i}_dimred")(feature))
@@ -92,7 +95,7 @@ class TestVariants:
 
     @pytest.mark.parametrize("variant", VARIANTS)
     def test_levels_and_head_name_the_decoder(self, variant):
-        """What is not named there is taken for the encoder, which has its own learning rate."""
+        """Any other name would be taken for the encoder's, which has its own learning rate."""
         with torch.device("meta"):
             model = RefineNet("rf14", (1, 1, 1, 1), 3, torch.channels_last, variant)
         names = {model.head}

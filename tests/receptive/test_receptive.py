@@ -1,4 +1,4 @@
-"""The empirical receptive field: known fields, what CRP adds, the pictures, and what can be wrong."""
+"""The empirical receptive field: known fields, the growth by CRP, the images, and errors."""
 
 import json
 
@@ -18,7 +18,7 @@ MARK = "lwrn-fast: error: "
 
 
 def positive(module: nn.Module, value: float | None = None) -> nn.Module:
-    """With weights above zero, all of one value if it is given."""
+    """Set weights above zero, all to `value` if it is given."""
     for parameter in module.parameters():
         nn.init.uniform_(parameter, 0.1, 1) if value is None else nn.init.constant_(parameter, value)
     return module
@@ -43,12 +43,12 @@ def box(map: torch.Tensor) -> Box:
 
 class TestFields:
     def test_of_one_convolution(self):
-        found = receptive_field(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)), ["0"], size=(11, 15), images=1)["0"]
-        assert found.unit == (5, 7)
-        assert found.before.theoretical == box(found.before.map) == Box(5, 7, 6, 8)
-        assert found.after.theoretical == box(found.after.map) == Box(4, 6, 7, 9)
-        assert found.before.area == {50: 1, 95: 1}
-        assert found.before.radius == {50: 0.5, 95: 0.5}
+        fields = receptive_field(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)), ["0"], size=(11, 15), images=1)["0"]
+        assert fields.unit == (5, 7)
+        assert fields.before.theoretical == box(fields.before.map) == Box(5, 7, 6, 8)
+        assert fields.after.theoretical == box(fields.after.map) == Box(4, 6, 7, 9)
+        assert fields.before.area == {50: 1, 95: 1}
+        assert fields.before.radius == {50: 0.5, 95: 0.5}
 
     def test_of_equal_weights_is_even_and_symmetric(self):
         conv = positive(nn.Sequential(nn.Conv2d(3, 4, 5, padding=2)), 0.1)
@@ -63,21 +63,21 @@ class TestFields:
         """On ramps that rise to each of the corners, the maximum is at that end of every window."""
         ramp = np.add.outer(np.arange(128), np.arange(128)).astype(np.uint8)[:, :, None].repeat(3, 2)
         ramps = [ramp, ramp[::-1].copy(), ramp[:, ::-1].copy(), ramp[::-1, ::-1].copy()]
-        found = receptive_field(positive(Strided()), size=(128, 128), images=ramps)["crp"]
-        assert found.size == (32, 32)
+        fields = receptive_field(positive(Strided()), size=(128, 128), images=ramps)["crp"]
+        assert fields.size == (32, 32)
         grown = 2 * 4 * 4  # pixels, stages, stride
-        before, after = found.before.theoretical, found.after.theoretical
-        assert before == box(found.before.map) == Box(61, 61, 68, 68)
-        assert after == box(found.after.map) == Box(61 - grown, 61 - grown, 68 + grown, 68 + grown)
-        assert found.after.radius[95] > found.before.radius[95]
+        before, after = fields.before.theoretical, fields.after.theoretical
+        assert before == box(fields.before.map) == Box(61, 61, 68, 68)
+        assert after == box(fields.after.map) == Box(61 - grown, 61 - grown, 68 + grown, 68 + grown)
+        assert fields.after.radius[95] > fields.before.radius[95]
 
     def test_gradients_are_those_of_autograd(self):
         net = Strided().double()
-        found = receptive_field(net, size=(32, 48), images=1, seed=5)["crp"]
+        fields = receptive_field(net, size=(32, 48), images=1, seed=5)["crp"]
         x = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(5 * 1_000_003)).requires_grad_()
         features = net.float().encoder(x)
         weights = list(net.crp.parameters())
-        for got, unit in ((found.before, features), (found.after, lwrn_fast.reference.crp(features, weights))):
+        for got, unit in ((fields.before, features), (fields.after, lwrn_fast.reference.crp(features, weights))):
             (gradient,) = torch.autograd.grad(unit[0, :, 4, 6].sum(), x, retain_graph=True)
             magnitude = gradient[0].abs().sum(0)
             torch.testing.assert_close(got.map, magnitude / magnitude.sum(), rtol=1e-3, atol=1e-6)
@@ -86,12 +86,12 @@ class TestFields:
     def test_of_networks(self, name):
         torch.manual_seed(0)
         model = models.NETWORKS[name](num_classes=3).train()
-        found = receptive_field(model, size=(64, 96), images=1)
-        assert list(found) == [level.crp for level in model.levels]
+        fields = receptive_field(model, size=(64, 96), images=1)
+        assert list(fields) == [level.crp for level in model.levels]
         assert model.training
         assert all(parameter.requires_grad for parameter in model.parameters())
-        for number, (before, after, unit, size) in enumerate(found.values()):
-            scale = 2 ** (len(found) - number + 1)
+        for number, (before, after, unit, size) in enumerate(fields.values()):
+            scale = 2 ** (len(fields) - number + 1)
             assert size == (64 // scale, 96 // scale)
             assert unit == (size[0] // 2, size[1] // 2)
             for side in (before, after):
@@ -105,8 +105,9 @@ class TestFields:
     def test_of_a_network_of_another_class_and_of_an_accelerated_one(self):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.MaxPool2d(3, 2, 1), nn.BatchNorm2d(8), nn.SiLU())
-        found = receptive_field(net, ["1", "3"], size=(20, 24), images=2)
-        assert found["1"].before.theoretical == Box(9, 11, 12, 14) != found["3"].after.theoretical == Box(8, 10, 13, 15)
+        fields = receptive_field(net, ["1", "3"], size=(20, 24), images=2)
+        assert fields["1"].before.theoretical == Box(9, 11, 12, 14)
+        assert fields["3"].after.theoretical == Box(8, 10, 13, 15)
         model = models.rf_lw_mbv2(num_classes=3)
         plain = receptive_field(model, size=(32, 32), images=1)["crp1"].after
         lwrn_fast.accelerate(model)
@@ -115,10 +116,10 @@ class TestFields:
     def test_figures(self):
         spots = torch.zeros(9, 9)
         spots[4, 4], spots[4, 1], spots[4, 7] = 6, 2, 2
-        found = field(spots, Box(0, 0, 9, 9))
-        assert found.centre == pytest.approx((4, 4))
-        assert found.area == {50: 1, 95: 3}
-        assert found.radius == pytest.approx({50: 0.5, 95: 3.5})
+        fields = field(spots, Box(0, 0, 9, 9))
+        assert fields.centre == pytest.approx((4, 4))
+        assert fields.area == {50: 1, 95: 3}
+        assert fields.radius == pytest.approx({50: 0.5, 95: 3.5})
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -174,14 +175,14 @@ class TestCommand:
         assert (crp1["unit"], crp1["map"]) == ([8, 12], [16, 24])
         assert 0 < crp1["before"]["area_50"] < crp1["before"]["area_95"] <= 64 * 96
         for name in levels:
-            with Image.open(out / f"{name}.png") as picture:
-                assert picture.mode == "RGB"
+            with Image.open(out / f"{name}.png") as image:
+                assert image.mode == "RGB"
         text = capsys.readouterr().out
         assert "rf_lw_mbv2, UNTRAINED weights, 64 x 96, 2 x noise" in text
         line = next(line for line in text.splitlines() if line.startswith("crp1"))
         assert f"{crp1['after']['radius_95']:.0f}" in line.split()
 
-    def test_photographs_and_one_that_is_none(self, tmp_path, capsys):
+    def test_images_and_one_that_is_none(self, tmp_path, capsys):
         folder = tmp_path / "in"
         folder.mkdir()
         for i in range(2):

@@ -1,4 +1,4 @@
-"""What training scripts write, built from a network's state dict: one row for each line of docs/models.md's table."""
+"""Layouts of training scripts, built from a model's state dict: one row for each line of docs/models.md's table."""
 
 import argparse
 import collections
@@ -20,14 +20,14 @@ State = dict[str, torch.Tensor]
 
 
 class Row(NamedTuple):
-    """One layout. build: the content of a file of torch.save. line: what `load` says, None where it loads."""
+    """One layout. build: the content of a file of torch.save. line: the error of `load`, None where it loads."""
 
     writer: str
     build: Callable[[State], Any]
     line: str | None = None
     wanted: dict[str, Any] = {}
     averaged: bool = False
-    """Whether the weights that count are the moving average, which `build` makes 1 larger where there are two."""
+    """True if `load` takes the moving average, which `build` makes 1 larger where there are two."""
 
 
 def prefixed(state: State, prefix: str) -> State:
@@ -35,19 +35,19 @@ def prefixed(state: State, prefix: str) -> State:
 
 
 def larger(state: State) -> State:
-    """Other weights than the trained ones, in the same shapes."""
+    """Return other weights than the trained ones, in the same shapes."""
     return collections.OrderedDict((name, value + 1) for name, value in state.items())
 
 
 def optimizer(state: State) -> dict[str, Any]:
-    """As torch.optim.Adam has it: tensors two levels down."""
+    """Return the state of torch.optim.Adam: tensors two levels down."""
     moments = {i: {"step": torch.tensor(3.0), "exp_avg": v.clone()} for i, v in enumerate(list(state.values())[:40])}
     return {"state": moments, "param_groups": [{"lr": 1e-3, "params": list(range(40))}]}
 
 
 @contextmanager
 def module_of(name: str, *classes: type) -> Iterator[None]:
-    """Within, these classes are a module's of this name, as a trainer's are, which is not there when a file is read."""
+    """Put these classes into a module of this name, like a trainer's, which does not exist when a file is read."""
     module = types.ModuleType(name)
     for each in classes:
         each.__module__ = name
@@ -60,7 +60,7 @@ def module_of(name: str, *classes: type) -> Iterator[None]:
 
 
 class Config(dict):
-    """A dictionary with attributes, as yacs, mmengine, addict and Lightning have."""
+    """A dictionary with attributes, as in yacs, mmengine, addict and Lightning."""
 
 
 class Items(list):
@@ -76,7 +76,7 @@ class Metrics:
 
 
 class Task:
-    """With a class inside, which pickle finds by getattr."""
+    """A class with an inner class, which pickle looks up by getattr."""
 
     class Segmentation:
         pass
@@ -86,14 +86,14 @@ CLASSES = (Config, Items, Metrics, Task)
 
 
 def denses(state: State) -> State:
-    """DenseTorch's names: an encoder and a decoder in a Sequential."""
+    """Rename to DenseTorch's names: an encoder and a decoder in a Sequential."""
     names = {f"conv{8 - i}": f"stem_convs.{i}" for i in range(6)} | {f"crp{4 - i}": f"crp_blocks.{i}" for i in range(4)}
     names |= {f"conv_adapt{4 - i}": f"adapt_convs.{i}" for i in range(3)} | {"segm": "segm"}
-    found = {}
+    result = {}
     for name, value in state.items():
         top, rest = name.split(".", 1)
-        found[f"module.0.{name}" if top.startswith("layer") else f"module.1.{names[top]}.{rest}"] = value
-    return found
+        result[f"module.0.{name}" if top.startswith("layer") else f"module.1.{names[top]}.{rest}"] = value
+    return result
 
 
 def multi_task_names() -> State:
@@ -149,25 +149,25 @@ def mmengine(state: State) -> dict[str, Any]:
 
 
 def pruned(state: State) -> State:
-    """As torch.nn.utils.prune leaves them, but that what is pruned is none."""
-    found = dict(state)
+    """Return weights in the form of torch.nn.utils.prune, with nothing pruned."""
+    result = dict(state)
     for name in ("conv8", "segm"):
-        found[f"{name}.weight_orig"] = found.pop(f"{name}.weight")
-        found[f"{name}.weight_mask"] = torch.ones_like(state[f"{name}.weight"])
-    return found
+        result[f"{name}.weight_orig"] = result.pop(f"{name}.weight")
+        result[f"{name}.weight_mask"] = torch.ones_like(state[f"{name}.weight"])
+    return result
 
 
 def normed(state: State, ends: tuple[str, str]) -> State:
-    found = dict(state)
+    result = dict(state)
     for name in ("conv8", "crp4.0.1_outvar_dimred"):
-        weight = found.pop(f"{name}.weight")
-        found[f"{name}.{ends[0]}"] = torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True)
-        found[f"{name}.{ends[1]}"] = weight * 3
-    return found
+        weight = result.pop(f"{name}.weight")
+        result[f"{name}.{ends[0]}"] = torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True)
+        result[f"{name}.{ends[1]}"] = weight * 3
+    return result
 
 
 def objects(state: State) -> dict[str, Any]:
-    """Everything harmless that a script can leave beside the weights."""
+    """Return everything harmless that a script can save with the weights."""
     return {
         "args": argparse.Namespace(lr=0.1),
         "counts": collections.defaultdict(list, loss=[np.float32(1)]),

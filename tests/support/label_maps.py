@@ -17,7 +17,7 @@ CITYSCAPES_ROAD, CITYSCAPES_CAR = (128, 64, 128), (0, 0, 142)
 
 
 def classes(seed: int, values: tuple[int, ...] = (0, 1), size: tuple[int, int] = (32, 40)) -> np.ndarray:
-    """Blocks of these values, uint8 (H, W); each occurs."""
+    """Return blocks of these values, uint8 (H, W); each value occurs."""
     blocks = np.random.RandomState(seed).choice(values, (size[0] // 4, size[1] // 4))
     blocks.ravel()[: len(values)] = values
     return blocks.repeat(4, 0).repeat(4, 1).astype(np.uint8)
@@ -43,12 +43,12 @@ def voc_folder(folder: Path, maps: list[Image.Image], names: str = "ground thing
 LAYOUTS = {"pairs": pairs_folder, "voc": voc_folder}
 
 
-def _write(pictures: Path, maps: Path, images: list[Image.Image]) -> list[str]:
-    for path in (pictures, maps):
+def _write(image_folder: Path, maps: Path, images: list[Image.Image]) -> list[str]:
+    for path in (image_folder, maps):
         path.mkdir(parents=True)
     for i, image in enumerate(images):
         noise = np.random.RandomState(i).randint(0, 256, (image.height, image.width, 3))
-        Image.fromarray(noise.astype(np.uint8)).save(pictures / f"p{i}.jpg")
+        Image.fromarray(noise.astype(np.uint8)).save(image_folder / f"p{i}.jpg")
         image.save(maps / f"p{i}.png")
     return [f"p{i}" for i in range(len(images))]
 
@@ -63,7 +63,7 @@ def coloured(*colours: tuple[int, int, int], mode: str = "RGB") -> list[Image.Im
 
 
 class Run:
-    """A command over data: its exit code, and what it says."""
+    """A command over data: its exit code and output."""
 
     def __init__(self, capsys: pytest.CaptureFixture, *arguments: object) -> None:
         capsys.readouterr()
@@ -73,7 +73,7 @@ class Run:
 
 
 def weights(folder: Path) -> Callable[[int], str]:
-    """The path, within the folder, of untrained weights with so many logits."""
+    """Return a function from a number of logits to the path of untrained weights with it."""
 
     def path(number: int) -> str:
         file = folder / f"{number}.pth"

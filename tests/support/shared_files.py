@@ -1,4 +1,4 @@
-"""Golden outputs, state-dict names and photographs that lie beside the repository and are no part of it."""
+"""Golden outputs, state-dict names and images from a folder next to the repository, which is no part of it."""
 
 import importlib.util
 from pathlib import Path
@@ -10,7 +10,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 
 def shared(name: str) -> Path:
-    """The path of a shared file or folder; skips the test where it is absent."""
+    """Return the path of a shared file or folder; skip the test where it is absent."""
     path = SHARED / name
     if not path.exists():
         pytest.skip(f"../shared/{name} is not beside this repository")
@@ -18,7 +18,7 @@ def shared(name: str) -> Path:
 
 
 def golden_weights() -> ModuleType:
-    """shared/golden/weights.py: `fill(module)` and `image(shape, seed)`."""
+    """Import shared/golden/weights.py: `fill(module)` and `image(shape, seed)`."""
     spec = importlib.util.spec_from_file_location("golden_weights", shared("golden/weights.py"))
     assert spec is not None
     assert spec.loader is not None

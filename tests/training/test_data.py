@@ -1,4 +1,4 @@
-"""Data to train on: reading both layouts, augmentation, and what the generator makes."""
+"""Data to train on: both layouts, augmentation, and the generator's images."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ def save(path: Path, array: np.ndarray) -> Path:
 
 
 def example(seed: int = 0, size: tuple[int, int] = (40, 56)) -> tuple[np.ndarray, np.ndarray]:
-    """An image whose colours say its labels: 60 times the class in every channel."""
+    """Return an image whose colours encode its labels: 60 times the class in every channel."""
     labels = np.random.RandomState(seed).randint(0, CLASSES, (size[0] // 8, size[1] // 8)).repeat(8, 0).repeat(8, 1)
     labels = labels.astype(np.uint8)
     return np.repeat(60 * labels[:, :, None], 3, axis=2), labels
@@ -81,19 +81,19 @@ class TestLayouts:
         pair = data.Pair(save(tmp_path / "a.png", image), save(tmp_path / "b.png", labels))
         np.testing.assert_array_equal(data.read(pair, CLASSES)[1], labels)
 
-    def test_what_is_wrong(self, tmp_path):
+    def test_invalid_label_maps(self, tmp_path):
         with pytest.raises(data.DataError, match="nowhere: no such folder"):
             data.find(tmp_path / "nowhere", "train")
         with pytest.raises(data.DataError, match="has neither train/images nor images nor JPEGImages"):
             data.find(tmp_path, "train")
         pairs_folder(tmp_path)
         _, labels = example()
-        wrong = {
+        invalid = {
             "is 48 x 40 pixels, its image 56 x 40": labels[:, :48],
             "has the class 9, classes are 0 to 3, and 255": np.where(labels == 3, 9, labels).astype(np.uint8),
             r"is a colour mask \(4 colours\), label maps hold classes: --map-labels": models.PALETTE[labels],
         }
-        for message, array in wrong.items():
+        for message, array in invalid.items():
             pair = data.find(tmp_path, "train")[1]
             save(pair.labels, array)
             with pytest.raises(data.DataError, match=f"labels/1.png: {message}"):
@@ -110,7 +110,7 @@ class TestLayouts:
 
     @pytest.mark.parametrize("layout", [pairs_folder, voc_folder])
     def test_files_that_systems_leave(self, layout, tmp_path):
-        """macOS writes "._x.png" beside "x.png" on disks of others; and there are thumbnails, and folders."""
+        """macOS writes "._x.png" next to "x.png" on other systems' disks; and there are thumbnails, and folders."""
         layout(tmp_path)
         wanted = data.find(tmp_path, "train")
         for folder in {path.parent for pair in wanted for path in (pair.image, pair.labels)}:
@@ -161,7 +161,7 @@ class TestLayouts:
         assert data.find(tmp_path, "train")[1].image == image.with_suffix(".png")
 
     def test_links_that_lead_nowhere(self, tmp_path):
-        """They are files that are missing, and not files that nobody asked for."""
+        """They are reported as missing, not as superfluous."""
         pairs_folder(tmp_path)
         (tmp_path / "images" / "1.png").unlink()
         (tmp_path / "images" / "1.png").symlink_to(tmp_path / "nowhere")
@@ -257,11 +257,11 @@ class TestGenerate:
                 assert image.shape == (48, 64, 3)
 
     def test_every_class_appears_and_pictures_differ(self):
-        pictures = [generate.picture(0, "train", i, (64, 64)) for i in range(40)]
-        pixels = np.bincount(np.concatenate([labels.ravel() for _, labels in pictures]), minlength=8)
+        images = [generate.draw_image(0, "train", i, (64, 64)) for i in range(40)]
+        pixels = np.bincount(np.concatenate([labels.ravel() for _, labels in images]), minlength=8)
         assert pixels.size == 8
         assert (pixels > 0.005 * pixels.sum()).all()
-        assert len({image.tobytes() for image, _ in pictures}) == 40
+        assert len({image.tobytes() for image, _ in images}) == 40
 
     def test_bad_input(self, tmp_path, capsys, monkeypatch):
         assert cli.main(["generate", str(tmp_path / "a"), "--images", "2"]) == 2

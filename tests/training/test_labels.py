@@ -1,8 +1,7 @@
-"""Label maps as people have them: which files are read, and what their values and colours mean."""
+"""Label maps: the files that are read, and the meaning of their values and colours."""
 
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,36 +9,15 @@ import pytest
 from PIL import Image
 
 from lwrn_fast import models
-from lwrn_fast.training import data, label_map, labels, survey
+from lwrn_fast.training import data, label_map, labels
 from lwrn_fast.training.label_map import LabelMap, parse
-from support.label_maps import (
-    CITYSCAPES_CAR,
-    CITYSCAPES_ROAD,
-    MARK,
-    Run,
-    classes,
-    coloured,
-    grey,
-    pairs_folder,
-    weights,
-)
+from support.label_maps import CITYSCAPES_CAR, CITYSCAPES_ROAD, MARK, Run, classes, coloured, grey, pairs_folder
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Counts are kept where nobody else finds them."""
-    folder = tmp_path_factory.mktemp("cache") / "new"
-    monkeypatch.setenv(survey.CACHE, str(folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], str]:
-    return weights(tmp_path_factory.mktemp("weights"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 class TestFiles:
-    """One map of classes in every file that can hold it."""
+    """One map of classes in every file format that can hold it."""
 
     CLASSES = classes(0, (0, 1, 2, 255))
     FILES = {
@@ -84,7 +62,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("bits", [1, 2, 4])
     def test_few_bits_of_grey(self, bits, tmp_path):
-        """A file of 2 bits holds the values 0 to 3, whatever Pillow makes of them."""
+        """A file of 2 bits holds the values 0 to 3, although Pillow widens them."""
         wanted = classes(2, tuple(range(1 << bits)), (32, 64))
         path = _few_bits(tmp_path / "a.png", wanted, bits)
         np.testing.assert_array_equal(labels.read(path), wanted)
@@ -102,7 +80,7 @@ class TestFiles:
             labels.read(path, parse("000000:0,808000:1"))
 
     def test_colours_of_palettes_and_grey(self, tmp_path):
-        """Where the map names colours alone, they decide, in whatever file they are."""
+        """A map of colours alone applies to files of any mode."""
         wanted = classes(4, (0, 1, 2))
         table = np.array([(0, 0, 0), (255, 255, 255), (128, 128, 128)], np.uint8)
         named = parse("ffffff:1,000000:0,808080:2")
@@ -216,7 +194,8 @@ def _with_palette(array: np.ndarray) -> Image.Image:
 
 
 def _few_bits(path: Path, array: np.ndarray, bits: int) -> Path:
-    """A grey PNG of 1, 2 or 4 bits, which Pillow cannot write."""
+    """Write a grey PNG of 1, 2 or 4 bits, which Pillow cannot, and return its path."""
+
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 

@@ -1,8 +1,6 @@
-"""Training and evaluation: the numbers, and that killed or shared runs come to the same ones."""
+"""Training: its parts, its results, and that killed runs continue to the same ones."""
 
-import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,118 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lwrn_fast import cli, models
-from lwrn_fast.training import evaluate, generate, loop, preparing, processes, records, saving
-from lwrn_fast.training.scores import Counter, Scores
-
-MARK = "lwrn-fast: error: "
-SMALL = ["--crop", "64", "--batch", "2", "--scales", "0.8", "1.25", "--encoder-lr", "0.01", "--decoder-lr", "0.01"]
-SMALL += ["--clip", "1", "--device", "cpu", "--save-every", "2"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten generated pictures: 8 to train on, one to validate with, one to test."""
-    out = tmp_path_factory.mktemp("data") / "generated"
-    generate.generate(out, 10, seed=0, size=(64, 64))
-    return out
-
-
-@pytest.fixture(scope="module")
-def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What an uninterrupted run of two epochs, of four steps each, leaves."""
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    assert cli.main(["train", str(folder), "--out", str(out), "--epochs", "2", *SMALL]) == 0
-    return out
-
-
-@pytest.fixture(scope="module")
-def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained checkpoint with five classes."""
-    path = tmp_path_factory.mktemp("five") / "five.pth"
-    torch.save(models.rf_lw_mbv2(num_classes=5).state_dict(), path)
-    return path
-
-
-GRADIENTS = """
-import torch
-from torch import nn
-from lwrn_fast.training import processes
-
-def network():
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5)]
-    return nn.Sequential(*layers).double()
-
-def compare():
-    whole, part = network(), network()
-    processes.synchronise(part)
-    x, weight = torch.randn(4, 3, 8, 8).double(), torch.randn(4, 5, 4, 4).double()
-    (whole(x) * weight).sum().backward()
-    share = slice(processes.rank(), None, 2)
-    parallel = nn.parallel.DistributedDataParallel(part)
-    (2 * (parallel(x[share]) * weight[share]).sum()).backward()
-    for a, b in zip(whole.parameters(), part.parameters()):
-        torch.testing.assert_close(a.grad, b.grad)
-    for a, b in zip(whole.buffers(), part.buffers()):
-        torch.testing.assert_close(a, b)
-
-with processes.joined("cpu"):
-    assert processes.count() == 2
-    compare()  # where DistributedDataParallel ends before the group of processes does
-    if processes.rank() == 0:
-        print("equal")
-"""
-"""What torchrun runs twice, in float64, since float32 would hide a small mistake behind its roundings."""
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def losses(out: Path) -> list[float]:
-    return [float(row["loss"]) for row in read_csv(out / "losses.csv")]
-
-
-def metrics(out: Path) -> np.ndarray:
-    """All numbers of all epochs but the seconds."""
-    return np.array([[float(row[name]) for name in row if name != "seconds"] for row in read_csv(out / "metrics.csv")])
-
-
-class TestScores:
-    def test_by_hand(self):
-        counter = Counter(4)
-        counter.add(torch.tensor([[0, 0, 1], [1, 2, 2]]), torch.tensor([[0, 1, 1], [1, 255, 0]]))
-        counter.add(torch.tensor([2]), torch.tensor([2]))
-        scores = counter.scores()
-        assert scores.confusion.tolist() == [[1, 0, 1, 0], [1, 2, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
-        assert scores.iou[:3] == pytest.approx([1 / 3, 2 / 3, 1 / 2])
-        assert np.isnan(scores.iou[3])  # a class that never occurs does not count
-        assert scores.mean_iou == pytest.approx(0.5)
-        assert scores.pixel_accuracy == pytest.approx(4 / 6)
-        assert scores.accuracy[:3] == pytest.approx([1 / 2, 2 / 3, 1])
-
-    def test_as_torchmetrics_says(self):
-        classification = pytest.importorskip("torchmetrics.classification")
-        predicted, labels = torch.randint(0, 5, (2, 1000))
-        counter = Counter(5)
-        counter.add(predicted, labels)
-        jaccard = classification.MulticlassJaccardIndex(5)(predicted, labels)
-        assert counter.scores().mean_iou == pytest.approx(float(jaccard), abs=1e-6)
-
-    def test_files(self):
-        scores, names = Scores(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]])), ["a", "b", "c"]
-        content = json.loads(scores.to_json(names, split="val"))
-        assert (content["split"], content["mean_iou"]) == ("val", pytest.approx(0.775))
-        assert content["classes"][2] == {"class": 2, "name": "c", "pixels": 0, "iou": None, "accuracy": None}
-        assert scores.to_csv(names).splitlines()[0] == "class,name,pixels,iou,accuracy"
-        assert scores.table(names).splitlines()[-1].split() == ["mean", "/", "all", "0.7750", "0.8750", "8"]
-        assert scores.confusion_table(names).splitlines()[1].split() == ["0", "a", "75.0", "25.0", "0.0"]
-
-    def test_nothing_counted(self):
-        scores = Counter(2).scores()
-        assert np.isnan(scores.mean_iou)
-        assert json.loads(scores.to_json(["a", "b"]))["pixel_accuracy"] is None
+from lwrn_fast.training import generate, loop, preparing, processes, records, saving
+from support.training_runs import MARK, SMALL, losses, metrics, read_csv
 
 
 class TestParts:
@@ -160,7 +48,7 @@ class TestParts:
         assert f"{model.head}.weight" in decoder
 
     def test_synchronised_normalisation_is_the_usual_one(self, monkeypatch):
-        """With two processes that hold the same, of which each is half."""
+        """Two processes hold the same batch: each is half of the whole."""
         x = torch.randn(3, 4, 5, 6, requires_grad=True)
         usual, synced = nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4))
         processes.synchronise(synced)
@@ -203,7 +91,7 @@ class TestParts:
 
 
 class TestTrain:
-    def test_what_it_leaves(self, trained):
+    def test_files(self, trained):
         names = {"best.safetensors", "last.safetensors", "losses.csv", "metrics.csv", "state.pt"}
         assert {path.name for path in trained.iterdir()} == names
         assert [row["step"] for row in read_csv(trained / "losses.csv")] == [str(i) for i in range(1, 9)]
@@ -227,7 +115,7 @@ class TestTrain:
         assert "crescent" in text
 
     def test_loss_falls(self, folder, tmp_path):
-        """Eight pictures, again and again."""
+        """Train on the same eight images repeatedly."""
         options = ["--epochs", "10", "--scales", "1", "1", "--no-flip", "--batch", "4"]
         assert cli.main(["train", str(folder), "--out", str(tmp_path / "r"), *SMALL, *options]) == 0
         values = losses(tmp_path / "r")
@@ -281,7 +169,7 @@ class TestBatchNormalisation:
         assert all(np.isfinite(losses(tmp_path / "r")))
 
     def test_agrees_with_a_step(self, five):
-        """What is foreseen from shapes alone is what a forward pass says."""
+        """The check of shapes alone agrees with a forward pass."""
         for batch, crop in ((1, 32), (1, 33), (2, 1), (3, 32)):
             model = models.load(str(five)).train()
             options = preparing.Options(Path(), Path(), batch=batch, crop=crop)
@@ -295,94 +183,6 @@ class TestBatchNormalisation:
                 assert not refused
             except preparing.UserError:
                 assert refused
-
-
-class TestUnexpected:
-    """Whatever fails becomes one line, and 2."""
-
-    FAILURES = {
-        "memory": (MemoryError(), "not enough memory; a smaller --batch, --crop or --scales needs less (MemoryError)"),
-        "allocator": (
-            RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"),
-            "not enough memory; a smaller --batch, --crop",
-        ),
-        "gpu": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"), "not enough memory; "),
-        "worker": (
-            RuntimeError("Caught OSError in DataLoader worker process 0.\nOriginal Traceback:\n  x\nOSError: no\n"),
-            "OSError: no",
-        ),
-        "files": (OSError(24, "Too many open files"), "too many open files"),
-        "file": (PermissionError(13, "Permission denied", "a.txt"), "a.txt: permission denied"),
-        "nobody_thought_of": (KeyError("x"), "KeyError: 'x'"),
-        "silent": (AssertionError(), "AssertionError: AssertionError"),
-    }
-
-    @pytest.mark.parametrize("failure", FAILURES)
-    @pytest.mark.parametrize("command", ["train", "eval", "generate"])
-    def test_one_line(self, command, failure, folder, five, tmp_path, capsys, monkeypatch):
-        error, message = self.FAILURES[failure]
-
-        def fails(*_, **__):
-            raise error
-
-        monkeypatch.setattr(preparing, "load", fails)
-        monkeypatch.setattr(evaluate.data, "find", fails)
-        monkeypatch.setattr(generate, "generate", fails)
-        monkeypatch.setattr(evaluate, "_names", lambda *_: ([], []))
-        out = str(tmp_path / "r")
-        arguments = {
-            "train": ["train", str(folder), "--out", out],
-            "eval": ["eval", str(folder), "--checkpoint", str(five)],
-            "generate": ["generate", out],
-        }
-        assert cli.main(arguments[command]) == 2
-        captured = capsys.readouterr()
-        assert captured.err.startswith(f"{MARK}{message}")
-        assert captured.err.count("\n") == 1
-        assert captured.out == ""
-
-    @pytest.mark.slow
-    def test_disk_that_is_full(self, folder, tmp_path):
-        """Nothing half-written is left, and the same command works where there is room."""
-        arguments = ["train", str(folder), "--out", str(tmp_path / "r"), "--epochs", "1", *SMALL]
-        limited = f"ulimit -f 100; exec '{sys.executable}' -m lwrn_fast " + " ".join(arguments)
-        done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=300)
-        assert done.returncode == 2
-        (line,) = done.stderr.splitlines()
-        assert "cannot be written" in line
-        assert list((tmp_path / "r").iterdir()) == []
-        assert cli.main(arguments) == 0
-
-    def test_interrupted(self, folder, tmp_path):
-        out = tmp_path / "r"
-        arguments = ["train", str(folder), "--out", str(out), "--epochs", "500", *SMALL, "--workers", "2"]
-        command = [sys.executable, "-m", "lwrn_fast", *arguments]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        while not (out / "state.pt").exists() and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 130
-        assert errors == f"{MARK}interrupted\n"
-        assert not [path for path in out.iterdir() if "unfinished" in path.name]
-
-    STATES = {
-        "list": lambda state: [1],
-        "nothing": lambda state: {},
-        "no_losses": lambda state: {name: value for name, value in state.items() if name != "losses"},
-        "other_weights": lambda state: state | {"model": {}},
-        "other_optimiser": lambda state: state | {"optimizer": {}},
-        "rows": lambda state: state | {"rows": 3},
-    }
-
-    @pytest.mark.parametrize("state", STATES)
-    def test_states_of_others(self, state, trained, folder, tmp_path, capsys):
-        torch.save(self.STATES[state](saving.load_state(trained)), tmp_path / "state.pt")
-        arguments = ["train", str(folder), "--out", str(tmp_path), "--epochs", "2", *SMALL, "--resume"]
-        assert cli.main(arguments) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"{MARK}{tmp_path}/state.pt: cannot be resumed from (")
-        assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
 
 
 class TestKilled:
@@ -422,137 +222,3 @@ class TestKilled:
         arguments = ["train", str(folder), "--out", str(trained), "--epochs", "2", *SMALL, "--resume", "--seed", "7"]
         assert cli.main(arguments) == 2
         assert "was begun with seed 0, now it is 7" in capsys.readouterr().err
-
-
-class TestProcesses:
-    def torchrun(self, *arguments: str) -> str:
-        """What two processes on the CPU say, which neither warn nor fail."""
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, env=environment)
-        assert done.returncode == 0, done.stderr
-        assert "Warning" not in done.stderr
-        return done.stdout
-
-    @pytest.mark.slow
-    def test_train_as_one(self, trained, folder, tmp_path):
-        # the statistics of few pixels would make the network sensitive to the last bit
-        arguments = ["train", str(folder), *SMALL, "--checkpoint", str(trained / "last.safetensors"), "--epochs", "2"]
-        arguments += ["--freeze-bn", "--out"]
-        text = self.torchrun("-m", "lwrn_fast", *arguments, str(tmp_path / "two"))
-        assert text.count("8 images, 1 to validate with; 8 steps of 2 on cpu, 2 processes") == 1
-        assert cli.main([*arguments, str(tmp_path / "one")]) == 0
-        np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
-        np.testing.assert_allclose(metrics(tmp_path / "two"), metrics(tmp_path / "one"), rtol=1e-3, atol=1e-4)
-
-    def test_synchronised_gradients_are_those_of_one(self, tmp_path):
-        (tmp_path / "script.py").write_text(GRADIENTS)
-        assert self.torchrun(str(tmp_path / "script.py")) == "equal\n"
-
-    @pytest.mark.slow
-    def test_evaluate_as_one(self, trained, folder, tmp_path):
-        arguments = ["eval", str(folder), "--checkpoint", str(trained / "last.safetensors"), "--split", "train"]
-        arguments += ["--scales", "0.75", "1", "--flip", "--device", "cpu", "--out"]
-        text = self.torchrun("-m", "lwrn_fast", *arguments, str(tmp_path / "two.json"))
-        assert text.count("8 images of train") == 1
-        assert cli.main([*arguments, str(tmp_path / "one.json")]) == 0
-        assert json.loads((tmp_path / "two.json").read_text()) == json.loads((tmp_path / "one.json").read_text())
-
-
-class TestEval:
-    @pytest.fixture
-    def model(self) -> models.networks.Network:
-        torch.manual_seed(0)
-        model = models.rf_lw_mbv2(num_classes=6)
-        preparing.initialise(model)
-        return model.eval()
-
-    def test_scales_and_flip(self, model):
-        image, _ = generate.picture(0, "test", 0, (64, 96))
-        x = models.preprocess(image)
-        with torch.no_grad():
-            total = sum(
-                F.interpolate(
-                    model(y).flip(3) if y is not x else model(y), (64, 96), mode="bilinear", align_corners=True
-                ).softmax(1)
-                for y in (x, x.flip(3))
-            )
-        got = evaluate.predict(model, image, evaluate.Options((1.0,), flip=True))
-        assert (got == total.argmax(1)[0]).double().mean() > 0.999
-        several = evaluate.predict(model, image, evaluate.Options((0.5, 1.0)))
-        assert several.shape == (64, 96)
-        assert several.dtype == torch.uint8
-        mirrored = evaluate.predict(model, np.ascontiguousarray(image[:, ::-1]), evaluate.Options((1.0,), flip=True))
-        assert (mirrored.flip(1) == got).double().mean() > 0.999
-
-    def test_damaged_files_are_counted(self, trained, folder, tmp_path, capsys):
-        for kind in ("images", "labels"):
-            (tmp_path / kind).mkdir()
-            for i in range(3):
-                source = folder / "train" / kind / f"0000{i}.png"
-                (tmp_path / kind / source.name).write_bytes(source.read_bytes())
-        (tmp_path / "images" / "00001.png").write_bytes(b"text")
-        checkpoint, out = str(trained / "last.safetensors"), tmp_path / "scores.csv"
-        assert cli.main(["eval", str(tmp_path), "--checkpoint", checkpoint, "--confusion", "--out", str(out)]) == 2
-        captured = capsys.readouterr()
-        assert captured.err == f"{MARK}{tmp_path}/images/00001.png: is not an image\n"
-        assert "1 of 3 images could not be used and do not count" in captured.out
-        assert int(read_csv(out)[-1]["pixels"]) == 2 * 64 * 64
-        assert cli.main(["train", str(tmp_path), "--out", str(tmp_path / "r"), *SMALL, "--num-classes", "8"]) == 2
-        assert capsys.readouterr().err == f"{MARK}{tmp_path}/images/00001.png: is not an image\n"
-
-
-class TestBadInput:
-    CASES = {
-        "no_data": (["train", "{folder}/nope"], "{folder}/nope: no such folder"),
-        "no_images": (["train", "{trained}"], "{trained}: has neither train/images nor images nor JPEGImages"),
-        "no_classes": (
-            ["train", "{folder}/train"],
-            "has no classes.txt that says which classes there are; give --num-",
-        ),
-        "many_classes": (["train", "{folder}", "--num-classes", "256"], "--num-classes must be 1 to 255, got 256"),
-        "large_batch": (["train", "{folder}", "--batch", "9"], "has 8 images to train on, fewer than a batch of 9"),
-        "no_checkpoint": (["train", "{folder}", "--checkpoint", "{folder}/no.pth"], "cannot be read: No such file"),
-        "scales": (["train", "{folder}", "--scales", "2", "1"], "--scales: 2 is more than 1"),
-        "half_on_cpu": (["train", "{folder}", "--amp", "f16", "--device", "cpu"], "--amp f16 needs a GPU"),
-        "diverges": (["train", "{folder}", *SMALL, "--clip", "0", "--decoder-lr", "1e9"], "try lower learning rates"),
-        "eval_classes": (["eval", "{folder}", "--checkpoint", "{five}"], "has 5 classes, {folder} has 8"),
-        "eval_checkpoint": (
-            ["eval", "{folder}", "--checkpoint", "{folder}/classes.txt"],
-            "neither a PyTorch nor a safe",
-        ),
-    }
-
-    @pytest.mark.parametrize("case", CASES)
-    def test_one_line(self, case, folder, trained, five, tmp_path, capsys):
-        arguments, message = self.CASES[case]
-        places = {"folder": folder, "trained": trained, "five": five}
-        arguments = [argument.format(**places) for argument in arguments]
-        if arguments[0] == "train":
-            arguments += ["--out", str(tmp_path / "out")]
-        assert cli.main(arguments) == 2
-        lines = capsys.readouterr().err.splitlines()
-        assert len(lines) == 1
-        assert lines[0].startswith(MARK)
-        assert message.format(**places) in lines[0]
-        assert not list(tmp_path.rglob("*.*"))
-
-    @pytest.mark.parametrize(
-        "options", [["--epochs", "0"], ["--encoder-lr", "x"], ["--seed", "-1"], ["--amp", "int8"], ["--model", "vgg"]]
-    )
-    def test_on_parsing(self, options, tmp_path, capsys):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main(["train", ".", "--out", str(tmp_path / "out"), *options])
-        assert stopped.value.code == 2
-        assert options[0] in capsys.readouterr().err
-        assert not (tmp_path / "out").exists()
-
-    def test_without_torchmetrics(self, folder, tmp_path, capsys, monkeypatch):
-        monkeypatch.setitem(sys.modules, "torchmetrics.classification", None)
-        assert cli.main(["train", str(folder), "--out", str(tmp_path / "out"), *SMALL]) == 2
-        assert capsys.readouterr().err == f"{MARK}metrics need torchmetrics: pip install 'lwrn-fast[train]'\n"
-
-    def test_damaged_state(self, folder, tmp_path, capsys):
-        (tmp_path / "state.pt").write_bytes(b"text")
-        assert cli.main(["train", str(folder), "--out", str(tmp_path), *SMALL, "--resume"]) == 2
-        assert "state.pt: cannot be resumed from" in capsys.readouterr().err

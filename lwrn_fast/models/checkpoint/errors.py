@@ -1,4 +1,4 @@
-"""The one exception of checkpoints, and how it lists names."""
+"""The exceptions of checkpoints, and how their messages list names."""
 
 from collections.abc import Iterable
 
@@ -10,21 +10,21 @@ class CheckpointError(UserError, ValueError):
 
 
 class Untrained(CheckpointError):
-    """A checkpoint without a classifier, or with an encoder alone: `num_classes` is needed, to add what is missing."""
+    """A checkpoint without a classifier, or with an encoder only: `num_classes` is needed to add the rest."""
 
 
-def few(names: Iterable[str], most: int = 3) -> str:
-    """The first names, printable, on one line.
+def few(names: Iterable[str], max_names: int = 3) -> str:
+    """Return the first names, printable, on one line.
 
     >>> few(["a", "b", "c", "d"])
     'a, b, c, ...'
     """
     names = list(names)
-    shown = [name if name.isprintable() else repr(name) for name in names[:most]]
-    return ", ".join(name[:100] for name in shown) + (", ..." if len(names) > most else "")
+    shown = [name if name.isprintable() else repr(name) for name in names[:max_names]]
+    return ", ".join(name[:100] for name in shown) + (", ..." if len(names) > max_names else "")
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind where it has none."""
+    """Return the first line of an error's message, or its class where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__

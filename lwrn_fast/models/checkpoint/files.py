@@ -1,4 +1,4 @@
-"""Files of weights in every format that PyTorch's world writes; nothing in them is run."""
+"""Read weights from every file format in use with PyTorch; nothing in a file is run."""
 
 import json
 import os
@@ -16,16 +16,16 @@ import torch
 from .errors import CheckpointError, few, first_line
 from .pickles import BLOCKED, NEWEST_PROTOCOL, Uses, stand_ins, uses
 
+# End of the name of the file that lists each weight's shard, written by transformers and accelerate.
 INDEX = ".index.json"
-"""How the name of the file ends that says which shard has which weight, as transformers and accelerate write it."""
+# First bytes of torch.save's format from before the archive.
 LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
-"""The number that torch.save writes first in its format before the archive."""
+# Names of the weights in a folder of transformers.
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", f"model.safetensors{INDEX}", f"pytorch_model.bin{INDEX}")
-"""What the weights in a folder of transformers are called."""
 
 
 def read(path: str | os.PathLike) -> Any:
-    """What the file holds, tensors on the CPU; objects that are no tensors are stand-ins. Raises CheckpointError."""
+    """Return the content of a file, tensors on the CPU, other objects as stand-ins. Raises CheckpointError."""
     try:
         with open(path, "rb") as file:
             start = file.read(512)
@@ -56,34 +56,34 @@ def read(path: str | os.PathLike) -> Any:
 
 
 def _in_folder(path: str | os.PathLike) -> str:
-    """The hint for a folder that has weights in it."""
+    """Return a hint for a folder that has weights in it, for the end of an error."""
     there = [name for name in FOLDER_FILES if os.path.isfile(os.path.join(path, name))]
     return f"; its weights are in {there[0]}" if there else ""
 
 
 def _read_archive(path: str | os.PathLike) -> Any:
-    """A zip archive: of torch.save, or something else that is one."""
+    """Read a zip archive of torch.save or NumPy; raise CheckpointError for any other."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise CheckpointError(f"is damaged or not a checkpoint ({first_line(error)})") from error
-    inside = {name.split("/", 1)[-1] for name in names}
-    if "constants.pkl" in inside:
+    members = {name.split("/", 1)[-1] for name in names}
+    if "constants.pkl" in members:
         raise CheckpointError(
             "is a TorchScript archive, a program with its weights: torch.save the state_dict() of torch.jit.load(...)"
         )
-    if "data.pkl" in inside:
+    if "data.pkl" in members:
         return _read_torch(path, _uses_of_archive)
     if names and all(name.endswith(".npy") for name in names):
         return _read_npz(path)
-    if "archive_format" in inside or "archive_version" in inside:
+    if "archive_format" in members or "archive_version" in members:
         raise CheckpointError("is a package of torch.export, a program with its weights: torch.save its state_dict")
     raise CheckpointError(f"is a zip archive without a checkpoint in it ({few(sorted(names))})")
 
 
 def _read_torch(path: str | os.PathLike, scan: Callable[[str | os.PathLike], Uses]) -> Any:
-    """A file of torch.save. scan: says which objects beside tensors it has, for a file that torch refuses."""
+    """Read a file of torch.save. scan: lists its objects other than tensors, for a file that torch refuses."""
     try:
         return _load(path)
     except pickle.UnpicklingError as error:
@@ -91,43 +91,43 @@ def _read_torch(path: str | os.PathLike, scan: Callable[[str | os.PathLike], Use
     except Exception as error:  # an untrusted file can fail in any way, and the caller needs the one reason
         raise CheckpointError(f"is damaged or not a checkpoint ({first_line(error)})") from error
     try:
-        found = scan(path)
+        objects = scan(path)
     except Exception as error:  # as above
         raise CheckpointError(f"is damaged or not a checkpoint ({first_line(error)})") from refused
-    if found.protocol > NEWEST_PROTOCOL:
+    if objects.protocol > NEWEST_PROTOCOL:
         raise CheckpointError(
-            f"was written with pickle protocol {found.protocol}, of which tensors alone cannot be read: torch.save it "
-            "without pickle_protocol"
+            f"was written with pickle protocol {objects.protocol}, of which tensors alone cannot be read: torch.save "
+            "it without pickle_protocol"
         ) from refused
-    blocked = [name for name in sorted(found.names) if name.split(".")[0] in BLOCKED]
+    blocked = [name for name in sorted(objects.names) if name.split(".")[0] in BLOCKED]
     if blocked:
         raise CheckpointError(
             f"holds Python objects besides tensors that are not loaded from files for safety ({few(blocked)}): "
             "save its state dict alone"
         ) from refused
     try:
-        with stand_ins(found):
+        with stand_ins(objects):
             return _load(path)
     except Exception as error:  # as above
         raise CheckpointError(
             "is damaged, or holds Python objects besides tensors, which are not loaded from files for safety "
-            f"({few(sorted(found.names - TENSORS)) or _reason(error)}): save its state dict alone"
+            f"({few(sorted(objects.names - TENSORS)) or _reason(error)}): save its state dict alone"
         ) from error
 
 
+# Names that every checkpoint may hold; a message leaves them out.
 TENSORS = {"collections.OrderedDict", "torch.FloatStorage", "torch.LongStorage", "torch._utils._rebuild_tensor_v2"}
-"""Names that every checkpoint may hold, and that say nothing in a message."""
 
 
 def _load(path: str | os.PathLike) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what torch thinks of an odd file is in the message
-        # Strings of Python 2, of which the published files of 2018 are full, may hold bytes that are not UTF-8.
+        warnings.simplefilter("ignore")  # the error has torch's opinion of an odd file
+        # strings of Python 2, frequent in the published files of 2018, may hold bytes that are not UTF-8
         return torch.load(path, map_location="cpu", weights_only=True, encoding="latin1")
 
 
 def _reason(error: BaseException) -> str:
-    """What torch's unpickler says, without the advice around it."""
+    """Return the message of torch's unpickler without the advice around it."""
     text = str(error)
     return first_line(ValueError(text.split("WeightsUnpickler error:")[-1]))
 
@@ -140,7 +140,7 @@ def _uses_of_archive(path: str | os.PathLike) -> Uses:
 
 
 def _uses_of_legacy(path: str | os.PathLike) -> Uses:
-    """The format before the archive: pickles in a row, of which the fourth is the content."""
+    """Scan the format before the archive: consecutive pickles, the fourth of which is the content."""
     with open(path, "rb") as file:
         return [uses(file) for _ in range(4)][-1]
 
@@ -165,7 +165,7 @@ def _read_safetensors(path: str | os.PathLike) -> Any:
 
 
 def _read_shards(path: Path) -> dict[str, Any]:
-    """All weights of an index's shards, which lie beside it."""
+    """Read all weights of an index's shards, which lie in its folder."""
     try:
         shards = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
         if not all(isinstance(name, str) and name == os.path.basename(name) for name in shards):
@@ -184,6 +184,7 @@ def _read_shards(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
+    """Put the name of a shard before the error."""
     try:
         yield
     except CheckpointError as error:

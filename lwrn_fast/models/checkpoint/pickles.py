@@ -1,5 +1,5 @@
-"""Objects beside the weights: torch.load(weights_only=True) refuses a file for one NumPy scalar, so every class that
-the file names is given to it as a stand-in, an empty class of ours. Nothing that a file names is imported or called."""
+"""Objects other than weights: torch.load(weights_only=True) refuses a file for one NumPy scalar, so it gets a stand-in,
+an empty class, for every class that the file names. Nothing that a file names is imported or called."""
 
 import pickletools
 import threading
@@ -11,15 +11,15 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
+# Modules from which torch reads nothing with weights_only=True, whatever is allowed.
 BLOCKED = ("nt", "os", "posix", "sys")
-"""Modules of which torch reads nothing with weights_only=True, whatever is allowed."""
+# The pickle protocol of torch.save, and the newest that weights_only=True reads.
 NEWEST_PROTOCOL = 2
-"""The pickle protocol of torch.save, and the newest that weights_only=True reads."""
 _lock = threading.Lock()
 
 
 class StandIn:
-    """Stands for an object of a file that is neither tensor nor container; knows its class's name and its state."""
+    """A stand-in for an object of a file that is neither tensor nor container, with its class's name and its state."""
 
     name = ""
     state: object = None
@@ -35,17 +35,17 @@ class StandIn:
 
 
 class Uses(NamedTuple):
-    """How a pickle uses the names in it."""
+    """The names in a pickle and their use."""
 
     names: frozenset[str]
     """Every "module.name" that is looked up."""
     filled: dict[str, str]
-    """For objects of these names what is done with them: "dict" for items set, "list" for items appended, "call"."""
+    """The use of objects by name: "dict" for items set, "list" for items appended, "call"."""
     protocol: int
 
 
 class _Object(NamedTuple):
-    """On the stack: a name that was looked up, or with made what calling it gave."""
+    """An item of the stack: a name that was looked up, or, with made, the result of calling it."""
 
     name: str
     made: bool
@@ -70,7 +70,7 @@ def uses(file: IO[bytes]) -> Uses:
 
 
 class _Scan:
-    """A stack machine that moves unknown values, None, and follows what becomes of the names among them."""
+    """A stack machine over unknown values, None, that follows the names among them."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -128,10 +128,10 @@ class _Scan:
         else:
             self.stack.append(None)
 
-    def _fill(self, kind: str) -> None:
+    def _fill(self, use: str) -> None:
         top = self.stack[-1]
         if isinstance(top, _Object) and top.made:
-            self.filled.setdefault(top.name, kind)
+            self.filled.setdefault(top.name, use)
 
     def _drop_to_mark(self) -> None:
         while self.stack.pop() is not _MARK:
@@ -139,17 +139,17 @@ class _Scan:
 
 
 @contextmanager
-def stand_ins(found: Uses) -> Iterator[None]:
-    """Within, torch.load(weights_only=True) makes a stand-in of every object whose class it does not know.
+def stand_ins(objects: Uses) -> Iterator[None]:
+    """Let torch.load(weights_only=True) make a stand-in of every object whose class it does not know.
 
-    One file at a time, for torch keeps one list of what is allowed for the whole process. What the program itself has
-    allowed with torch.serialization.add_safe_globals stays as it is.
+    One file at a time, since torch keeps one list of allowed names for the whole process. Names that the program itself
+    has allowed with torch.serialization.add_safe_globals are kept.
     """
     plain = _stand_in("")
     with _lock:
         allowed = {_full_name(entry) for entry in torch.serialization.get_safe_globals()}
-        names = sorted(found.names - allowed)
-        entries = [(_make(name, found.filled.get(name), plain), name) for name in names]
+        names = sorted(objects.names - allowed)
+        entries = [(_make(name, objects.filled.get(name), plain), name) for name in names]
         with torch.serialization.safe_globals([(plain, f"{__name__}.{plain.__name__}"), *entries]):
             yield
 
@@ -158,16 +158,16 @@ def _full_name(entry: Any) -> str:
     return entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}"
 
 
-def _make(name: str, kind: str | None, plain: type[StandIn]) -> Callable[..., object]:
-    if kind is None:
+def _make(name: str, use: str | None, plain: type[StandIn]) -> Callable[..., object]:
+    if use is None:
         return _stand_in(name)
-    # torch fills nothing but dict, OrderedDict and list themselves; an OrderedDict also takes a state
+    # torch fills only dict, OrderedDict and list themselves; an OrderedDict also takes a state
     makers: dict[str, Callable[[], object]] = {"dict": OrderedDict, "list": list, "call": lambda: plain}
-    made = makers[kind]
+    make = makers[use]
 
     class Filled:
         def __new__(cls, *_: object) -> Any:
-            return made()
+            return make()
 
     return Filled
 

@@ -1,4 +1,4 @@
-"""Weights that are stored in parts: what weight_norm, spectral_norm and pruning compute before every forward."""
+"""Weights that are stored in parts, which weight_norm, spectral_norm and pruning combine before every forward."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,7 +10,10 @@ from .entries import Entry
 
 
 class _Form(NamedTuple):
-    """How the names of the parts end, the first of which holds the place in the order, and what is made of them."""
+    """The ends of the parts' names, the end of the whole weight's name, and the function that combines the parts.
+
+    The whole takes the first part's position in the order.
+    """
 
     ends: tuple[str, ...]
     whole: str
@@ -18,16 +21,18 @@ class _Form(NamedTuple):
 
 
 def _weight_norm(direction: Tensor, length: Tensor) -> Tensor:
-    """Of (out, ...) and (out, 1, ...) the direction times the length (Salimans and Kingma, equation 2)."""
+    """Return direction (out, ...) times length (out, 1, ...) (Salimans and Kingma, equation 2)."""
     axes = [i for i in range(direction.dim()) if length.dim() == 0 or length.shape[i] == 1]
     return direction * (length / torch.linalg.vector_norm(direction, dim=axes, keepdim=True))
 
 
 def _spectral_norm(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """The weight over its largest singular value, as the last training step estimated it (Miyato et al., section 2)."""
+    """Divide the weight by its largest singular value, as the last training step estimated it (Miyato et al.,
+    section 2)."""
     return weight / torch.dot(u, weight.flatten(1) @ v)
 
 
+# Known forms of weights in parts.
 FORMS = (
     _Form(("weight_v", "weight_g"), "weight", _weight_norm),
     _Form(("parametrizations.weight.original1", "parametrizations.weight.original0"), "weight", _weight_norm),
@@ -43,7 +48,7 @@ FORMS = (
 
 
 def whole(entries: list[Entry]) -> list[Entry]:
-    """The entries with every weight in one piece, computed in float64; what has no known form stays as it is."""
+    """Return the entries with every weight in one piece, computed in float64; unknown forms are kept unchanged."""
     by_name = {entry.full: entry for entry in entries}
     for entry in entries:
         for form in FORMS:
@@ -54,7 +59,7 @@ def whole(entries: list[Entry]) -> list[Entry]:
             made = _make(form, [part.tensor for part in parts if part is not None])
             if made is None:
                 continue
-            by_name[base + form.whole] = Entry(entry.place, entry.name.removesuffix(form.ends[0]) + form.whole, made)
+            by_name[base + form.whole] = Entry(entry.location, entry.name.removesuffix(form.ends[0]) + form.whole, made)
             for end in form.ends:
                 by_name.pop(base + end)
             break
@@ -66,11 +71,11 @@ def _make(form: _Form, parts: list[Tensor]) -> Tensor | None:
         return None
     try:
         made = form.make(*(part.double() for part in parts))
-    except (RuntimeError, IndexError, ValueError):  # not of these shapes
+    except (RuntimeError, IndexError, ValueError):  # the shapes do not match
         return None
     return made.to(parts[0].dtype) if made.shape == parts[0].shape else None
 
 
 def _is_stored(tensor: Tensor) -> bool:
-    """False for a tensor that claims more numbers than the file has, which computing would lay out in memory."""
+    """Return False for a tensor that claims more elements than the file has, which a computation would allocate."""
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

@@ -232,9 +232,9 @@ def small_resnet() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resnet, "_stage", small)
         patch.setattr(resnet.ResNet, "planes", (16, 32, 64, 128))
-        patch.setattr(networks, "PLANES", 8)
-        patch.setattr(refinenet, "PLANES", 8)
-        patch.setattr(refinenet, "DEEPEST_PLANES", 16)
+        patch.setattr(networks, "CHANNELS", 8)
+        patch.setattr(refinenet, "CHANNELS", 8)
+        patch.setattr(refinenet, "DEEPEST_CHANNELS", 16)
         yield
 
 

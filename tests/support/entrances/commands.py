@@ -314,7 +314,7 @@ class Generation(Subject):
 
     def check(self, got: Any, weights: Weights, args: Args) -> None:
         seed, size = args
-        for ours, expected in zip(got, generate.picture(seed, "train", 0, size), strict=True):
+        for ours, expected in zip(got, generate.draw_image(seed, "train", 0, size), strict=True):
             np.testing.assert_array_equal(ours, expected)
 
 
