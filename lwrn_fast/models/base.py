@@ -1,15 +1,13 @@
 """The base class of all models: an encoder and a decoder in one module."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..ops import checks
 from .decoder import LevelDecoder
-
-if TYPE_CHECKING:
-    from .checkpoint import Loaded
+from .loaded import Loaded
 
 
 class Network(LevelDecoder):
@@ -21,7 +19,7 @@ class Network(LevelDecoder):
 
     name: str
     num_classes: int
-    loaded: "Loaded | None" = None
+    loaded: Loaded | None = None
     """The record of what `load` took from a file; None for a model that is not from one."""
     memory_format = torch.channels_last
     """Memory format that the input is converted to and the encoder keeps. May be set at any time."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ...log import warn_once
+from ..loaded import Loaded
 from ..networks import NETWORKS, Network
 from . import fitting
 from .entries import Entry, entries, is_counter
@@ -32,22 +33,6 @@ ADDED = {
     HEADLESS: "all else is there: num_classes (--num-classes) adds an untrained classifier",
     ENCODER: "its encoder is there: num_classes (--num-classes) adds an untrained decoder",
 }
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """The record of what `load` took from a file, as `model.loaded`.
-
-    path: the file. weights: the keys and prefix the weights had, "" on top. averaged: True for a moving average.
-    ignored: names of other tensors in the file, which are not the model's. untrained: names of the model's tensors that
-    the file does not have; their values are random.
-    """
-
-    path: str
-    weights: str
-    averaged: bool
-    ignored: tuple[str, ...]
-    untrained: tuple[str, ...]
 
 
 def load(
