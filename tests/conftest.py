@@ -56,8 +56,14 @@ def backends() -> list[Backend]:
     ]
 
 
+def runs(backend: Backend, op: str) -> bool:
+    """Return whether the backend can run the op of this name: the reference runs all, others those in OPS."""
+    return backend.name == "reference" or backend.name in lwrn_fast.ops.OPS[op].kernels
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kernels_only: leaves the reference out of the backends under test")
+    config.addinivalue_line("markers", "op(name): leaves out the backends that have no kernel of this op")
     config.addinivalue_line("markers", "not_interpreted: skips Triton where only its interpreter could run it")
     config.addinivalue_line("markers", "slow: `make test` leaves it out, `make test-all` does not")
     config.addinivalue_line("markers", "in_turn(parameter): the interpreter gets one of its values per case, in turn")
@@ -99,10 +105,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marks = {name: [pytest.mark.skip(reason=reason)] if reason else [] for name, reason in reasons.items()}
     if not GPU and metafunc.definition.get_closest_marker("not_interpreted"):
         marks["triton"].append(pytest.mark.skip(reason="needs a GPU: too much for Triton's interpreter"))
-    parameters = [pytest.param(b, id=b.id, marks=marks.get(b.name, [])) for b in backends()]
     if "backend" in metafunc.fixturenames:
-        kernels_only = metafunc.definition.get_closest_marker("kernels_only")
-        metafunc.parametrize("backend", parameters[1:] if kernels_only else parameters, indirect=True)
+        op = metafunc.definition.get_closest_marker("op")
+        tested = backends() if op is None else [b for b in backends() if runs(b, *op.args)]
+        if metafunc.definition.get_closest_marker("kernels_only"):
+            tested = [b for b in tested if b.name != "reference"]
+        parameters = [pytest.param(b, id=b.id, marks=marks.get(b.name, [])) for b in tested]
+        metafunc.parametrize("backend", parameters, indirect=True)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from support.comparing import (
 )
 from support.crp import check, parameters, variants
 
-pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.in_turn("dtype")]
+pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.in_turn("dtype"), pytest.mark.op("crp")]
 
 # around the kernels' tiles (8 rows, 64 columns, 128 pixels) and register tiles (6 or 12 pixels)
 SIZES = [(1, 1), (1, 2), (2, 1), (3, 3), (5, 5), (1, 33), (33, 1), (7, 9), (8, 16), (9, 17), (15, 15), (16, 33)]

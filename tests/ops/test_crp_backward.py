@@ -26,7 +26,7 @@ SHAPES = [
     (1, 8, 2, 9001),
 ]
 
-pytestmark = pytest.mark.usefixtures("poisoned", "native")
+pytestmark = [pytest.mark.usefixtures("poisoned", "native"), pytest.mark.op("crp")]
 
 
 @pytest.fixture(autouse=True, params=ISAS)

@@ -20,7 +20,7 @@ from support.comparing import (
 )
 from support.fusion import check, maps, parameters
 
-pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.in_turn("dtype")]
+pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.in_turn("dtype"), pytest.mark.op("fusion")]
 
 # of the result and of a second input: equal, enlarged by whole and odd factors, from and to one pixel, shrunk
 SIZES = [

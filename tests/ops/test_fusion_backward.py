@@ -34,7 +34,7 @@ PROBLEMS = {
 }
 ACTIVATIONS = ["none", "relu", "relu6"]
 
-pytestmark = pytest.mark.usefixtures("poisoned", "native")
+pytestmark = [pytest.mark.usefixtures("poisoned", "native"), pytest.mark.op("fusion")]
 
 
 @pytest.fixture(autouse=True, params=ISAS)

@@ -13,6 +13,8 @@ import lwrn_fast
 from lwrn_fast import models, reference
 from support.bench_tools import BENCH
 
+pytestmark = pytest.mark.op("normalise")
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHAPES = [
     ((5, 7), (5, 7)),

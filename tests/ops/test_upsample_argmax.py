@@ -13,7 +13,7 @@ from lwrn_fast import reference
 from support.comparing import COPIES, DTYPES, LAYOUTS, far_apart, name
 from support.upsample_argmax import check
 
-pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.in_turn("dtype")]
+pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.in_turn("dtype"), pytest.mark.op("upsample_argmax")]
 
 SIZES = [
     ((1, 1), (1, 1)),
