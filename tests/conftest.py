@@ -82,7 +82,7 @@ LONG = (
     *("test_build", "test_export_meaning", "test_optimize", "test_accelerate", "test_patterns", "test_rewrites"),
     *("test_video", "test_training", "test_triton_backward", "test_cli", "test_models", "test_folders", "test_survey"),
     *("test_checkpoint_layouts", "test_tracers", "test_capture", "test_triton", "test_conv_parameters"),
-    *("test_decoding", "test_compiler", "test_export", "test_native", "test_upsample_argmax", "test_gradients"),
+    *("test_conv_parameters_in_models", "test_decoding", "test_compiler", "test_export", "test_native", "test_upsample_argmax", "test_gradients"),
     "test_fusion",
 )
 
