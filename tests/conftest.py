@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads leave the cores to other work on the machine
+# Waiting threads leave the cores to other work on the machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ if not GPU:
 
 
 def pytest_sessionstart() -> None:
-    """Triton's interpreter checks every sum of integers for overflow, which doubles its time."""
+    """Switch off the overflow checks of Triton's interpreter, which double its time."""
     if not GPU and triton.missing() is None:
         from triton.runtime.interpreter import interpreter_builder as builder
 
@@ -34,7 +35,7 @@ def pytest_sessionstart() -> None:
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to run an op: a new backend joins all op tests with one entry in `backends`."""
+    """A way to run an op: a new backend joins all tests of ops with one entry in `backends`."""
 
     id: str
     name: str
@@ -76,14 +77,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--everything", action="store_true", help="--all, and the cases that others make unlikely to fail")
 
 
-# These take longest, the first most. Begun in this order, none of them is left to one process at the end.
+# The files that take longest, in descending order. They are started first, so that no process ends up alone with one.
 LONG = (
     *("test_sanitizers", "test_entrances", "test_crp", "test_emulator", "test_triton_compile", "test_documents"),
     *("test_build", "test_export_meaning", "test_optimize", "test_accelerate", "test_patterns", "test_rewrites"),
     *("test_video", "test_training", "test_triton_backward", "test_cli", "test_models", "test_folders", "test_survey"),
     *("test_checkpoint_layouts", "test_tracers", "test_capture", "test_triton", "test_conv_parameters"),
-    *("test_conv_parameters_in_models", "test_decoding", "test_compiler", "test_export", "test_native", "test_upsample_argmax", "test_gradients"),
-    "test_fusion",
+    *("test_conv_parameters_in_models", "test_decoding", "test_compiler", "test_export", "test_native"),
+    *("test_upsample_argmax", "test_gradients", "test_fusion"),
 )
 
 
@@ -91,7 +92,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
     everything, left_out = config.getoption("everything"), config.getoption("left_out")
     out = set() if GPU or everything else choosing.left_to_others(items, TRITON)
-    named = any("::" in argument for argument in config.args)  # who names a case gets it
+    named = any("::" in argument for argument in config.args)  # a case named on the command line always runs
     if left_out or not (GPU or everything or named or config.getoption("all")):
         more = choosing.left_out_of_make_test([item for item in items if item not in out])
         out |= {item for item in items if item not in more} if left_out else more
@@ -116,15 +117,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    """The test runs once per backend and, on the CPU, once per instruction set this machine can run.
+    """Run the test once per backend and, on the CPU, once per instruction set this machine can run.
 
-    Marked kernels_only, it leaves out the reference, which is what PyTorch makes of it.
+    The mark kernels_only leaves out the reference, and op(name) the backends without a kernel of that op.
     """
     for name, value in request.param.environment.items():
         monkeypatch.setenv(name, value)
     surroundings: AbstractContextManager[None] = nullcontext()
     if request.param.device == "cuda":
-        surroundings = machine.float32_precision("ieee")  # TF32, PyTorch's default, is no measure of float32
+        surroundings = machine.float32_precision("ieee")  # PyTorch's default may be TF32
     elif request.param.name == "cuda":
         surroundings = emulated.in_place_of_a_gpu(monkeypatch)
     with surroundings, lwrn_fast.use_backend(request.param.name), torch.device(request.param.device):
@@ -138,14 +139,14 @@ def everything(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def native() -> None:
-    """Skips where the C++ part is absent."""
+    """Skip the test where the C++ part is absent."""
     if _native.missing() is not None:
         pytest.skip(_native.missing())
 
 
 @pytest.fixture
 def poisoned() -> Iterator[None]:
-    """Memory from torch.empty is NaN, or all ones in integers, so that nothing unwritten passes for a result."""
+    """Fill memory of torch.empty with NaN, or all ones in integers, so that unwritten memory is no result."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
@@ -155,7 +156,7 @@ def poisoned() -> Iterator[None]:
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """Restores the number of threads after a test that sets it."""
+    """Restore the number of threads after a test that sets it."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
