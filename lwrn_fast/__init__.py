@@ -1,4 +1,4 @@
-"""Fast CRP, fusion and upsample-argmax blocks for Light-Weight RefineNet and other PyTorch segmentation networks.
+"""Fast CRP, fusion and upsample-argmax blocks for Light-Weight RefineNet and other PyTorch segmentation models.
 
 >>> import torch, lwrn_fast
 >>> lwrn_fast.CRP(8, 8)(torch.rand(1, 8, 6, 7)).shape
@@ -29,7 +29,8 @@ from .optimize import optimize  # isort: skip
 from .inference.segmenter import Segmenter  # isort: skip
 from . import export  # isort: skip  takes models
 
-for _name in ("crp", "fusion", "upsample_argmax"):  # one node each in what torch.fx.symbolic_trace makes of a network
+# torch.fx.symbolic_trace makes one node of each call.
+for _name in ("crp", "fusion", "upsample_argmax"):
     torch.fx.wrap(_name)
 
 # Modules that were at the top of the package until 0.1, by their old names.

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads leave the cores to other work on the machine
+# Waiting threads leave the cores to other work on the machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ if not GPU:
 
 
 def pytest_sessionstart() -> None:
-    """Triton's interpreter checks every sum of integers for overflow, which doubles its time."""
+    """Switch off the overflow checks of Triton's interpreter, which double its time."""
     if not GPU and triton.missing() is None:
         from triton.runtime.interpreter import interpreter_builder as builder
 
@@ -34,7 +35,7 @@ def pytest_sessionstart() -> None:
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to run an op: a new backend joins all op tests with one entry in `backends`."""
+    """A way to run an op: a new backend joins all tests of ops with one entry in `backends`."""
 
     id: str
     name: str
@@ -56,8 +57,14 @@ def backends() -> list[Backend]:
     ]
 
 
+def runs(backend: Backend, op: str) -> bool:
+    """Return whether the backend can run the op of this name: the reference runs all, others those in OPS."""
+    return backend.name == "reference" or backend.name in lwrn_fast.ops.OPS[op].kernels
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kernels_only: leaves the reference out of the backends under test")
+    config.addinivalue_line("markers", "op(name): leaves out the backends that have no kernel of this op")
     config.addinivalue_line("markers", "not_interpreted: skips Triton where only its interpreter could run it")
     config.addinivalue_line("markers", "slow: `make test` leaves it out, `make test-all` does not")
     config.addinivalue_line("markers", "in_turn(parameter): the interpreter gets one of its values per case, in turn")
@@ -83,7 +90,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
     everything, left_out = config.getoption("everything"), config.getoption("left_out")
     out = set() if GPU or everything else choosing.left_to_others(items, TRITON)
-    named = any("::" in argument for argument in config.args)  # who names a case gets it
+    named = any("::" in argument for argument in config.args)  # a case named on the command line always runs
     if left_out or not (GPU or everything or named or config.getoption("all")):
         more = choosing.left_out_of_make_test([item for item in items if item not in out])
         out |= {item for item in items if item not in more} if left_out else more
@@ -97,23 +104,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marks = {name: [pytest.mark.skip(reason=reason)] if reason else [] for name, reason in reasons.items()}
     if not GPU and metafunc.definition.get_closest_marker("not_interpreted"):
         marks["triton"].append(pytest.mark.skip(reason="needs a GPU: too much for Triton's interpreter"))
-    parameters = [pytest.param(b, id=b.id, marks=marks.get(b.name, [])) for b in backends()]
     if "backend" in metafunc.fixturenames:
-        kernels_only = metafunc.definition.get_closest_marker("kernels_only")
-        metafunc.parametrize("backend", parameters[1:] if kernels_only else parameters, indirect=True)
+        op = metafunc.definition.get_closest_marker("op")
+        tested = backends() if op is None else [b for b in backends() if runs(b, *op.args)]
+        if metafunc.definition.get_closest_marker("kernels_only"):
+            tested = [b for b in tested if b.name != "reference"]
+        parameters = [pytest.param(b, id=b.id, marks=marks.get(b.name, [])) for b in tested]
+        metafunc.parametrize("backend", parameters, indirect=True)
 
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    """The test runs once per backend and, on the CPU, once per instruction set this machine can run.
+    """Run the test once per backend and, on the CPU, once per instruction set this machine can run.
 
-    Marked kernels_only, it leaves out the reference, which is what PyTorch makes of it.
+    The mark kernels_only leaves out the reference, and op(name) the backends without a kernel of that op.
     """
     for name, value in request.param.environment.items():
         monkeypatch.setenv(name, value)
     surroundings: AbstractContextManager[None] = nullcontext()
     if request.param.device == "cuda":
-        surroundings = machine.float32_precision("ieee")  # TF32, PyTorch's default, is no measure of float32
+        surroundings = machine.float32_precision("ieee")  # PyTorch's default may be TF32
     elif request.param.name == "cuda":
         surroundings = emulated.in_place_of_a_gpu(monkeypatch)
     with surroundings, lwrn_fast.use_backend(request.param.name), torch.device(request.param.device):
@@ -127,14 +137,14 @@ def everything(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def native() -> None:
-    """Skips where the C++ part is absent."""
+    """Skip the test where the C++ part is absent."""
     if _native.missing() is not None:
         pytest.skip(_native.missing())
 
 
 @pytest.fixture
 def poisoned() -> Iterator[None]:
-    """Memory from torch.empty is NaN, or all ones in integers, so that nothing unwritten passes for a result."""
+    """Fill memory of torch.empty with NaN, or all ones in integers, so that unwritten memory is no result."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
@@ -144,7 +154,7 @@ def poisoned() -> Iterator[None]:
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """Restores the number of threads after a test that sets it."""
+    """Restore the number of threads after a test that sets it."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-"""Who runs a call: the backends, one object each, and the choice among them."""
+"""The backends, one object each, and the choice of the one that runs a call."""
 
 from .base import KERNEL_DTYPES, Backend, Call, Op
 from .selection import (

@@ -1,4 +1,4 @@
-"""A backend: who it is, why it cannot run here, why it cannot run this call, and the run itself."""
+"""The interface of a backend: its name, why it cannot run here, why it cannot run a call, and the run itself."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+# The dtypes that kernels take.
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -17,13 +18,13 @@ class Op:
     name: str
     """`torch.ops.lwrn_fast.<name>`, and the name in every message."""
     check: Callable[..., list[Tensor]]
-    """Takes what the public function takes, raises for what does not fit, and returns all tensors of the call."""
+    """Takes the public function's arguments, raises for invalid ones, and returns all tensors of the call."""
     reference: Callable[..., Tensor]
     """The op in plain PyTorch, on the arguments of the op's schema."""
     kernels: tuple[str, ...] = ("cpu", "triton", "cuda")
     """The backends that have a kernel of it. Plain PyTorch runs every op."""
     keeps_stages: bool = False
-    """True where `<name>_training` also returns what the backward pass would compute again."""
+    """True where `<name>_training` also returns the maps that the backward pass would compute again."""
 
 
 class Call(NamedTuple):
@@ -33,7 +34,7 @@ class Call(NamedTuple):
     tensors: Sequence[Tensor]
     """All tensors of the call. They share dtype and device with the first."""
     arguments: tuple[Any, ...] = ()
-    """Those of the op's schema."""
+    """The arguments of the op's schema."""
     must_use_reference: str | None = None
     """The reason why only PyTorch's own operations will do; None where there is none."""
 
@@ -52,7 +53,7 @@ class Backend:
     """The reason why "auto" leaves it alone; None where it does not."""
 
     def missing(self) -> str | None:
-        """Return what keeps this installation from running any call, in one line; None where nothing does."""
+        """Return why this installation cannot run any call, in one line; None where it can."""
         return None
 
     def why_not(self, call: Call) -> str | None:
@@ -71,7 +72,7 @@ class Backend:
 
 
 def no_kernel(tensors: Sequence[Tensor]) -> str | None:
-    """Return what no kernel of any backend can take; None where one may."""
+    """Return why no kernel of any backend can take these tensors; None where one may."""
     if tensors[0].dtype not in KERNEL_DTYPES:
         return f"{tensors[0].dtype} is not float32, bfloat16 or float16"
     if torch._C._are_functorch_transforms_active():
@@ -86,9 +87,9 @@ def no_kernel(tensors: Sequence[Tensor]) -> str | None:
 
 def too_many(call: Call, max_stages: int, max_inputs: int) -> str | None:
     """Return why a kernel that takes its tensors one by one cannot take these; None where it can."""
-    maps = sum(tensor.dim() == 4 for tensor in call.tensors)  # and weights
-    if call.op.name == "crp" and maps > 1 + max_stages:
-        return f"it runs at most {max_stages} stages, not {maps - 1}"
-    if call.op.name == "fusion" and maps > 2 * max_inputs:
-        return f"it takes at most {max_inputs} inputs, not {maps // 2}"
+    four_dimensional = sum(tensor.dim() == 4 for tensor in call.tensors)  # maps and weights
+    if call.op.name == "crp" and four_dimensional > 1 + max_stages:
+        return f"it runs at most {max_stages} stages, not {four_dimensional - 1}"
+    if call.op.name == "fusion" and four_dimensional > 2 * max_inputs:
+        return f"it takes at most {max_inputs} inputs, not {four_dimensional // 2}"
     return None

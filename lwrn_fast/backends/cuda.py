@@ -1,4 +1,4 @@
-"""The CUDA kernels, backend "cuda". Once loaded, `torch.ops.lwrn_fast.crp` and so on run them on CUDA tensors."""
+"""The CUDA kernels, backend "cuda". Once they are loaded, `torch.ops.lwrn_fast.*` run them on CUDA tensors."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from . import native
 from .base import Backend, Call, no_kernel, too_many
 
 LIBRARY = Path(__file__).parents[1] / "_ops_cuda.so"
-MINIMUM_CAPABILITY = (8, 0)
+# Compute capability of the oldest GPUs that the kernels run on.
+MIN_CAPABILITY = (8, 0)
+# Stages of a crp and inputs of a fusion that the kernels take.
 MAX_STAGES = 64
 MAX_INPUTS = 16
 
 
 def missing() -> str | None:
-    """Load the kernels where this PyTorch has a GPU. None where some device can run them, else why not, in one line.
+    """Load the kernels where this PyTorch has a GPU; return why no device can run them, in one line, or None.
 
     >>> from lwrn_fast.backends import cuda
     >>> cuda.missing() is None or "\\n" not in cuda.missing()
@@ -29,7 +31,7 @@ def missing() -> str | None:
 
 
 def why_not_on(device: torch.device) -> str | None:
-    """Why the kernels cannot run on this device, None where they can."""
+    """Return why the kernels cannot run on this device; None where they can."""
     if missing() is not None:
         return missing()
     if device.type != "cuda":
@@ -61,8 +63,8 @@ def _missing() -> str | None:
 @cache
 def _why_not_on(index: int) -> str | None:
     capability = torch.cuda.get_device_capability(index)
-    if capability < MINIMUM_CAPABILITY:
-        dotted = [".".join(map(str, version)) for version in (capability, MINIMUM_CAPABILITY)]
+    if capability < MIN_CAPABILITY:
+        dotted = [".".join(map(str, version)) for version in (capability, MIN_CAPABILITY)]
         return f"cuda:{index} has compute capability {dotted[0]}, the kernels need {dotted[1]}"
     ask = _library().lwrn_fast_why_not_on
     ask.restype = ctypes.c_char_p
@@ -85,7 +87,7 @@ def _library() -> ctypes.CDLL:
     return ctypes.CDLL(str(LIBRARY))
 
 
-# Asked by the kernels, at each call.
+# The kernels call this at each run.
 @ctypes.CFUNCTYPE(ctypes.c_bool)
 def _tf32() -> bool:
     cudnn: Any = torch.backends.cudnn

@@ -1,4 +1,4 @@
-"""The C++ engine, backend "cpu". The compiled part is loaded once, and the reason kept where it cannot be loaded."""
+"""The C++ engine, backend "cpu". The compiled part is loaded once; where that fails, the reason is kept."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import torch
 
 from .base import Backend, Call, no_kernel
 
-MINIMUM_TORCH = (2, 10)
+# Version of the oldest torch that has the stable ABI of the compiled part.
+MIN_TORCH = (2, 10)
 OPS = Path(__file__).parents[1] / "_ops.so"
 
 
 @cache
 def missing() -> str | None:
-    """Load the C++ operators into ``torch.ops.lwrn_fast``; ``None`` where they are there, else why not, in one line.
+    """Load the C++ operators into ``torch.ops.lwrn_fast``; return why they are absent, in one line, or ``None``.
 
     >>> from lwrn_fast.backends import native
     >>> native.missing() is None or "\\n" not in native.missing()
@@ -27,13 +28,13 @@ def missing() -> str | None:
     """
     if not OPS.exists():
         return f"the compiled part, {OPS.name}, is not in this installation, which is pure Python or not built yet"
-    if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < MINIMUM_TORCH:
+    if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < MIN_TORCH:
         return f"the compiled part needs torch >= 2.10, and this is torch {torch.__version__}"
     return load(OPS)
 
 
 def load(library: Path) -> str | None:
-    """Load a library of operators; why it does not load, None where it does."""
+    """Load a library of operators; return why it does not load, None where it does."""
     try:
         torch.ops.load_library(str(library))
     except (OSError, RuntimeError) as error:
@@ -43,7 +44,7 @@ def load(library: Path) -> str | None:
 
 @cache
 def extension() -> ModuleType | None:
-    """``lwrn_fast._C``: ``build_info()``, ``cpu_isa()`` and ``cpu_isas()``; ``None`` where it is absent."""
+    """Return ``lwrn_fast._C`` (``build_info()``, ``cpu_isa()``, ``cpu_isas()``); ``None`` where it is absent."""
     try:
         return importlib.import_module("lwrn_fast._C")
     except ImportError:
@@ -51,7 +52,7 @@ def extension() -> ModuleType | None:
 
 
 def _first_line(error: BaseException) -> str:
-    # torch wraps the loader's own message, which is the one that says what is wrong.
+    # torch wraps the loader's own message, which names the reason.
     cause = error.__cause__ or error
     return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
@@ -60,7 +61,7 @@ MISSING = missing()
 
 
 class Native(Backend):
-    """Tensors on the CPU, float32, bfloat16 or float16, of any strides."""
+    """The C++ engine: tensors on the CPU, float32, bfloat16 or float16, of any strides."""
 
     name = "cpu"
 

@@ -9,7 +9,7 @@ from .base import Backend, Call
 
 
 class Reference(Backend):
-    """PyTorch's own operations, with the result where every backend leaves it: in channels-last memory."""
+    """PyTorch's own operations, with the result in channels-last memory, as from every backend."""
 
     name = "reference"
 
@@ -17,9 +17,9 @@ class Reference(Backend):
         return None
 
     def run(self, call: Call) -> Any:
-        return self.place(call.op.reference(*call.arguments))
+        return self.lay_out(call.op.reference(*call.arguments))
 
-    def place(self, out: Tensor) -> Tensor:
+    def lay_out(self, out: Tensor) -> Tensor:
         """Return a map (N, C, H, W) in channels-last memory; a label map (N, H, W) as it is."""
         if out.dim() != 4 or torch._C._are_functorch_transforms_active():  # torch.vmap knows no memory formats
             return out
@@ -31,5 +31,5 @@ class Plain(Reference):
 
     name = "plain"
 
-    def place(self, out: Tensor) -> Tensor:
+    def lay_out(self, out: Tensor) -> Tensor:
         return out

@@ -1,8 +1,8 @@
-"""Which backend runs a call, and why the others cannot.
+"""The choice of the backend that runs a call, and the reasons against the others.
 
-The choice is `use_backend`'s, else that of the environment variable LWRN_FAST_BACKEND when lwrn_fast was imported, else
-"auto": the fastest proven backend that can run the call, and `reference` where none can, which is said once per reason
-through the logger `lwrn_fast`.
+The choice is that of `use_backend`, else that of the environment variable LWRN_FAST_BACKEND when lwrn_fast was
+imported, else "auto": the fastest proven backend that can run the call, and `reference` where none can, which the
+logger `lwrn_fast` tells once per reason.
 A backend asked for by name runs the call or raises. Under torch.compile the choice is made while tracing;
 torch.jit.trace and torch.onnx.export get PyTorch's own operations, unless another backend is asked for.
 """
@@ -22,13 +22,14 @@ from .reference import Plain, Reference
 from .triton import Triton
 
 REFERENCE, PLAIN = Reference(), Plain()
+# The backends to ask for by name. A new backend is added here.
 ALL: tuple[Backend, ...] = (REFERENCE, Native(), Triton(), Cuda())
-"""The backends to ask for by name. One more joins here."""
 BACKENDS = ("auto", *(backend.name for backend in ALL))
+# The environment variable, and its value when lwrn_fast was imported.
 VARIABLE = "LWRN_FAST_BACKEND"
 ENVIRONMENT = os.environ.get(VARIABLE) or "auto"
 _BY_NAME = {backend.name: backend for backend in (*ALL, PLAIN)}
-# What "auto" tries, the fastest first.
+# The backends that "auto" tries, the fastest first.
 _ORDER = {"cpu": (_BY_NAME["cpu"],), "gpu": (_BY_NAME["cuda"], _BY_NAME["triton"])}
 
 
@@ -50,7 +51,7 @@ class use_backend:  # noqa: N801  a function to its users, and a context manager
     """Set the backend: "auto", "reference", "cpu", "triton" or "cuda"; as a context manager, until its end.
 
     In the main thread it holds for every thread that has not chosen for itself, in any other thread for that one alone.
-    Raises ValueError for an unknown name. Whether the backend can run is found out by each call.
+    Raises ValueError for an unknown name. A backend that cannot run raises RuntimeError at each call, not here.
 
     >>> import lwrn_fast
     >>> with lwrn_fast.use_backend("reference"): lwrn_fast.info()["backend"]
@@ -85,7 +86,7 @@ class use_backend:  # noqa: N801  a function to its users, and a context manager
 
 
 class in_this_thread:  # noqa: N801  as above
-    """A context with a backend for this thread alone, the main thread too; None leaves it as it is."""
+    """Set a backend within a context for this thread alone, the main thread too; None leaves it as it is."""
 
     def __init__(self, name: str | None) -> None:
         self._name = name
@@ -99,7 +100,7 @@ class in_this_thread:  # noqa: N801  as above
 
 
 def requested() -> str:
-    """The backend asked for in this thread; ValueError where LWRN_FAST_BACKEND names none."""
+    """Return the backend asked for in this thread; raise ValueError where LWRN_FAST_BACKEND names none."""
     chosen = _thread.name or _process
     if chosen is not None:
         return chosen
@@ -107,7 +108,7 @@ def requested() -> str:
 
 
 def select(call: Call) -> Backend:
-    """Return the backend that runs this call on all its tensors; RuntimeError where the one asked for cannot."""
+    """Return the backend that runs this call on all its tensors; raise RuntimeError where the one asked for cannot."""
     name = requested()
     if name != "auto":
         backend = _BY_NAME[name]
@@ -130,7 +131,7 @@ def select(call: Call) -> Backend:
 
 
 def fall_back(op: Op, tensors: Sequence[Tensor], reason: str) -> Reference:
-    """Return the backend of a call that only PyTorch's own operations can do, for this reason, which is said once.
+    """Return the backend of a call that only PyTorch's own operations can do, for this reason, which is logged once.
 
     Raises RuntimeError where another backend is asked for by name.
     """
@@ -140,7 +141,7 @@ def fall_back(op: Op, tensors: Sequence[Tensor], reason: str) -> Reference:
 
 
 def missing(name: str) -> str | None:
-    """Return what keeps the backend of this name from running any call at all; None where nothing does."""
+    """Return why the backend of this name cannot run any call at all; None where it can."""
     return None if name == "auto" else _BY_NAME[name].missing()
 
 

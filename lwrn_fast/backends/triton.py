@@ -14,14 +14,15 @@ from torch import Tensor
 
 from .base import Backend, Call, no_kernel, too_many
 
-MINIMUM_TRITON = (3, 4)
-MINIMUM_CAPABILITY = (8, 0)
+# Versions of the oldest Triton, and compute capability of the oldest GPUs, that the kernels run on.
+MIN_TRITON = (3, 4)
+MIN_CAPABILITY = (8, 0)
+# Called before the first kernel runs: `lwrn_fast.ops` registers the kernels with PyTorch's dispatcher then.
 on_first_use: list[Callable[[], None]] = []
-"""Called before the first kernel runs: `lwrn_fast.ops` registers the kernels with PyTorch's dispatcher then."""
 
 
 def missing() -> str | None:
-    """None where this installation can run the Triton kernels on some device, else why not, in one line.
+    """Return why this installation can run the Triton kernels on no device, in one line; None where it can on some.
 
     >>> from lwrn_fast.backends import triton
     >>> triton.missing() is None or "\\n" not in triton.missing()
@@ -31,7 +32,7 @@ def missing() -> str | None:
 
 
 def why_not_on(device: torch.device) -> str | None:
-    """Why the kernels cannot run on this device, None where they can."""
+    """Return why the kernels cannot run on this device; None where they can."""
     if missing() is not None:
         return missing()
     if _interpreted():
@@ -39,13 +40,13 @@ def why_not_on(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"the tensors are on {device}"
     capability = torch.cuda.get_device_capability(device)
-    if torch.version.hip is None and capability < MINIMUM_CAPABILITY:
-        return f"{device} has compute capability {_dotted(capability)}, the kernels need {_dotted(MINIMUM_CAPABILITY)}"
+    if torch.version.hip is None and capability < MIN_CAPABILITY:
+        return f"{device} has compute capability {_dotted(capability)}, the kernels need {_dotted(MIN_CAPABILITY)}"
     return None
 
 
 def limits() -> tuple[int, int]:
-    """The most stages of a crp and the most inputs of a fusion that the kernels take."""
+    """Return the maximum numbers of stages of a crp and of inputs of a fusion that the kernels take."""
     kernels = importlib.import_module("lwrn_fast.kernels")
     return kernels.MAX_STAGES, kernels.MAX_INPUTS
 
@@ -71,8 +72,11 @@ class Triton(Backend):
 
 
 def run(op: str, tensors: Sequence[Tensor], *arguments: Any) -> Any:
-    """Run an op ("crp", ...) on these arguments, whose tensors are `tensors`: through PyTorch's dispatcher where
-    something there has to see it, else straight to the kernel, which takes less time."""
+    """Run an op ("crp", ...) on these arguments, whose tensors are `tensors`.
+
+    The call goes through PyTorch's dispatcher where autograd, torch.compile, a dispatch mode or a tensor subclass has
+    to see it; else straight to the kernel, which takes less time.
+    """
     load()
     if (
         torch.compiler.is_compiling()
@@ -85,7 +89,7 @@ def run(op: str, tensors: Sequence[Tensor], *arguments: Any) -> Any:
 
 
 def load() -> bool:
-    """Have the kernels imported and their ops registered; true, for torch.compile wants a constant."""
+    """Import the kernels and register their ops; return True, because torch.compile wants a constant."""
     return _first_use() is None
 
 
@@ -107,17 +111,17 @@ def _missing() -> str | None:
     try:
         version = importlib.import_module("triton").__version__
         interpreted = _interpreted()
-    except Exception as error:  # whatever a broken installation raises
+    except Exception as error:  # a broken installation may raise anything
         return f"Triton cannot be imported: {type(error).__name__}: {error}".splitlines()[0]
-    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < MINIMUM_TRITON:
-        return f"the kernels need Triton >= {_dotted(MINIMUM_TRITON)}, and this is Triton {version}"
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < MIN_TRITON:
+        return f"the kernels need Triton >= {_dotted(MIN_TRITON)}, and this is Triton {version}"
     if not interpreted and not torch.cuda.is_available():
         return "PyTorch finds no GPU"
     return None
 
 
 def _interpreted() -> bool:
-    """Whether the kernels run in Triton's interpreter, on the CPU: TRITON_INTERPRET when they are first used."""
+    """Return whether the kernels run in Triton's interpreter, on the CPU: TRITON_INTERPRET when they are first used."""
     return bool(importlib.import_module("lwrn_fast.kernels.numerics").INTERPRETED.value)
 
 

@@ -1,9 +1,9 @@
-"""Networks as files for other programs: `to_onnx`, `to_aoti` (AOTInductor), `to_safetensors`; `compare` runs them.
+"""Models as files for other programs: `to_onnx`, `to_aoti` (AOTInductor), `to_safetensors`; `compare` runs them.
 
-Each file is written beside its place and renamed when it is whole. An example is what the model is called with: one
-tensor, or a tuple of all positional arguments, tensors and lists of tensors; of its tensors, shapes and dtypes count.
-A file computes what the network computes, operations in place included, but never writes to its inputs. Exports of
-several threads take turns.
+Each file is written under a temporary name in its folder and renamed when it is complete. An example is the model's
+input: one tensor, or a tuple of all positional arguments, tensors and lists of tensors; only shapes and dtypes count.
+A file computes the same as the model, operations in place included, but never writes to its inputs. Exports of several
+threads take turns.
 """
 
 import importlib.util
@@ -26,24 +26,25 @@ from ..ops.upsample_argmax import upsample_argmax
 from .capture import MAP_DTYPES, Graph, capture, check_model, dimensions, exporting, map_tensors, tensors
 
 Example = Tensor | Sequence[Any]
+# A limit in bytes that no weight reaches.
 ANY_SIZE = 1 << 40
 
 
 def to_onnx(
     model: nn.Module, example: Example, path: str | os.PathLike, dynamic: bool = False, labels: bool = False
 ) -> None:
-    """The model as an ONNX file of standard operators alone, which any runtime reads.
+    """Write the model as an ONNX file of standard operators alone, which any runtime reads.
 
-    model: in eval mode. A network's input is called "image" and its output "logits"; else "input" and "output". Several
-    results are called by their keys or fields, or "output0", "output1", ...; None and numbers are left out.
-    dynamic: True for any batch, height and width of (N, C, H, W) tensors; else the example's. Where the network decides
-    by sizes, the file has what it does for the example's.
+    model: in eval mode. The input of a `Network` is called "image" and its output "logits"; else "input" and "output".
+    Several results are called by their keys or fields, or "output0", "output1", ...; None and numbers are left out.
+    dynamic: True for any batch, height and width of (N, C, H, W) tensors; else the example's. Where the model decides
+    by sizes, the file has its decisions for the example's.
     labels: True to end with the label map, uint8 (N, H, W), called "labels", of the size of the example's first tensor
     (N, C, H, W), made from the model's logits (N, classes, h, w), of at most 256 classes; where the model has several
     results, these are what `lwrn_fast.models.outputs.logits` takes.
-    Weights of more than 1.5 GB are written to a second file beside it, its name with ".data" behind.
-    Raises ImportError without the packages onnx and onnxscript, ValueError and TypeError for what does not fit,
-    RuntimeError with the reason for what cannot be exported, OSError where the file cannot be written.
+    Weights of more than 1.5 GB are written to a second file in the same folder, with ".data" after its name.
+    Raises ImportError without the packages onnx and onnxscript, ValueError and TypeError for invalid arguments,
+    RuntimeError with the reason where the model cannot be exported, OSError where the file cannot be written.
 
     >>> import lwrn_fast
     >>> lwrn_fast.export.to_onnx(lwrn_fast.CRP(8, 8).eval(), torch.rand(1, 8, 6, 7), "crp.onnx")  # doctest: +SKIP
@@ -66,7 +67,7 @@ def to_onnx(
         )
         from onnxscript import optimizer
 
-        # weights that are made of weights, at any size: the exporter itself stops at a few kilobytes
+        # Fold products of weights of any size: the exporter itself stops at a few kilobytes.
         optimizer.optimize(program.model, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
         _name_values(program.model.graph, _output_names(model, labels, graph.told.names, inputs))
         program.model.metadata_props.update(_about(model))
@@ -76,15 +77,15 @@ def to_onnx(
 def to_aoti(
     model: nn.Module, example: Example, path: str | os.PathLike, dynamic: bool = False, labels: bool = False
 ) -> None:
-    """The model compiled by AOTInductor to a package (.pt2) for CPUs like this one, with the ops of lwrn_fast in it.
+    """Compile the model by AOTInductor to a package (.pt2) for CPUs like this one, with the ops of lwrn_fast in it.
 
     model, example: on the CPU. dynamic, labels: as for `to_onnx`. The weights are constants of the package, packed for
     oneDNN. To run it: `torch._inductor.aoti_load_package(path)` after `import lwrn_fast`, or, without Python,
-    csrc/examples/run_package.cpp. Several results come in tuples, lists and dictionaries, without what is no
-    tensor. Tensors (N, C, H, W) may have any strides, and those of another size or dtype are refused; the package uses
-    as many threads as torch does.
-    Raises RuntimeError without the compiled part of lwrn_fast or without a C++ compiler, and with the reason for what
-    cannot be exported, ValueError and TypeError for what does not fit, OSError where the file cannot be written.
+    csrc/examples/run_package.cpp. Several results come in tuples, lists and dictionaries, without the values that are
+    no tensors. Tensors (N, C, H, W) may have any strides, and those of another size or dtype are refused; the package
+    uses as many threads as torch does.
+    Raises RuntimeError without the compiled part of lwrn_fast or without a C++ compiler, and with the reason where the
+    model cannot be exported, ValueError and TypeError for invalid arguments, OSError where the file cannot be written.
 
     >>> import lwrn_fast
     >>> lwrn_fast.export.to_aoti(lwrn_fast.CRP(8, 8).eval(), torch.rand(1, 8, 6, 7), "crp.pt2")  # doctest: +SKIP
@@ -106,16 +107,17 @@ def to_aoti(
 
             made = os.path.join(folder, "model.pt2")
             floats = {t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()}
-            freezing = floats <= set(MAP_DTYPES)  # oneDNN, for which it packs the weights, knows no float64
+            # Freezing packs the weights for oneDNN, which knows no float64.
+            freezing = floats <= set(MAP_DTYPES)
             settings = {"freezing": freezing, "cpp.dynamic_threads": True, "aot_inductor.metadata": _about(model)}
             aoti_compile_and_package(program, package_path=made, inductor_configs=settings)
-            atomic.write(Path(path), lambda beside: shutil.copyfile(made, beside))
+            atomic.write(Path(path), lambda tmp_path: shutil.copyfile(made, tmp_path))
 
 
 def to_safetensors(model: nn.Module, path: str | os.PathLike) -> None:
-    """The state dict under its own names; of a network, also its name and its number of classes, in the header.
+    """Write the state dict under its own names; for a `Network`, its name and number of classes go into the header.
 
-    `models.load` reads a network's, but for the ablations (rcu, crp) and variants, which it does not know.
+    `models.load` reads the file of a `Network`, but for the ablations (rcu, crp) and variants, which it does not know.
     Raises ImportError without the package safetensors, OSError where the file cannot be written.
 
     >>> import lwrn_fast, tempfile
@@ -129,18 +131,18 @@ def to_safetensors(model: nn.Module, path: str | os.PathLike) -> None:
         from safetensors.torch import save_file
     except ImportError as error:
         raise ImportError("to_safetensors: needs safetensors: pip install safetensors") from error
-    # a copy each, for safetensors refuses tensors that share memory
+    # Copy each tensor: safetensors refuses tensors that share memory.
     state = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in _state(model)}
-    atomic.write(Path(path), lambda beside: save_file(state, beside, _about(model)))
+    atomic.write(Path(path), lambda tmp_path: save_file(state, tmp_path, _about(model)))
 
 
 def compare(path: str | os.PathLike, model: nn.Module, example: Example, labels: bool = False) -> float:
-    """How far a file of this module is from the model: it is run by ONNX Runtime or AOTInductor, or read.
+    """Return the difference of a file of this module from the model; run it by ONNX Runtime or AOTInductor, or read it.
 
     model: called as it is, once, on a copy of the example, without gradients.
     Returns the largest difference of the results (of safetensors, of the weights), each relative to its largest value;
-    with labels, the share of labels that differ. Infinite where the file has other results, of other shapes, or a NaN.
-    Raises ValueError where the model is in training mode, ImportError without the package onnxruntime, and whatever the
+    with labels, the share of labels that differ; infinite where the file has other results, of other shapes, or a NaN.
+    Raises ValueError where the model is in training mode, ImportError without the package onnxruntime, and all that the
     runtime or the model raises.
 
     >>> import lwrn_fast, tempfile
@@ -196,7 +198,7 @@ def _run_aoti(path: str | os.PathLike, arguments: tuple) -> list[Tensor]:
 
 
 def _difference(got: Tensor, expected: Tensor) -> float:
-    """Relative to the largest finite value; infinite where the shapes differ, or a NaN is in either."""
+    """Return the difference relative to the largest finite value; infinite where shapes differ, or one has a NaN."""
     if got.shape != expected.shape:
         return math.inf
     if not expected.numel():
@@ -204,8 +206,8 @@ def _difference(got: Tensor, expected: Tensor) -> float:
     got, expected = got.double(), expected.to(got.device).double()
     apart = torch.where(got == expected, 0.0, (got - expected).abs()).max()  # infinities are equal too
     largest = torch.where(expected.isfinite(), expected, 0.0).abs().max()
-    found = (apart / largest.clamp_min(1e-30)).item()
-    return math.inf if math.isnan(found) else found
+    difference = (apart / largest.clamp_min(1e-30)).item()
+    return math.inf if math.isnan(difference) else difference
 
 
 def _input_names(model: nn.Module, count: int) -> list[str]:
@@ -213,14 +215,14 @@ def _input_names(model: nn.Module, count: int) -> list[str]:
     return [name] if count == 1 else [f"{name}{i}" for i in range(count)]
 
 
-def _output_names(model: nn.Module, labels: bool, found: Sequence[str], inputs: Sequence[str]) -> list[str]:
-    if list(found) == ["output"]:
+def _output_names(model: nn.Module, labels: bool, names: Sequence[str], inputs: Sequence[str]) -> list[str]:
+    if list(names) == ["output"]:
         return ["labels" if labels else "logits" if isinstance(model, Network) else "output"]
-    return [f"{name}_out" if name in inputs else name for name in found]
+    return [f"{name}_out" if name in inputs else name for name in names]
 
 
 def _name_values(graph: Any, names: list[str]) -> None:
-    """The outputs by these names, and the weights by theirs in the state dict; what is inside makes room for both."""
+    """Give outputs these names and weights those of the state dict; rename inner values that have one of them."""
     taken = {*names, *(value.name for value in graph.inputs)}
     for weight in list(graph.initializers.values()):
         name = weight.name.removeprefix("model.")
@@ -238,7 +240,7 @@ def _name_values(graph: Any, names: list[str]) -> None:
 
 
 def _dimension_names() -> Callable[[], tuple[str, str, str]]:
-    """("batch", "height", "width"), then ("batch", "height1", "width1"), ..."""
+    """Return a function for ("batch", "height", "width"), then ("batch", "height1", "width1"), ..."""
     numbers = iter(["", *map(str, range(1, 100))])
 
     def three() -> tuple[str, str, str]:
@@ -249,7 +251,7 @@ def _dimension_names() -> Callable[[], tuple[str, str, str]]:
 
 
 def _give_biases(program: Any) -> None:
-    """Zeros for biases where there are none: torch 2.13's packages hand an empty list of tensors to an op as None."""
+    """Add biases of zero where there are none: torch 2.13's packages hand an empty list of tensors to an op as None."""
     ops, graph = torch.ops.lwrn_fast, program.graph
     for node in list(graph.nodes):
         if node.target not in (ops.crp.default, ops.fusion.default) or node.args[2]:
@@ -282,7 +284,7 @@ def _arguments(op: str, example: Example, labels: bool) -> tuple:
 
 
 def _about(model: nn.Module) -> dict[str, str]:
-    """What the file's header says."""
+    """Return the entries of the file's header."""
     return {"network": model.name, "num_classes": str(model.num_classes)} if isinstance(model, Network) else {}
 
 
@@ -297,7 +299,7 @@ def _check(op: str, model: nn.Module, path: str | os.PathLike, ending: str) -> n
 
 
 def _check_path(op: str, path: str | os.PathLike, ending: str) -> None:
-    """What is wrong with the path is said before the work, which can take minutes."""
+    """Raise for an invalid path before the work, which can take minutes."""
     if Path(path).suffix != ending:
         raise ValueError(f"{op}: path must end in {ending}, got {os.fspath(path)!r}")
     atomic.check_place(Path(path))

@@ -1,4 +1,4 @@
-"""Capture of a network by torch.export, as its files need it, and the one reason where that fails."""
+"""Capture of a model by torch.export for its files, and the reason in one line where that fails."""
 
 import copy
 import io
@@ -24,6 +24,7 @@ from ..log import log
 from ..models import outputs
 from ..ops.upsample_argmax import upsample_argmax
 
+# The dtypes that the kernels take.
 MAP_DTYPES = backends.KERNEL_DTYPES
 # Packages whose exceptions are wrapped around the actual reason, and whose frames are not the user's code.
 TOOLS = ("torch", "onnx", "onnxscript", "onnx_ir", "sympy")
@@ -35,18 +36,18 @@ _turn = threading.Lock()
 
 
 class Told:
-    """What the forward of a graph tells while it is captured; torch.export puts lists back as they were."""
+    """Results of a graph's forward while it is captured; an object of its own, because torch.export restores lists."""
 
     names: Sequence[str] = ()
     changed: Sequence[str] = ()
 
 
 class Graph(nn.Module):
-    """A network with what a file has before and after it.
+    """A model with the steps that a file adds before and after it.
 
-    The network is a copy, so that what its forward stores stays out of the original; its parameters are the original's,
-    and nothing of it is altered. Its inputs are copies too: a network may write to them, and a file may not.
-    labels: end with the label map. sizes: what `package_input` demands of the tensors (N, C, H, W), for AOTInductor.
+    The model is a copy, so that attributes which its forward sets stay out of the original; its parameters are the
+    original's, and nothing of it is altered. Its inputs are copies too: a model may write to them, and a file may not.
+    labels: end with the label map. sizes: the `size` of `package_input` for each tensor (N, C, H, W), for AOTInductor.
     flat: return the tensors alone. After a capture, `told` holds the names of the results and of the buffers that
     change.
     """
@@ -58,7 +59,7 @@ class Graph(nn.Module):
         self.op, self.labels, self.sizes, self.flat = op, labels, sizes, flat
         self.told = Told()
         self.model = _copy(model)
-        self.training = False  # of this module alone
+        self.training = False  # for this module alone, not its children
 
     def forward(self, *arguments: Any) -> Any:
         maps = [tensor for tensor in tensors(arguments) if tensor.dim() == 4]
@@ -82,25 +83,26 @@ class Graph(nn.Module):
 
 
 def capture(graph: Graph, arguments: tuple, dynamic: bool) -> torch.export.ExportedProgram:
-    """The graph for inputs like these; with dynamic, for any batch, height and width of (N, C, H, W) tensors."""
+    """Return the graph for inputs like these; with dynamic, for any batch, height and width of (N, C, H, W) tensors."""
     shapes = dimensions(arguments, lambda: (torch.export.Dim.DYNAMIC,) * 3) if dynamic else None
     program = torch.export.export(graph, _like(arguments, dynamic), dynamic_shapes=shapes)
     if graph.told.changed:
         names = ", ".join(graph.told.changed)
-        log.warning("%s: the network changes %s; each call of the file begins with the present value", graph.op, names)
+        log.warning("%s: the model changes %s; each call of the file begins with the present value", graph.op, names)
     for guard in getattr(program, "_guards_code", ()):
-        if "%" in guard:  # the others are about strides, and maps of one pixel
+        # The other guards are about strides, and maps of one pixel.
+        if "%" in guard:
             guard = re.sub(r"L\['arguments'\](.*?)\.size\(\)", r"arguments\1.shape", guard)
-            log.warning("%s: the network decides by sizes; the file is only for %s", graph.op, guard)
+            log.warning("%s: the model decides by sizes; the file is only for %s", graph.op, guard)
     return program
 
 
 @contextmanager
 def exporting(op: str, backend: str | None = None) -> Iterator[None]:
-    """Without gradients, so that what is folded at inference is, and without what exporters have to say meanwhile.
+    """Export within this context: without gradients, so that weights are folded, and without the exporters' messages.
 
-    backend: of this thread. Whatever fails comes out as one error that begins with the reason; OSError, MemoryError
-    and ImportError stay as they are.
+    backend: of this thread. Any failure is raised as one error that begins with the reason; OSError, MemoryError and
+    ImportError stay as they are.
     """
     torch_log = logging.getLogger("torch")
     level = torch_log.level
@@ -113,14 +115,14 @@ def exporting(op: str, backend: str | None = None) -> Iterator[None]:
         except (OSError, MemoryError, ImportError):
             raise
         except Exception as error:
-            kind, text = reason(error)
-            raise kind(text if text.startswith(f"{op}: ") else f"{op}: {text}") from error
+            error_class, text = reason(error)
+            raise error_class(text if text.startswith(f"{op}: ") else f"{op}: {text}") from error
         finally:
             torch_log.setLevel(level)
 
 
 class _Hush(io.TextIOBase):
-    """Standard error without what this thread prints there: torch.export prints whole graphs."""
+    """Standard error without the output of this thread: torch.export prints whole graphs."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._thread = stream, threading.get_ident()
@@ -133,7 +135,7 @@ class _Hush(io.TextIOBase):
 
 
 def reason(error: BaseException) -> tuple[type[Exception], str]:
-    """Why an export failed, in one line that ends with the place in the network, and the class to raise it with.
+    """Return the class to raise for a failed export, and the reason in one line that ends with the line of the model.
 
     >>> reason(ValueError("x must be (N, 3, H, W)\\nand more lines"))
     (<class 'ValueError'>, 'x must be (N, 3, H, W)')
@@ -144,9 +146,9 @@ def reason(error: BaseException) -> tuple[type[Exception], str]:
     root = chain[-1]
     text = _first_line(root)
     if "data-dependent" in text or type(root).__name__ == "GuardOnDataDependentSymNode":
-        text = f"the network decides by the values of its input, which a file cannot: {text.split(' (unhinted')[0]}"
-    place = next(filter(None, map(_place, reversed(chain))), "")
-    return type(root) if type(root) in (ValueError, TypeError) else RuntimeError, text + place
+        text = f"the model decides by the values of its input, which a file cannot: {text.split(' (unhinted')[0]}"
+    location = next(filter(None, map(_location, reversed(chain))), "")
+    return type(root) if type(root) in (ValueError, TypeError) else RuntimeError, text + location
 
 
 def _is_wrapper(error: BaseException) -> bool:
@@ -157,14 +159,15 @@ def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    first = next((line for line in lines if " error: " in line), lines[0])  # a compiler's, after its command
-    # only these say in their message what happened
+    # A compiler's error stands after its command.
+    first = next((line for line in lines if " error: " in line), lines[0])
+    # Messages of other classes are incomplete without the class: KeyError's is the key.
     plain = isinstance(error, (RuntimeError, ValueError, TypeError, NotImplementedError)) or _is_wrapper(error)
     return first if plain else f"{type(error).__name__}: {first}"
 
 
-def _place(error: BaseException) -> str:
-    """Where in the user's code an exception came from, " (net.py:12, in forward: if x.sum() > 0:)"; "" if nowhere."""
+def _location(error: BaseException) -> str:
+    """Return the line of the user's code that raised, " (net.py:12, in forward: if x.sum() > 0:)", or ""."""
     tools = [os.path.dirname(getattr(sys.modules.get(name), "__file__", None) or "/nowhere/-") for name in TOOLS]
     tools.append(os.path.dirname(os.path.dirname(__file__)))
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
@@ -177,7 +180,7 @@ def _place(error: BaseException) -> str:
 
 
 def check_model(op: str, model: nn.Module) -> nn.Module:
-    """The network itself, out of what torch.compile put around it; TypeError or ValueError if it cannot be exported."""
+    """Return the model without torch.compile's wrapper; raise TypeError or ValueError if it cannot be exported."""
     from ..optimize import Optimized
 
     if not isinstance(model, nn.Module):
@@ -188,12 +191,12 @@ def check_model(op: str, model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         where = f" at {name}" if name else ""
         if isinstance(module, Optimized):
-            raise TypeError(f"{op}: model must be the network that was given to optimize, got its result{where}")
+            raise TypeError(f"{op}: model must be the model that was given to optimize, got its result{where}")
         if isinstance(module, torch.jit.ScriptModule):
             raise TypeError(f"{op}: model must be a torch.nn.Module in Python, got a TorchScript module{where}")
         if module.training and isinstance(module, TRAINS):
-            kind = type(module).__name__
-            raise ValueError(f"{op}: model must be in eval mode, got {kind} {name} in training mode: call model.eval()")
+            got = f"{type(module).__name__} {name}"
+            raise ValueError(f"{op}: model must be in eval mode, got {got} in training mode: call model.eval()")
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise ValueError(f"{op}: model must have been called once, got {name} without a size")
@@ -203,7 +206,7 @@ def check_model(op: str, model: nn.Module) -> nn.Module:
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """The network with its own attributes and the same parameters and buffers."""
+    """Return the model with its own attributes and the same parameters and buffers."""
     memo: dict[int, Any] = {}
     inner_first = list(model.modules())[::-1]
     for module in inner_first:
@@ -223,13 +226,13 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def _normal(tensor: Tensor) -> Tensor:
-    """A copy of a tensor born in inference mode, which torch.export cannot take."""
+    """Return a copy of a tensor made in inference mode, which torch.export cannot take."""
     copied = tensor.detach().clone()
     return nn.Parameter(copied, requires_grad=False) if isinstance(tensor, nn.Parameter) else copied
 
 
 def _like(arguments: tuple, dynamic: bool) -> tuple:
-    """Zeros like the arguments; for any size, large enough that no map inside is of size 1, which would be special."""
+    """Return zeros like the arguments; for any size, so large that no inner map has size 1, a special case."""
     shortest = min((min(t.shape[2:]) for t in tensors(arguments) if t.dim() == 4), default=64)
     factor = -(-64 // max(1, shortest)) if dynamic else 1
 
@@ -243,7 +246,7 @@ def _like(arguments: tuple, dynamic: bool) -> tuple:
 
 
 def dimensions(arguments: tuple, three: Callable[[], tuple]) -> tuple:
-    """What torch.export wants to know: of each (N, C, H, W) the `three` dimensions that may be any."""
+    """Return dynamic shapes for torch.export: for each (N, C, H, W) the `three` dimensions that may be any."""
 
     def of(tensor: Tensor) -> dict[int, Any] | None:
         return dict(zip((0, 2, 3), three(), strict=True)) if tensor.dim() == 4 else None

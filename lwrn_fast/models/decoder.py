@@ -107,7 +107,7 @@ class LevelDecoder(nn.Module):
             x = fusion(maps, weights, biases, self.activation, self.align_corners)
         else:
             x = reference.join(maps, self.activation, self.align_corners)
-            x = x if self.plain else backends.REFERENCE.place(x)
+            x = x if self.plain else backends.REFERENCE.lay_out(x)
         if level.crp is not None:
             x = getattr(self, level.crp)(x)
         return x if level.refine is None else getattr(self, level.refine)(x)

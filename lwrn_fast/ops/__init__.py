@@ -1,19 +1,19 @@
-"""The ops, a file each: function, module, argument checks, gradients, and what PyTorch's dispatcher knows of it.
+"""The ops, one file each: function, module, argument checks, gradients, registration with PyTorch's dispatcher.
 
-`torch.ops.lwrn_fast.crp` and its like return fresh memory: maps channels-last, labels contiguous.
+`torch.ops.lwrn_fast.crp` and the other operators return new memory: maps channels-last, labels contiguous.
 """
 
 from ..backends import ALL, Call, Op
 from . import crp, fusion, normalise, package_input, upsample_argmax
 
 OPS: dict[str, Op] = {module.OP.name: module.OP for module in (crp, fusion, upsample_argmax, normalise)}
-"""The ops that have a public function, with the backends that have a kernel of each. One more joins here."""
+"""The ops that have a public function, with the backends that have a kernel of each. A new op is added here."""
 
 
 def explain(op: str, *args: object, **kwargs: object) -> dict[str, str]:
-    """Return for a call of `op`, by its name, with these arguments: "ready" or why not, per backend.
+    """Return for each backend "ready", or why it cannot run a call of the op of this name with these arguments.
 
-    Raises what the call itself would raise for wrong arguments.
+    Raises the errors of the call itself for invalid arguments.
 
     >>> import torch, lwrn_fast
     >>> lwrn_fast.explain("upsample_argmax", torch.zeros(1, 2, 3, 3), 6)["reference"]

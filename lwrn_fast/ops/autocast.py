@@ -28,7 +28,7 @@ def off(x: Tensor) -> torch.autocast:
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
-    """Return a tensor, or each of a list, in `dtype`; float64 and what is no tensor stay, as in PyTorch's autocast."""
+    """Return a tensor, or each of a list, in `dtype`; float64 and non-tensors stay, as in PyTorch's autocast."""
     if isinstance(value, (list, tuple)):
         return [cast(item, dtype) for item in value]
     if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:

@@ -1,4 +1,4 @@
-"""What the backward passes of ops share: lists of gradients of which some are needed, and second derivatives."""
+"""Helpers of the ops' backward passes: lists of gradients of which some are needed, and second derivatives."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from . import autocast
 def convolution(
     grad: Tensor, x: Tensor, weight: Tensor, groups: int, mask: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of the input, the weight and the bias of a 1x1 convolution, those of the mask."""
+    """Return the gradients of the input, the weight and the bias of a 1x1 convolution that the mask selects."""
     return torch.ops.aten.convolution_backward(
         grad, x, weight, [weight.shape[0]], [1, 1], [0, 0], [1, 1], False, [0, 0], groups, mask
     )
@@ -40,7 +40,7 @@ def needed(grads: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor
 
 
 def masked(grads: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
-    """Return the gradients that are needed, None in place of the others."""
+    """Return the gradients that are needed, None instead of the others."""
     return [g if need else None for g, need in zip(grads, needs, strict=True)]
 
 
@@ -72,7 +72,7 @@ def channels_last(like: Tensor, shape: Sequence[int]) -> Tensor:
 def strided_as(weights: list[Tensor], grads: list[Tensor | None]) -> list[Tensor | None]:
     """Return the gradients with the strides of their 1x1 weights, where only those of the last two dimensions differ.
 
-    Such strides say nothing, but DistributedDataParallel compares them and warns.
+    Such strides carry no meaning, but DistributedDataParallel compares them and warns.
     """
     for i, (weight, grad) in enumerate(zip(weights, grads, strict=True)):
         if grad is not None and grad.shape == weight.shape and not torch.compiler.is_compiling():

@@ -1,4 +1,5 @@
-"""Checks that ops share: each raises ValueError or TypeError that names op and argument, what was expected and came."""
+"""Checks shared by the ops. Errors are ValueError or TypeError and name the op, the argument, the expected and the
+given value."""
 
 from collections.abc import Callable, Sequence
 from numbers import Integral
@@ -12,8 +13,9 @@ tracing_state = torch._C._get_tracing_state
 
 
 def height_and_width(op: str, size: int | Sequence[int]) -> tuple[int, int]:
-    """`size` as (height, width): one number stands for both. NumPy's integers and arrays of two will do. While
-    torch.jit traces, sizes that it follows stay so.
+    """Return `size` as (height, width); one number stands for both.
+
+    NumPy's integers and arrays of two are accepted. While torch.jit traces, sizes that it follows stay traced.
     """
     if tracing_state() is not None:
         untraced(height_and_width, op, untraced_size(size))
@@ -31,14 +33,14 @@ def height_and_width(op: str, size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def integer(owner: str, name: str, value: Any) -> int:
-    """`value` as Python's integer; it may be one of NumPy's, and neither a bool, a tensor nor a float."""
+    """Return `value` as Python's integer; NumPy's integers are accepted, a bool, a tensor or a float is not."""
     if not _is_integer(value):
         raise TypeError(f"{owner}: {name} must be an integer, got {value!r}, a {type(value).__name__}")
     return _plain_integer(value)
 
 
 def integers(owner: str, name: str, values: Any) -> tuple[int, ...]:
-    """A sequence of integers, or an array of NumPy's, as Python's integers."""
+    """Return a sequence of integers, or a NumPy array, as Python's integers."""
     values = values.tolist() if type(values).__module__ == "numpy" else values
     if not isinstance(values, Sequence) or isinstance(values, str):
         raise TypeError(f"{owner}: {name} must be a list of integers, got {values!r}, a {type(values).__name__}")
@@ -58,12 +60,12 @@ def _plain_integer(value: Any) -> int:
 
 
 def not_scriptable(module: object) -> TypeError:
-    """What torch.jit.script is told, in place of the first line that it cannot read."""
+    """Return the error for torch.jit.script, which would name the first line that it cannot read."""
     return TypeError(f"{type(module).__name__}: torch.jit.script cannot read this module; use torch.jit.trace")
 
 
 def untraced(check: Callable[..., Any], *arguments: Any) -> Any:
-    """A check as without torch.jit.trace, which makes tensors of shapes, and warns about each comparison."""
+    """Run a check outside torch.jit.trace, which makes tensors of shapes and warns about each comparison."""
     state = tracing_state()
     torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
@@ -73,7 +75,7 @@ def untraced(check: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def untraced_size(size: Any) -> Any:
-    """A size without the tensors that torch.jit.trace makes of it."""
+    """Return a size without the tensors that torch.jit.trace makes of it."""
     if isinstance(size, (list, tuple)):
         return tuple(untraced_size(length) for length in size)
     return untraced(size.item) if isinstance(size, Tensor) and size.dim() == 0 else size
@@ -87,7 +89,10 @@ def parameters(
     channels: int,
     in_channels: list[int],
 ) -> list[Tensor]:
-    """Return weights (channels, in_channels[i], 1, 1) and biases (channels,), all of the dtype and device of x."""
+    """Return weights and biases in one list, after checking their shapes, dtype and device.
+
+    weights: (channels, in_channels[i], 1, 1). biases: (channels,). dtype and device: as of x.
+    """
     for i, weight in enumerate(weights):
         name = f"weights[{i}]"
         tensor(op, name, weight)

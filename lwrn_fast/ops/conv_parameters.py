@@ -1,4 +1,4 @@
-"""The modules inside a fused block: whether a fused op may stand for them.
+"""Checks of the modules inside a fused block: a fused op may replace only plain ones.
 
 A fused op reads the weights of a 1x1 convolution and never calls it. That is right only for a module of PyTorch's own
 class whose call is its class's forward on its own attributes. Hooks, a forward of the instance (adapters, offloading),
@@ -12,19 +12,20 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-# Modules of PyTorch whose global hooks only look on: they count operations by module.
+# Modules of PyTorch whose global hooks change nothing: they count operations by module.
 OBSERVERS = ("torch.utils.module_tracker", "torch.distributed._tools.mod_tracker")
-_FORWARDS: dict[Any, Any] = {kind: kind.forward for kind in (nn.Conv2d, nn.MaxPool2d)}
+_FORWARDS: dict[Any, Any] = {module_class: module_class.forward for module_class in (nn.Conv2d, nn.MaxPool2d)}
 _CONV_FORWARD = nn.Conv2d._conv_forward
 
 
 def parameters(convs: Sequence[nn.Module], depthwise: bool = False) -> tuple[list[Tensor], list[Tensor]] | str:
-    """Weights and biases of 1x1 convolutions, as the functions take them; or why a fused op cannot stand for them.
+    """Return weights and biases of 1x1 convolutions for the public functions, or why a fused op cannot replace them.
 
-    depthwise: whether convolutions with one channel per group will do. Where some have a bias, the others get zeros.
+    depthwise: True to accept convolutions with one channel per group. Where some have a bias, the others get zeros.
     """
     reason = why_not_fused(convs)
-    if reason is not None:  # before any weight is read, for reading a parametrised one may change its state
+    # Decide before any weight is read: reading a parametrised one may change its state.
+    if reason is not None:
         return reason
     groups = cast(int, convs[0].groups)
     if groups != 1 and not (depthwise and groups == convs[0].in_channels):
@@ -42,7 +43,7 @@ def parameters(convs: Sequence[nn.Module], depthwise: bool = False) -> tuple[lis
 
 
 def why_not_fused(convs: Sequence[nn.Module]) -> str | None:
-    """The first reason why one of `convs` cannot be represented by its weight and bias."""
+    """Return the first reason why one of `convs` cannot be represented by its weight and bias."""
     reason = why_not_here()
     if reason is not None:
         return reason
@@ -53,8 +54,8 @@ def why_not_fused(convs: Sequence[nn.Module]) -> str | None:
     return None
 
 
-def why_not_plain(module: nn.Module, kind: type[nn.Module] = nn.Conv2d) -> str | None:
-    """Why calling `module` may do more than `kind.forward` does with the module's attributes, None where it cannot.
+def why_not_plain(module: nn.Module, module_class: type[nn.Module] = nn.Conv2d) -> str | None:
+    """Return why a call of `module` may be more than `module_class.forward` on its attributes; None where it is not.
 
     A parametrised weight is a weight like any other: read it as an attribute, once per call.
 
@@ -62,16 +63,16 @@ def why_not_plain(module: nn.Module, kind: type[nn.Module] = nn.Conv2d) -> str |
     >>> conv_parameters.why_not_plain(nn.Conv2d(3, 3, 1)), conv_parameters.why_not_plain(nn.Identity())
     (None, 'a module inside the block is an Identity, not a Conv2d')
     """
-    return why_not_here() or _why_not_own(module, kind)
+    return why_not_here() or _why_not_own(module, module_class)
 
 
 def why_not_1x1(conv: nn.Module) -> str | None:
-    """Why `conv` cannot be represented by its weight (out, in / groups, 1, 1) and bias, None where it can."""
+    """Return why `conv` is more than its weight (out, in / groups, 1, 1) and bias; None where it is not."""
     return why_not_here() or _why_not_1x1(conv)
 
 
 def why_not_pool5x5(pool: nn.Module) -> str | None:
-    """Why `pool` is not the maximum of 5x5 windows at stride 1 with the same size, None where it is."""
+    """Return why `pool` is not the maximum of 5x5 windows at stride 1 with the same size; None where it is."""
     reason = _why_not_own(pool, nn.MaxPool2d)
     if reason is not None:
         return reason
@@ -84,13 +85,13 @@ def why_not_pool5x5(pool: nn.Module) -> str | None:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether the module has hooks of its own."""
+    """Return whether the module has hooks of its own."""
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return bool(hooks)
 
 
 def why_not_here() -> str | None:
-    """Why no module may be passed over in this process now, None where it may be: hooks and patches of all modules."""
+    """Return why no module may be replaced in this process now: hooks or patches of all modules; None without them."""
     if nn_module._has_any_global_hook() and not _only_observed():
         return "there are hooks for all modules"
     if (
@@ -113,26 +114,26 @@ def _why_not_1x1(conv: nn.Module) -> str | None:
     return None
 
 
-def _why_not_own(module: nn.Module, kind: type[nn.Module]) -> str | None:
-    """The part of `why_not_plain` that lies in the module."""
-    if type(module) is not kind:
-        found = type_before_parametrizations(module)
-        if found is not kind:
-            article = "an" if found.__name__[0] in "AEIOU" else "a"
-            return f"a module inside the block is {article} {found.__name__}, not a {kind.__name__}"
+def _why_not_own(module: nn.Module, module_class: type[nn.Module]) -> str | None:
+    """Return the reason of `why_not_plain` that lies in the module itself; None without one."""
+    if type(module) is not module_class:
+        actual = type_before_parametrizations(module)
+        if actual is not module_class:
+            article = "an" if actual.__name__[0] in "AEIOU" else "a"
+            return f"a module inside the block is {article} {actual.__name__}, not a {module_class.__name__}"
     own = module.__dict__
-    # has_hooks, in a third of its time
+    # The same as has_hooks, in a third of its time.
     if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
-        return f"a {kind.__name__} inside the block has hooks"
+        return f"a {module_class.__name__} inside the block has hooks"
     if "forward" in own or "_conv_forward" in own or "_call_impl" in own:
-        return f"a {kind.__name__} inside the block has a forward of its own instance"
+        return f"a {module_class.__name__} inside the block has a forward of its own instance"
     if "_compiled_call_impl" in own and own["_compiled_call_impl"] is not None:
-        return f"a {kind.__name__} inside the block is compiled"
+        return f"a {module_class.__name__} inside the block is compiled"
     return None
 
 
 def _own(conv: nn.Module, name: str) -> Any:
-    """The module's attribute, without nn.Module.__getattr__ where it is a parameter."""
+    """Return the module's attribute, without nn.Module.__getattr__ where it is a parameter."""
     parameters = conv._parameters
     if name in parameters and name not in conv.__dict__:
         return parameters[name]
@@ -140,6 +141,6 @@ def _own(conv: nn.Module, name: str) -> Any:
 
 
 def _only_observed() -> bool:
-    kinds = ("forward", "forward_pre", "backward", "backward_pre")
-    hooks = [hook for kind in kinds for hook in getattr(nn_module, f"_global_{kind}_hooks").values()]
+    passes = ("forward", "forward_pre", "backward", "backward_pre")
+    hooks = [hook for name in passes for hook in getattr(nn_module, f"_global_{name}_hooks").values()]
     return all(type(getattr(hook, "__self__", None)).__module__ in OBSERVERS for hook in hooks)

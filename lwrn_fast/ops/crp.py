@@ -1,4 +1,4 @@
-"""Chained residual pooling: function, module, argument checks, gradients, and what PyTorch's dispatcher knows of it."""
+"""Chained residual pooling: function, module, argument checks, gradients, registration with PyTorch's dispatcher."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -13,13 +13,13 @@ from .registration import Definition, define
 
 
 def crp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None, groups: int = 1) -> Tensor:
-    """Chained residual pooling: t_0 = x, t_i = W_i * maxpool5x5(t_{i-1}) + b_i, result x + sum t_i.
+    """Apply chained residual pooling: t_0 = x, t_i = W_i * maxpool5x5(t_{i-1}) + b_i, result x + sum t_i.
 
     x: (N, C, H, W), of any strides; channels-last memory is read as it lies, other layouts cost one conversion.
     weights: a list of (C, C, 1, 1), or with groups = C of (C, 1, 1, 1). biases: None, or a list of as many (C,).
     All of one floating-point dtype on one device; under autocast, cast to its dtype.
     Returns (N, C, H, W) of that dtype in new channels-last memory. A NaN in a window gives NaN.
-    Raises ValueError or TypeError for what does not fit, RuntimeError where the backend asked for cannot run.
+    Raises ValueError or TypeError for invalid arguments, RuntimeError where the backend asked for cannot run.
     Source: Nekrasov et al., Light-Weight RefineNet for Real-Time Semantic Segmentation, section 3.
 
     >>> import torch, lwrn_fast
@@ -30,7 +30,7 @@ def crp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = 
         return autocast.call(crp, x, x, weights, biases, groups)
     tensors = check(x, weights, biases, groups)
     if type(groups) is not int:
-        groups = int(groups)  # one of NumPy's
+        groups = int(groups)  # a NumPy integer
     call = Call(OP, tensors, (x, list(weights), list(biases or ()), groups))
     return backends.select(call).run(call)
 
@@ -38,11 +38,11 @@ def crp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = 
 class CRP(nn.Module):
     """The published CRP block: constructor, attributes and state-dict names are the same, and so are the results.
 
-    in_planes, out_planes: channels C; equal, for the result is a sum with the input.
+    in_planes, out_planes: channels C; equal, because the result is a sum with the input.
     n_stages: poolings and 1x1 convolutions; parameters `1_outvar_dimred.weight`, `2_outvar_dimred.weight`, ...
     groups: True for one scale per channel, weights (C, 1, 1, 1). bias: also `1_outvar_dimred.bias`, ...
-    Input and result as for `lwrn_fast.crp`. A child with hooks or a forward of its own, or
-    replaced by another kind of module, is called as it is, and the block then runs on the reference backend.
+    Input and result as for `lwrn_fast.crp`. A child with hooks or a forward of its own, or replaced by a module of
+    another class, is called as it is, and the block then runs on the reference backend.
     Source: Nekrasov et al., Light-Weight RefineNet for Real-Time Semantic Segmentation, section 3.
 
     >>> import torch, lwrn_fast
@@ -70,19 +70,19 @@ class CRP(nn.Module):
         self.maxpool = nn.MaxPool2d(kernel_size=5, stride=1, padding=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W)."""
-        modules = self._modules  # a fifth of the time of getattr
+        """Return the block's result for x; both are (N, C, H, W)."""
+        modules = self._modules  # takes a fifth of the time of getattr
         convs = [cast(nn.Conv2d, modules[f"{i}_outvar_dimred"]) for i in range(1, self.n_stages + 1)]
         pool = cast(nn.Module, modules["maxpool"])
-        found = conv_parameters.why_not_pool5x5(pool) or conv_parameters.parameters(convs, depthwise=True)
-        if not isinstance(found, str):
-            return crp(x, *found, groups=convs[0].groups)
-        backend = backends.fall_back(OP, [x], found)
+        parameters = conv_parameters.why_not_pool5x5(pool) or conv_parameters.parameters(convs, depthwise=True)
+        if not isinstance(parameters, str):
+            return crp(x, *parameters, groups=convs[0].groups)
+        backend = backends.fall_back(OP, [x], reason=parameters)
         out = stage = autocast.cast(x, torch.get_autocast_dtype(x.device.type)) if autocast.is_on(x) else x
         for conv in convs:
             stage = conv(pool(stage))
             out = out + stage
-        return backend.place(out)
+        return backend.lay_out(out)
 
     def extra_repr(self) -> str:
         return f"n_stages={self.n_stages}, groups={self.groups}"
@@ -94,14 +94,14 @@ class CRP(nn.Module):
 def check(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None, groups: int = 1
 ) -> list[Tensor]:
-    """Return all tensors of a call; ValueError or TypeError for what does not fit."""
+    """Return all tensors of a call; raise ValueError or TypeError for invalid arguments."""
     if checks.tracing_state() is not None:
         return checks.untraced(check, x, weights, biases, groups)
     checks.image("crp", "x", x)
     channels = x.shape[1]
     if type(groups) is not int:
         checks.integer("crp", "groups", groups)
-    # one channel: both readings are the same
+    # With one channel both values of groups mean the same.
     if groups not in (1, channels):
         checks.fail("crp", "groups", f"1 or the number of channels ({channels})", groups)
     checks.count("crp", "weights", weights, None)
@@ -118,11 +118,11 @@ def gradients(
     groups: int,
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Return the gradients of x, weights and biases, None where `needs` says so; in PyTorch's own operators.
+    """Return the gradients of x, weights and biases, None where `needs` is False, in PyTorch's own operators.
 
-    They are what autograd does with the reference, spelled out, because below autograd, where an op's kernel runs,
-    autograd records nothing. grad, x: (N, C, H, W), the rest as in `crp`. stages: t_1, ... of all stages but the last,
-    or none, and they are computed again.
+    These are the operators that autograd would run for the reference. They are written out because an op's kernel runs
+    below autograd, which records nothing there. grad, x: (N, C, H, W), the rest as in `crp`. stages: t_1, ... of all
+    stages but the last; where the list is empty, they are computed again.
     """
     aten, window = torch.ops.aten, ([5, 5], [1, 1], [2, 2])
     count = len(weights)
@@ -182,7 +182,7 @@ def _batched_training(
 
 
 def _launched_training(launch: Any) -> tuple[Tensor, list[Tensor]]:
-    # An op's results may not share memory: separate results would cost the kernel registers, which it would spill.
+    # An op's results may not share memory. Separate results in the kernel would cost registers, which it would spill.
     return launch.run(), [stage.clone(memory_format=torch.channels_last) for stage in launch.kept]
 
 
@@ -238,7 +238,7 @@ def _differentiate(prefix: str) -> Callable[..., tuple[Any, ...]]:
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     grad, x, stages, weights, biases, ctx.groups, ctx.needs = inputs
     ctx.stages, ctx.counts = len(stages), (len(weights), len(biases))
-    ctx.save_for_backward(grad, x, *weights, *biases)  # the stages follow from x
+    ctx.save_for_backward(grad, x, *weights, *biases)  # the stages are computed from x
 
 
 def _differentiate_backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
@@ -314,4 +314,5 @@ define(
 )
 
 
-torch.fx.wrap("crp")  # one node of a graph, as PyTorch's own functions
+# One node of a graph, as PyTorch's own functions.
+torch.fx.wrap("crp")

@@ -43,7 +43,8 @@ def register(name: str, formula: Callable[..., int]) -> None:
     if counter is None:
         _deferred[name] = formula
         if _finder not in sys.meta_path:
-            sys.meta_path.insert(0, _finder)  # the counter imports Triton, which takes a third of a second
+            # The counter is not imported here: it imports Triton, which takes a third of a second.
+            sys.meta_path.insert(0, _finder)
         return
     packet = getattr(torch.ops.lwrn_fast, name)
     if packet not in counter.flop_registry:
@@ -51,7 +52,7 @@ def register(name: str, formula: Callable[..., int]) -> None:
 
 
 class _Finder:
-    """Lets Python find the counter's module, and registers the formulas once that has been run."""
+    """A finder of the counter's module, which registers the formulas once the module has been run."""
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != COUNTER or self not in sys.meta_path:
@@ -64,7 +65,7 @@ class _Finder:
             def run_and_register(module: ModuleType) -> None:
                 run(module)
                 if triton.missing() is None:
-                    triton.load()  # a counter knows the formulas that there are when it is made
+                    triton.load()  # a counter uses the formulas registered when it is made
                 for op, formula in _deferred.items():
                     register(op, formula)
 

@@ -1,4 +1,4 @@
-"""Fusion of feature maps: function, module, argument checks, gradients, and what PyTorch's dispatcher knows of it."""
+"""Fusion of feature maps: function, module, argument checks, gradients, registration with PyTorch's dispatcher."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -19,14 +19,14 @@ def fusion(
     activation: str = "relu",
     align_corners: bool = True,
 ) -> Tensor:
-    """act(sum_k up(W_k x_k + b_k)), upsampled bilinearly to the size of inputs[0].
+    """Return act(sum_k up(W_k x_k + b_k)), upsampled bilinearly to the size of inputs[0].
 
     inputs: a list of (N, C_k, H_k, W_k), of any strides; channels-last memory is read as it lies, other layouts cost
     one conversion. weights: a list of (P, C_k, 1, 1). biases: None, or a list of (P,). activation: "relu", "relu6" or
     "none". align_corners: as in torch.nn.functional.interpolate.
     All of one floating-point dtype on one device; under autocast, cast to its dtype.
     Returns (N, P, H_0, W_0) of that dtype in new channels-last memory.
-    Raises ValueError or TypeError for what does not fit, RuntimeError where the backend asked for cannot run.
+    Raises ValueError or TypeError for invalid arguments, RuntimeError where the backend asked for cannot run.
     Source: Nekrasov et al., Light-Weight RefineNet for Real-Time Semantic Segmentation, section 3.
 
     >>> import torch, lwrn_fast
@@ -46,8 +46,8 @@ class Fusion(nn.Module):
 
     in_planes: channels C_k of each input, the one of the result's size first. out_planes: channels P of the result.
     activation: "relu", "relu6" or "none". align_corners: of the upsampling. bias: also `convs.0.bias`, ...
-    A child with hooks or a forward of its own, or replaced by another kind of module, is called as it is, and the block
-    then runs on the reference backend.
+    A child with hooks or a forward of its own, or replaced by a module of another class, is called as it is, and the
+    block then runs on the reference backend.
 
     >>> import torch, lwrn_fast
     >>> lwrn_fast.Fusion([8, 4], 5)(torch.rand(1, 8, 6, 7), torch.rand(1, 4, 3, 4)).shape
@@ -63,33 +63,33 @@ class Fusion(nn.Module):
         bias: bool = False,
     ) -> None:
         super().__init__()
-        planes = () if isinstance(in_planes, int) else checks.integers("Fusion", "in_planes", in_planes)
-        if not planes or min(planes) < 1:
+        in_channels = () if isinstance(in_planes, int) else checks.integers("Fusion", "in_planes", in_planes)
+        if not in_channels or min(in_channels) < 1:
             raise ValueError(f"Fusion: in_planes must be one number >= 1 for each input, got {in_planes!r}")
         out_planes = checks.integer("Fusion", "out_planes", out_planes)
         if out_planes < 1:
             raise ValueError(f"Fusion: out_planes must be >= 1, got {out_planes}")
         if activation not in reference.ACTIVATIONS:
             raise ValueError(f'Fusion: activation must be "relu", "relu6" or "none", got {activation!r}')
-        self.convs = nn.ModuleList(nn.Conv2d(channels, out_planes, 1, bias=bias) for channels in planes)
+        self.convs = nn.ModuleList(nn.Conv2d(channels, out_planes, 1, bias=bias) for channels in in_channels)
         self.activation = activation
         self.align_corners = bool(align_corners)
 
     def forward(self, *inputs: Tensor | Sequence[Tensor]) -> Tensor:
-        """(N, C_k, H_k, W_k), as arguments or as one list, to (N, P, H_0, W_0)."""
+        """Return (N, P, H_0, W_0). inputs: (N, C_k, H_k, W_k), as arguments or as one list."""
         maps = cast(
             list[Tensor], list(inputs[0] if len(inputs) == 1 and isinstance(inputs[0], (list, tuple)) else inputs)
         )
         if len(maps) != len(self.convs):
             raise ValueError(f"Fusion: inputs must be {len(self.convs)} tensors, got {len(maps)}")
         convs = [cast(nn.Conv2d, conv) for conv in self.convs]
-        found = conv_parameters.parameters(convs)
-        if not isinstance(found, str):
-            return fusion(maps, *found, self.activation, self.align_corners)
-        backend = backends.fall_back(OP, maps, found)
+        parameters = conv_parameters.parameters(convs)
+        if not isinstance(parameters, str):
+            return fusion(maps, *parameters, self.activation, self.align_corners)
+        backend = backends.fall_back(OP, maps, reason=parameters)
         called = [conv(x) for conv, x in zip(convs, maps, strict=True)]
         out = reference.join(called, self.activation, self.align_corners)
-        return backend.place(out)
+        return backend.lay_out(out)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}, align_corners={self.align_corners}"
@@ -105,7 +105,7 @@ def check(
     activation: str = "relu",
     align_corners: bool = True,
 ) -> list[Tensor]:
-    """Return all tensors of a call; ValueError or TypeError for what does not fit."""
+    """Return all tensors of a call; raise ValueError or TypeError for invalid arguments."""
     if checks.tracing_state() is not None:
         return checks.untraced(check, inputs, weights, biases, activation, align_corners)
     checks.count("fusion", "inputs", inputs, None)
@@ -136,7 +136,7 @@ def gradients(
     align_corners: bool,
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Return the gradients of inputs, weights and biases, None where `needs` says so; in PyTorch's own operators.
+    """Return the gradients of inputs, weights and biases, None where `needs` is False, in PyTorch's own operators.
 
     grad, out: (N, P, H_0, W_0), the rest as in `fusion`. out: its result, needed where there is an activation.
     """
@@ -284,4 +284,5 @@ define(
 )
 
 
-torch.fx.wrap("fusion")  # one node of a graph, as PyTorch's own functions
+# One node of a graph, as PyTorch's own functions.
+torch.fx.wrap("fusion")

@@ -1,4 +1,4 @@
-"""From images to the input of a model: function, argument checks, and what PyTorch's dispatcher knows of it."""
+"""Resizing and normalisation, from images to the input of a model: function, argument checks, registration."""
 
 from collections.abc import Sequence
 
@@ -19,14 +19,14 @@ def normalise(
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
 ) -> Tensor:
-    """Resize pictures and normalise them, (x / 255 - mean) / std, in one pass over memory.
+    """Resize images and normalise them, (x / 255 - mean) / std, in one pass over memory.
 
     images: uint8 (N, H, W, 3) or (H, W, 3), RGB; adjacent pixels are read as they lie. size: (h, w), or one number for
-    both; None: their own. It is bilinear, over all pixels that an output pixel covers where it shrinks: what
-    torch.nn.functional.interpolate(antialias=True) does, and Pillow, which rounds to whole numbers in between.
-    mean, std: of pixels from 0 to 1, by colour; default: ImageNet's, which the published networks expect.
+    both; None: their own. Resizing is bilinear; where it shrinks, all pixels that an output pixel covers count, as in
+    torch.nn.functional.interpolate(antialias=True) and in Pillow, which rounds to whole numbers in between.
+    mean, std: of pixels from 0 to 1, by colour; default: ImageNet's, which the published models expect.
     Returns (N, 3, h, w) of dtype, channels-last; sums are in float32. There is no gradient.
-    Raises ValueError or TypeError for what does not fit, RuntimeError where the backend asked for cannot run.
+    Raises ValueError or TypeError for invalid arguments, RuntimeError where the backend asked for cannot run.
 
     >>> import torch, lwrn_fast
     >>> lwrn_fast.normalise(torch.zeros(90, 120, 3, dtype=torch.uint8), (60, 80)).shape
@@ -46,7 +46,7 @@ def check(
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
 ) -> list[Tensor]:
-    """Return all tensors of a call; ValueError or TypeError for what does not fit."""
+    """Return all tensors of a call; raise ValueError or TypeError for invalid arguments."""
     checks.tensor("normalise", "images", images)
     if images.dtype != torch.uint8:
         raise TypeError(f"normalise: images must be uint8, got {str(images.dtype).removeprefix('torch.')}")
@@ -63,7 +63,7 @@ def check(
             checks.fail("normalise", name, "3 numbers, one for each colour", repr(numbers))
     if not all(number > 0 for number in std):
         checks.fail("normalise", "std", "above 0", repr(std))
-    return [torch.empty(0, dtype=dtype, device=images.device), images]  # backends go by the dtype of the result
+    return [torch.empty(0, dtype=dtype, device=images.device), images]  # backends look at the dtype of the result
 
 
 def _plain(

@@ -1,7 +1,7 @@
-"""The first op of an AOTInductor package: its own code reads any input as if it had the example's size, strides, dtype.
+"""The first op of an AOTInductor package: copy the input, of any strides, to channels-last memory.
 
-`package_input` copies the input, of any strides, to channels-last memory, and refuses another size (-1 stands for any)
-or dtype.
+The package's own code reads any input as if it had the example's size, strides and dtype; `package_input` raises
+RuntimeError for another size (-1 stands for any) or dtype.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from .registration import Definition, define
 
 def _run(x: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:
     fits = x.numel() and len(size) == x.dim() == 4
-    if not fits or any(want not in (-1, got) for want, got in zip(size, x.shape, strict=True)):
+    if not fits or any(expected not in (-1, length) for expected, length in zip(size, x.shape, strict=True)):
         expected = ", ".join("any" if length == -1 else str(length) for length in size)
         raise RuntimeError(f"the package's input must be ({expected}), got {tuple(x.shape)}")
     if x.dtype != dtype:

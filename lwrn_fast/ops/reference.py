@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Mean and standard deviation of ImageNet's pixels (0 to 1; red, green, blue), with which the published models were
+# trained.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-"""Of ImageNet's pixels, of 0 to 1, in red, green and blue: what the published networks were trained with."""
 ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "none": lambda x: x}
 
 
 def crp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None, groups: int = 1) -> Tensor:
-    """Chained residual pooling: t_0 = x, t_i = W_i * maxpool5x5(t_{i-1}) + b_i, result x + sum t_i.
+    """Apply chained residual pooling: t_0 = x, t_i = W_i * maxpool5x5(t_{i-1}) + b_i, result x + sum t_i.
 
     x: (N, C, H, W). weights: n times (C, C / groups, 1, 1). biases: none or n times (C,). Returns (N, C, H, W).
     Source: Nekrasov et al., Light-Weight RefineNet for Real-Time Semantic Segmentation, section 3.
@@ -41,7 +42,7 @@ def fusion(
     activation: str = "relu",
     align_corners: bool = True,
 ) -> Tensor:
-    """act(sum_k up(W_k x_k + b_k)), upsampled bilinearly to the size of inputs[0].
+    """Return act(sum_k up(W_k x_k + b_k)), upsampled bilinearly to the size of inputs[0].
 
     inputs: (N, C_k, H_k, W_k). weights: (P, C_k, 1, 1). biases: none or (P,) each. Returns (N, P, H_0, W_0).
     Source: Nekrasov et al., Light-Weight RefineNet for Real-Time Semantic Segmentation, section 3.
@@ -55,8 +56,9 @@ def fusion(
 
 
 def upsample_argmax(logits: Tensor, size: int | Sequence[int], align_corners: bool = True) -> Tensor:
-    """The class of the largest bilinearly upsampled logit; ties go to the lowest class, a NaN counts as the largest.
+    """Return the class of the largest bilinearly upsampled logit.
 
+    Ties go to the lowest class, and a NaN counts as the largest.
     logits: (N, classes, h, w). size: H = W, or (H, W). Returns (N, H, W) uint8.
 
     >>> import torch; from lwrn_fast import reference
@@ -74,7 +76,7 @@ def normalise(
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
 ) -> Tensor:
-    """(images / 255 - mean) / std, resized bilinearly before, over all covered pixels where it shrinks (antialiased).
+    """Return (images / 255 - mean) / std, resized bilinearly before, antialiased where it shrinks.
 
     images: uint8 (N, H, W, 3) or (H, W, 3). size: h = w, or (h, w). Returns (N, 3, h, w) of dtype, channels-last.
 
@@ -94,12 +96,12 @@ def normalise(
 
 
 def pool(x: Tensor) -> Tensor:
-    """(N, C, H, W) to the maximum of the 5x5 window around each pixel, NaN where one is in it."""
+    """Return the maximum of the 5x5 window around each pixel of (N, C, H, W), NaN where one is in it."""
     return F.max_pool2d(x, 5, stride=1, padding=2)
 
 
 def join(maps: Sequence[Tensor], activation: str, align_corners: bool) -> Tensor:
-    """What `fusion` does after its convolutions. maps: (N, P, H_k, W_k). Returns (N, P, H_0, W_0)."""
+    """Do the part of `fusion` after its convolutions. maps: (N, P, H_k, W_k). Returns (N, P, H_0, W_0)."""
     out = maps[0]
     for other in maps[1:]:
         out = out + resize(other, out.shape[2], out.shape[3], align_corners)
@@ -107,15 +109,15 @@ def join(maps: Sequence[Tensor], activation: str, align_corners: bool) -> Tensor
 
 
 def resize(x: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
-    """(N, C, h, w) to (N, C, height, width), bilinearly; x itself where it has that size."""
-    # torch.jit.trace would keep what holds for its example
+    """Resize (N, C, h, w) to (N, C, height, width), bilinearly; return x itself where it has that size."""
+    # While torch.jit.trace is at work, resize in any case: it would keep the comparison of its example.
     if torch._C._get_tracing_state() is None and x.shape[2] == height and x.shape[3] == width:
         return x
     return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=bool(align_corners))
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """x in channels-last memory, which is where every backend leaves its results."""
+    """Return x in channels-last memory, where every backend leaves its results."""
     if torch._C._are_functorch_transforms_active():  # torch.vmap knows no memory formats
         return x
     return x.contiguous(memory_format=torch.channels_last)
@@ -126,5 +128,5 @@ def _height_and_width(size: Any) -> tuple[int, int]:
 
 
 def _pairs(weights: Sequence[Tensor], biases: Sequence[Tensor] | None) -> list[tuple[Tensor, Tensor | None]]:
-    """Each weight with its bias, None where there are none."""
+    """Return each weight with its bias, None where there are none."""
     return list(zip(weights, biases if biases else [None] * len(weights), strict=True))

@@ -1,7 +1,7 @@
 """The ops as PyTorch's dispatcher knows them: `torch.ops.lwrn_fast.<name>`, and `triton_<name>` for Triton's kernels.
 
-Each file of an op describes what it registers by a `Definition`; what is done with one is the same for all and here.
-The C++ kernels bring the schemas with them; they are defined here where those kernels are absent.
+Each op's file describes its operators by a `Definition`; `define` registers them all in the same way.
+The C++ kernels define the schemas; where those kernels are absent, `define` does.
 """
 
 import importlib
@@ -18,8 +18,8 @@ from . import autocast, flops
 _BATCHING = ("FuncTorchBatched", "Batched")
 _library = torch.library.Library("lwrn_fast", "FRAGMENT")
 _batched_triton = torch.library.Library("lwrn_fast", "FRAGMENT")
+# All definitions, in the order in which they were made.
 DEFINITIONS: list["Definition"] = []
-"""All, in the order of their definition."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,8 @@ def _cast(name: str) -> Callable[..., Any]:
 def define_triton() -> None:
     """Register Triton's kernels; torch.compile sees the launches in them."""
     interpreted = importlib.import_module("lwrn_fast.kernels.numerics").INTERPRETED.value
-    make = torch.library.custom_op if interpreted else torch.library.triton_op  # what is interpreted cannot be traced
+    # Interpreted kernels cannot be traced.
+    make = torch.library.custom_op if interpreted else torch.library.triton_op
     for definition in DEFINITIONS:
         if definition.kernel is None:
             continue

@@ -1,4 +1,4 @@
-"""From logits to a label map: function, module, argument checks, and what PyTorch's dispatcher knows of it."""
+"""Upsampling and argmax, from logits to a label map: function, module, argument checks, registration."""
 
 from collections.abc import Sequence
 
@@ -10,18 +10,18 @@ from ..backends import Call, Op
 from . import checks, reference
 from .registration import Definition, define
 
-# Labels are uint8.
+# Number of classes that labels of uint8 can tell apart.
 MAX_CLASSES = 256
 
 
 def upsample_argmax(logits: Tensor, size: int | Sequence[int], align_corners: bool = True) -> Tensor:
-    """The class of the largest bilinearly upsampled logit, without the upsampled logits in memory.
+    """Return the class of the largest bilinearly upsampled logit, without the upsampled logits in memory.
 
     logits: (N, classes, h, w), of any strides, of a floating-point dtype; classes <= 256. size: (H, W), or one number
     for both. align_corners: as in torch.nn.functional.interpolate.
     Returns (N, H, W) uint8, contiguous. Ties go to the lowest class, and a NaN counts as the largest, as in argmax.
     Labels have no gradient. Autocast changes nothing: the logits are compared in the dtype in which they come.
-    Raises ValueError or TypeError for what does not fit, RuntimeError where the backend asked for cannot run.
+    Raises ValueError or TypeError for invalid arguments, RuntimeError where the backend asked for cannot run.
 
     >>> import torch, lwrn_fast
     >>> lwrn_fast.upsample_argmax(torch.rand(1, 21, 6, 7), (24, 28)).shape
@@ -34,7 +34,7 @@ def upsample_argmax(logits: Tensor, size: int | Sequence[int], align_corners: bo
 
 
 class UpsampleArgmax(nn.Module):
-    """`lwrn_fast.upsample_argmax` to a fixed size, as the last module of a network.
+    """`lwrn_fast.upsample_argmax` to a fixed size, as the last module of a model.
 
     size: (H, W), or one number for both. align_corners: as in torch.nn.functional.interpolate.
 
@@ -49,7 +49,7 @@ class UpsampleArgmax(nn.Module):
         self.align_corners = bool(align_corners)
 
     def forward(self, logits: Tensor) -> Tensor:
-        """(N, classes, h, w) to (N, H, W) uint8."""
+        """Return the label map, (N, H, W) uint8. logits: (N, classes, h, w)."""
         return upsample_argmax(logits, self.size, self.align_corners)
 
     def extra_repr(self) -> str:
@@ -60,7 +60,7 @@ class UpsampleArgmax(nn.Module):
 
 
 def check(logits: Tensor, size: int | Sequence[int], align_corners: bool = True) -> list[Tensor]:
-    """Return all tensors of a call; ValueError or TypeError for what does not fit."""
+    """Return all tensors of a call; raise ValueError or TypeError for invalid arguments."""
     if checks.tracing_state() is not None:
         return checks.untraced(check, logits, checks.untraced_size(size), align_corners)
     checks.image("upsample_argmax", "logits", logits)
@@ -91,4 +91,5 @@ define(
 )
 
 
-torch.fx.wrap("upsample_argmax")  # one node of a graph, as PyTorch's own functions
+# One node of a graph, as PyTorch's own functions.
+torch.fx.wrap("upsample_argmax")

@@ -346,7 +346,7 @@ def test_what_a_network_keeps(tmp_path, caplog):
     net = Counting().eval()
     with caplog.at_level(logging.WARNING, "lwrn_fast"):
         export.to_onnx(net, X, tmp_path / "net.onnx")
-    assert "to_onnx: the network changes calls; each call of the file begins with the present value" in caplog.text
+    assert "to_onnx: the model changes calls; each call of the file begins with the present value" in caplog.text
     assert not hasattr(net, "seen")
     assert net.calls == 1
     check_file(tmp_path / "net.onnx", net, X)
@@ -356,7 +356,7 @@ def test_decisions_by_size_are_said(tmp_path, caplog):
     net = Net(lambda net, x: net.first(x if x.shape[2] % 4 == 0 else F.pad(x, (0, 0, 0, 1))))
     with caplog.at_level(logging.WARNING, "lwrn_fast"):
         export.to_onnx(net, X, tmp_path / "net.onnx", dynamic=True)
-    assert "the network decides by sizes; the file is only for (arguments[0].shape[2] % 4) == 0" in caplog.text
+    assert "the model decides by sizes; the file is only for (arguments[0].shape[2] % 4) == 0" in caplog.text
     caplog.clear()
     export.to_onnx(models.Decoder([3], 5, planes=8).eval(), ([X],), tmp_path / "net.onnx", dynamic=True)
     assert not [record for record in caplog.records if record.name == "lwrn_fast"]
@@ -378,7 +378,7 @@ def without_a_name(net: Net, x: Tensor) -> Tensor:
 
 FAILURES = [
     pytest.param(
-        by_value, RuntimeError, "the network decides by the values of its input, which a file cannot", id="if"
+        by_value, RuntimeError, "the model decides by the values of its input, which a file cannot", id="if"
     ),
     pytest.param(through_numpy, RuntimeError, ".numpy() is not supported", id="numpy"),
     pytest.param(without_a_name, RuntimeError, "KeyError: 'stage4' (test_export_meaning.py:", id="key"),
@@ -440,7 +440,7 @@ def scripted() -> nn.Module:
         pytest.param(
             lambda: lwrn_fast.optimize(nn.Conv2d(3, 8, 1), X, how="eager"),
             TypeError,
-            "must be the network that was given to optimize",
+            "must be the model that was given to optimize",
             id="optimized",
         ),
     ],

@@ -14,8 +14,8 @@ from torch import Tensor
 import lwrn_fast
 import support.crp
 import support.fusion
-import support.networks
 import support.segmenting
+import support.small_model
 import support.upsample_argmax
 from lwrn_fast import reference
 from lwrn_fast.profiling import cases, machine, shapes
@@ -324,25 +324,25 @@ class TestCompile:
             assert logits.stride() == expected.stride()
 
     def test_with_inductor(self):
-        network = support.networks.Network().eval()
-        self.compare(network, torch.compile(network, fullgraph=True), support.networks.inputs(40, 56))
+        network = support.small_model.Model().eval()
+        self.compare(network, torch.compile(network, fullgraph=True), support.small_model.inputs(40, 56))
 
     def test_dynamic_shapes(self):
-        network = support.networks.Network().eval()
+        network = support.small_model.Model().eval()
         compiled = torch.compile(network, fullgraph=True, dynamic=True)
         for size in [(40, 56), (64, 30), (90, 94)]:
-            self.compare(network, compiled, support.networks.inputs(*size))
+            self.compare(network, compiled, support.small_model.inputs(*size))
 
     def test_reduce_overhead(self):
-        network = support.networks.Network().eval()
+        network = support.small_model.Model().eval()
         compiled = torch.compile(network, fullgraph=True, mode="reduce-overhead")
         for _ in range(8):
             torch.compiler.cudagraph_mark_step_begin()
-            self.compare(network, compiled, support.networks.inputs(40, 56))
+            self.compare(network, compiled, support.small_model.inputs(40, 56))
 
     def test_training(self):
-        network = support.networks.Network()
-        given = support.networks.inputs(40, 56)
+        network = support.small_model.Model()
+        given = support.small_model.inputs(40, 56)
         network(*given)[0].square().mean().backward()
         expected = [p.grad.clone() for p in network.parameters()]
         network.zero_grad()

@@ -23,9 +23,9 @@ from support.comparing import (
 )
 from support.crp import check, parameters, variants
 
-pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.in_turn("dtype")]
+pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.in_turn("dtype"), pytest.mark.op("crp")]
 
-# around the kernels' tiles (8 rows, 64 columns, 128 pixels) and register tiles (6 or 12 pixels)
+# Sizes around the kernels' tiles (8 rows, 64 columns, 128 pixels) and register tiles (6 or 12 pixels)
 SIZES = [(1, 1), (1, 2), (2, 1), (3, 3), (5, 5), (1, 33), (33, 1), (7, 9), (8, 16), (9, 17), (15, 15), (16, 33)]
 SIZES += [(31, 64), (17, 65), (65, 12), (40, 63)]
 CHANNELS = [1, 2, 3, 7, 8, 15, 16, 17, 21, 31, 32, 33, 48, 64, 65]
@@ -34,18 +34,18 @@ CHANNELS = [1, 2, 3, 7, 8, 15, 16, 17, 21, 31, 32, 33, 48, 64, 65]
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("size", SIZES, ids=name)
 def test_sizes(backend, size, dtype):
-    planes = 17
-    x = torch.randn(enough_images(planes * size[0] * size[1]), planes, *size).to(dtype)
-    check(LAYOUTS["channels_last"](x), *parameters(planes, 4, dtype))
+    channels = 17
+    x = torch.randn(enough_images(channels * size[0] * size[1]), channels, *size).to(dtype)
+    check(LAYOUTS["channels_last"](x), *parameters(channels, 4, dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("depthwise", [False, True], ids=["dense", "depthwise"])
-@pytest.mark.parametrize("planes", CHANNELS)
-def test_channels(backend, planes, depthwise, dtype):
-    groups = planes if depthwise else 1
-    x = torch.randn(enough_images(planes * 90), planes, 9, 10).to(dtype)
-    check(LAYOUTS["channels_last"](x), *parameters(planes, 2, dtype, groups), groups)
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_channels(backend, channels, depthwise, dtype):
+    groups = channels if depthwise else 1
+    x = torch.randn(enough_images(channels * 90), channels, 9, 10).to(dtype)
+    check(LAYOUTS["channels_last"](x), *parameters(channels, 2, dtype, groups), groups)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
@@ -88,7 +88,7 @@ def test_an_empty_batch(backend, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_the_border_alone(backend, dtype):
-    """All values are far below zero, so that a padding with anything but -inf shows in the outer two pixels."""
+    """All values are far below zero: a padding with anything but -inf shows in the outer two pixels."""
     x = torch.randn(4, 16, 21, 34).to(dtype) - 20
     weights = [torch.rand(16, 16, 1, 1).to(dtype) / 16 for _ in range(4)]
     inner = (slice(None), slice(None), slice(2, -2), slice(2, -2))
@@ -104,35 +104,35 @@ def test_the_border_alone(backend, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("planes", [3, 16, 21])
-def test_whole_numbers_are_exact(backend, planes, dtype):
-    """Permutations as weights: every sum is exact in every dtype, and ties are everywhere."""
-    x = torch.randint(-2, 3, (2, planes, 14, 19)).to(dtype)
-    weights = [torch.eye(planes)[torch.randperm(planes)].view(planes, planes, 1, 1).to(dtype) for _ in range(4)]
+@pytest.mark.parametrize("channels", [3, 16, 21])
+def test_whole_numbers_are_exact(backend, channels, dtype):
+    """Use permutations as weights: every sum is exact in every dtype, and ties are everywhere."""
+    x = torch.randint(-2, 3, (2, channels, 14, 19)).to(dtype)
+    weights = [torch.eye(channels)[torch.randperm(channels)].view(channels, channels, 1, 1).to(dtype) for _ in range(4)]
     assert torch.equal(lwrn_fast.crp(x, weights), reference.crp(x, weights))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("depthwise", [False, True], ids=["dense", "depthwise"])
 @pytest.mark.parametrize("sign", [1, -1], ids=["nan", "negative_nan"])
-@pytest.mark.parametrize("place", [(0, 0), (10, 16), (20, 33), (4, 0), (0, 31)], ids=name)
-def test_nan_spreads_as_far_as_the_windows(backend, place, sign, depthwise, dtype):
+@pytest.mark.parametrize("position", [(0, 0), (10, 16), (20, 33), (4, 0), (0, 31)], ids=name)
+def test_nan_spreads_as_far_as_the_windows(backend, position, sign, depthwise, dtype):
     groups = 16 if depthwise else 1
     x = torch.randn(2, 16, 21, 34).to(dtype)
-    x[1, 5, place[0], place[1]] = torch.copysign(torch.tensor(torch.nan), torch.tensor(float(sign))).to(dtype)
+    x[1, 5, position[0], position[1]] = torch.copysign(torch.tensor(torch.nan), torch.tensor(float(sign))).to(dtype)
     got = check(LAYOUTS["channels_last"](x), *parameters(16, 2, dtype, groups), groups)
     assert not got[0].isnan().any()
     assert got[1].isnan().any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("planes", [3, 16, 21])
+@pytest.mark.parametrize("channels", [3, 16, 21])
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf], ids=["inf", "minus_inf"])
-def test_infinities(backend, value, planes, dtype):
-    x = torch.randn(2, planes, 13, 18).to(dtype)
+def test_infinities(backend, value, channels, dtype):
+    x = torch.randn(2, channels, 13, 18).to(dtype)
     x[0, 1, 3, 4] = value
     x[1, 2] = value
-    check(x, [torch.rand(planes, planes, 1, 1).to(dtype) / planes + 0.01 for _ in range(2)])
+    check(x, [torch.rand(channels, channels, 1, 1).to(dtype) / channels + 0.01 for _ in range(2)])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
@@ -323,7 +323,7 @@ W = torch.zeros(4, 4, 1, 1)
         ((X, [W.double()]), r"crp: weights\[0\] must be of dtype torch.float32, as the input, got torch.float64"),
         ((X, [W.to("meta")]), r"crp: weights\[0\] must be on cpu, as the input, got meta"),
         ((X, []), "crp: weights must be of at least one tensor, got none"),
-        ((X, [W], None, 2), r"crp: groups must be 1 or the number of planes \(4\), got 2"),
+        ((X, [W], None, 2), r"crp: groups must be 1 or the number of channels \(4\), got 2"),
         ((X, [W], None, 4), r"crp: weights\[0\] must be \(4, 1, 1, 1\), got \(4, 4, 1, 1\)"),
         ((X, [W], [torch.zeros(3)]), r"crp: biases\[0\] must be \(4,\), got \(3,\)"),
         ((X, [W], [torch.zeros(4)] * 2), "crp: biases must be 1 tensors, got 2"),

@@ -14,7 +14,7 @@ from support.comparing import DTYPES, LAYOUTS, in_double, name
 OPS = torch.ops.lwrn_fast
 ISAS = native.extension().cpu_isas() if native.extension() is not None else ["missing"]
 
-# batch, planes, height, width: each side of a vector, a window, a tile, a band, and several bands
+# Batch, channels, height, width: each side of a vector, a window, a tile, a band, and several bands
 SHAPES = [
     (1, 1, 1, 1),
     (2, 3, 2, 1),
@@ -26,7 +26,7 @@ SHAPES = [
     (1, 8, 2, 9001),
 ]
 
-pytestmark = pytest.mark.usefixtures("poisoned", "native")
+pytestmark = [pytest.mark.usefixtures("poisoned", "native"), pytest.mark.op("crp")]
 
 
 @pytest.fixture(autouse=True, params=ISAS)
@@ -54,15 +54,15 @@ def test_exact_in_whole_numbers(shape, depthwise, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("depthwise", [False, True], ids=["dense", "depthwise"])
 def test_as_exact_as_eager(depthwise, dtype):
-    """One stage, for rounding changes who wins the next; and some problems together, for in one it is luck."""
-    shape, planes = (2, 48, 30, 41), 48
-    squares = torch.zeros(3, 2, dtype=torch.double)  # of errors: of x, weight and bias, by ours and eager
+    """Compare one stage, because rounding changes the maxima of the next; several problems, because one is luck."""
+    shape, channels = (2, 48, 30, 41), 48
+    squares = torch.zeros(3, 2, dtype=torch.double)  # the largest errors of x, weight and bias: ours, eager's
     for _ in range(6):
         grad, x = torch.randn(shape).to(dtype), torch.randn(shape).relu().to(dtype)
-        weights = [(torch.randn(planes, 1 if depthwise else planes, 1, 1) / 7).to(dtype)]
-        given = [grad, x, weights, [torch.randn(planes).to(dtype)], planes if depthwise else 1]
-        found = zip(backward(*given), expected(*given), expected(*in_double(given)), strict=True)
-        for i, (got, eager, exact) in enumerate(found):
+        weights = [(torch.randn(channels, 1 if depthwise else channels, 1, 1) / 7).to(dtype)]
+        given = [grad, x, weights, [torch.randn(channels).to(dtype)], channels if depthwise else 1]
+        results = zip(backward(*given), expected(*given), expected(*in_double(given)), strict=True)
+        for i, (got, eager, exact) in enumerate(results):
             squares[i] += torch.stack([(g.double() - exact).square().sum() for g in (got, eager)])
     ours, eagers = squares.unbind(1)
     assert (ours <= 1.1 * eagers).all(), ours / eagers
@@ -133,9 +133,9 @@ def test_of_no_stages():
 
 
 def random_problem(shape=(3, 40, 50, 43)):
-    planes = shape[1]
+    channels = shape[1]
     grad, x = torch.randn(shape), torch.randn(shape).relu()
-    weights, biases = torch.randn(3, planes, planes, 1, 1) / 6, torch.randn(3, planes)
+    weights, biases = torch.randn(3, channels, channels, 1, 1) / 6, torch.randn(3, channels)
     return [grad, x, list(weights), list(biases), 1]
 
 

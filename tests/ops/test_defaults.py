@@ -1,4 +1,4 @@
-"""What PyTorch's users do to any module: save and copy it, change the defaults, hand it NumPy's integers."""
+"""Common uses of any PyTorch module: saving, copying, other defaults, NumPy's integers."""
 
 import copy
 import io
@@ -51,22 +51,22 @@ class TestCopies:
 
     @pytest.mark.parametrize("how", COPIES)
     @pytest.mark.parametrize("name", NETWORKS)
-    def test_of_networks(self, name, how):
-        network, image = models.NETWORKS[name](3).eval(), torch.rand(1, 3, 32, 32)
-        network.memory_format = torch.contiguous_format if how == "deepcopy" else torch.channels_last
+    def test_of_models(self, name, how):
+        model, image = models.NETWORKS[name](3).eval(), torch.rand(1, 3, 32, 32)
+        model.memory_format = torch.contiguous_format if how == "deepcopy" else torch.channels_last
         with torch.no_grad():
-            expected = network(image)
-            twin = COPIES[how](COPIES[how](network))
+            expected = model(image)
+            twin = COPIES[how](COPIES[how](model))
             assert torch.equal(twin(image), expected)
-        assert twin.memory_format is network.memory_format
-        assert list(twin.state_dict()) == list(network.state_dict())
-        assert twin.train().plain == network.plain
+        assert twin.memory_format is model.memory_format
+        assert list(twin.state_dict()) == list(model.state_dict())
+        assert twin.train().plain == model.plain
 
     def test_in_another_process(self):
-        network, image = models.rf_lw_mbv2(3).eval().requires_grad_(False), torch.rand(1, 3, 32, 32)
-        # Pool would wait for ever for a worker that dies
+        model, image = models.rf_lw_mbv2(3).eval().requires_grad_(False), torch.rand(1, 3, 32, 32)
+        # multiprocessing.Pool would wait for ever for a worker that dies
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            assert torch.equal(pool.submit(nn.Module.__call__, network, image).result(), network(image))
+            assert torch.equal(pool.submit(nn.Module.__call__, model, image).result(), model(image))
 
 
 class TestDefaultDtype:
@@ -90,11 +90,11 @@ class TestDefaultDtype:
         torch.testing.assert_close(made, reference.normalise(image, (5, 6)))
 
     def test_a_network_of_float32(self):
-        network = models.rf_lw_mbv2(3).float().eval()
+        model = models.rf_lw_mbv2(3).float().eval()
         with torch.no_grad():
-            got = network(models.preprocess(np.zeros((32, 32, 3), np.uint8)))
+            got = model(models.preprocess(np.zeros((32, 32, 3), np.uint8)))
             torch.set_default_dtype(torch.float32)
-            assert torch.equal(got, network(models.preprocess(np.zeros((32, 32, 3), np.uint8))))
+            assert torch.equal(got, model(models.preprocess(np.zeros((32, 32, 3), np.uint8))))
         assert got.dtype == torch.float32
 
     def test_blocks_are_of_the_default_like_every_module(self):
@@ -107,8 +107,8 @@ class TestDefaultDtype:
 
 
 def test_another_default_device():
-    """Nothing that an op makes lies there: its inputs say where."""
-    network, image = models.rf_lw50(3).eval(), torch.rand(1, 3, 32, 32)
+    """No op uses it: results are on the device of the inputs."""
+    model, image = models.rf_lw50(3).eval(), torch.rand(1, 3, 32, 32)
     block, x = lwrn_fast.CRP(8, 8, bias=True), torch.rand(1, 8, 6, 7, requires_grad=True)
     block.get_submodule("2_outvar_dimred").bias = None
     torch.set_default_device("meta")
@@ -116,7 +116,7 @@ def test_another_default_device():
         for backend in ("auto", "reference"):
             with lwrn_fast.use_backend(backend):
                 with torch.no_grad():
-                    labels = lwrn_fast.upsample_argmax(network(image), 32)
+                    labels = lwrn_fast.upsample_argmax(model(image), 32)
                 block(x).sum().backward()
                 made = lwrn_fast.normalise(torch.zeros((4, 4, 3), dtype=torch.uint8, device="cpu"), 5)
                 assert {t.device.type for t in (labels, x.grad, made)} == {"cpu"}
@@ -128,29 +128,29 @@ INTEGERS = [np.int64, np.int32, np.uint8, np.int16]
 
 
 class TestNumpyIntegers:
-    @pytest.mark.parametrize("kind", INTEGERS)
-    def test_in_constructors(self, kind):
+    @pytest.mark.parametrize("integer", INTEGERS)
+    def test_in_constructors(self, integer):
         x, small = torch.rand(1, 8, 6, 7), torch.rand(1, 4, 3, 4)
-        assert lwrn_fast.CRP(kind(8), kind(8), kind(2), groups=np.bool_(True))(x).shape == x.shape
-        fused = lwrn_fast.Fusion([kind(8), kind(4)], kind(5), align_corners=np.bool_(False))
+        assert lwrn_fast.CRP(integer(8), integer(8), integer(2), groups=np.bool_(True))(x).shape == x.shape
+        fused = lwrn_fast.Fusion([integer(8), integer(4)], integer(5), align_corners=np.bool_(False))
         assert fused(x, small).shape == (1, 5, 6, 7)
-        decoder = models.Decoder(np.array([8, 4], kind), kind(3), kind(8), kind(2))
+        decoder = models.Decoder(np.array([8, 4], integer), integer(3), integer(8), integer(2))
         assert decoder([x, small]).shape == (1, 3, 6, 7)
-        assert lwrn_fast.UpsampleArgmax(kind(9))(x).shape == (1, 9, 9)
+        assert lwrn_fast.UpsampleArgmax(integer(9))(x).shape == (1, 9, 9)
         for make in (models.rf_lw50, models.rf_lw_nasnet_mobile, models.rf50):
             with torch.device("meta"):
-                assert type(make(kind(7)).num_classes) is int
+                assert type(make(integer(7)).num_classes) is int
 
-    @pytest.mark.parametrize("kind", INTEGERS)
-    def test_in_functions(self, backend, kind):
+    @pytest.mark.parametrize("integer", INTEGERS)
+    def test_in_functions(self, backend, integer):
         x = torch.rand(1, 8, 6, 7)
         weight = torch.rand(8, 1, 1, 1)
-        torch.testing.assert_close(lwrn_fast.crp(x, [weight], groups=kind(8)), reference.crp(x, [weight], groups=8))
+        torch.testing.assert_close(lwrn_fast.crp(x, [weight], groups=integer(8)), reference.crp(x, [weight], groups=8))
         expected = reference.upsample_argmax(x, (9, 8))
-        for size in ((kind(9), kind(8)), np.array([9, 8], kind), torch.Size([9, 8]), [9, kind(8)]):
+        for size in ((integer(9), integer(8)), np.array([9, 8], integer), torch.Size([9, 8]), [9, integer(8)]):
             assert torch.equal(lwrn_fast.upsample_argmax(x, size, np.bool_(True)), expected)
             assert lwrn_fast.normalise(torch.zeros((4, 4, 3), dtype=torch.uint8), size).shape == (1, 3, 9, 8)
-        assert lwrn_fast.upsample_argmax(x, kind(9)).shape == (1, 9, 9)
+        assert lwrn_fast.upsample_argmax(x, integer(9)).shape == (1, 9, 9)
 
     @pytest.mark.parametrize("value", [True, np.bool_(True), 8.0, np.float64(8), torch.tensor(8), "8", None], ids=repr)
     def test_nothing_else_will_do(self, value):
@@ -167,6 +167,6 @@ class TestNumpyIntegers:
             "upsample_argmax: size": lambda: lwrn_fast.upsample_argmax(x, (8, value)),
             "UpsampleArgmax: size": lambda: lwrn_fast.UpsampleArgmax(value),
         }
-        for what, call in calls.items():
-            with pytest.raises((TypeError, ValueError), match=f"^{what} must be "):
+        for argument, call in calls.items():
+            with pytest.raises((TypeError, ValueError), match=f"^{argument} must be "):
                 call()

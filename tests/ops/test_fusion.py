@@ -20,9 +20,9 @@ from support.comparing import (
 )
 from support.fusion import check, maps, parameters
 
-pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.in_turn("dtype")]
+pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.in_turn("dtype"), pytest.mark.op("fusion")]
 
-# of the result and of a second input: equal, enlarged by whole and odd factors, from and to one pixel, shrunk
+# Sizes of the result and of a second input: equal, enlarged by whole and odd factors, from and to one pixel, shrunk
 SIZES = [
     ((1, 1), (1, 1)),
     ((2, 3), (1, 1)),
@@ -50,20 +50,20 @@ def test_sizes(backend, size, other, align_corners, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("planes", CHANNELS)
-def test_channels(backend, planes, dtype):
-    in_planes = [planes, 24]
-    inputs = maps(enough_images(planes * 90), in_planes, [(9, 10), (5, 5)], dtype)
-    check(inputs, *parameters(in_planes, planes, dtype, bias=True))
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_channels(backend, channels, dtype):
+    in_channels = [channels, 24]
+    inputs = maps(enough_images(channels * 90), in_channels, [(9, 10), (5, 5)], dtype)
+    check(inputs, *parameters(in_channels, channels, dtype, bias=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("activation", ["relu", "relu6", "none"])
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_numbers_of_inputs(backend, count, activation, dtype):
-    planes, sizes = [12, 7, 16, 3][:count], [(13, 18), (13, 18), (7, 9), (2, 5)][:count]
-    weights, biases = parameters(planes, 19, dtype, bias=True)
-    inputs, biases = maps(2, planes, sizes, dtype), [b + 3 for b in biases]
+    channels, sizes = [12, 7, 16, 3][:count], [(13, 18), (13, 18), (7, 9), (2, 5)][:count]
+    weights, biases = parameters(channels, 19, dtype, bias=True)
+    inputs, biases = maps(2, channels, sizes, dtype), [b + 3 for b in biases]
     if backend.name == "triton" and count > 3:
         with pytest.raises(RuntimeError, match="it takes at most 3 inputs, not 4"):
             lwrn_fast.fusion(inputs, weights, biases)
@@ -101,7 +101,7 @@ def test_an_empty_batch(backend, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_whole_numbers_are_exact(backend, dtype):
-    """Permutations as weights and weights of interpolation that are halves: every sum is exact in every dtype."""
+    """Use permutations as weights, and weights of interpolation that are halves: every sum is exact in every dtype."""
     inputs = [torch.randint(-3, 4, (2, 16, *size)).to(dtype) for size in ((9, 13), (5, 7))]
     weights = [torch.eye(16)[torch.randperm(16)].view(16, 16, 1, 1).to(dtype) for _ in range(2)]
     assert torch.equal(lwrn_fast.fusion(inputs, weights), reference.fusion(inputs, weights))
@@ -112,7 +112,7 @@ def test_whole_numbers_are_exact(backend, dtype):
 @pytest.mark.parametrize("sign", [1, -1], ids=["nan", "negative_nan"])
 @pytest.mark.parametrize("which", [0, 1], ids=["first_input", "second_input"])
 def test_nan_passes(backend, which, sign, activation, dtype):
-    # odd sizes whose interpolation weights are never 0 between pixels, so that NaN has one place only
+    # Odd sizes whose interpolation weights are never 0 between pixels, so that NaN stays at one pixel
     inputs = maps(2, [8, 5], [(11, 16), (4, 6)], dtype)
     inputs[which][1, 2, 0, 0] = torch.copysign(torch.tensor(torch.nan), torch.tensor(float(sign))).to(dtype)
     weights, _ = parameters([8, 5], 9, dtype)
@@ -125,13 +125,13 @@ def test_nan_passes(backend, which, sign, activation, dtype):
 @pytest.mark.parametrize("activation", ["relu", "relu6", "none"])
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf], ids=["inf", "minus_inf"])
 def test_infinities(backend, value, activation, dtype):
-    # Where the processor multiplies pairs of bfloat16, PyTorch makes a pair of a last, odd plane and the next pixel's
+    # Where the processor multiplies pairs of bfloat16, PyTorch makes a pair of a last, odd channel and the next pixel's
     # first, and multiplies that by 0.
-    planes = [8, 6 if backend.name == "reference" else 5]
-    inputs = maps(2, planes, [(11, 16), (11, 16)], dtype)
+    channels = [8, 6 if backend.name == "reference" else 5]
+    inputs = maps(2, channels, [(11, 16), (11, 16)], dtype)
     inputs[0][1, 2, 3, 4] = value
     inputs[1][0, :, 5] = value
-    check(inputs, [w.abs() + 0.01 for w in parameters(planes, 9, dtype)[0]], activation=activation)
+    check(inputs, [w.abs() + 0.01 for w in parameters(channels, 9, dtype)[0]], activation=activation)
 
 
 @pytest.mark.not_interpreted
@@ -205,9 +205,9 @@ def test_any_shapes_and_strides(data):
     torch.manual_seed(data.draw(st.integers(0, 9)))
     inputs = []
     for _ in range(data.draw(st.integers(1, 3))):
-        planes, size = data.draw(st.integers(1, 20)), data.draw(SIZE)
+        channels, size = data.draw(st.integers(1, 20)), data.draw(SIZE)
         layout = data.draw(st.sampled_from(sorted(LAYOUTS)))
-        inputs.append(LAYOUTS[layout](torch.randn(batch, planes, *size).to(dtype)))
+        inputs.append(LAYOUTS[layout](torch.randn(batch, channels, *size).to(dtype)))
     weights, biases = parameters([x.shape[1] for x in inputs], out_planes, dtype, data.draw(st.booleans()))
     activation = data.draw(st.sampled_from(["relu", "relu6", "none"]))
     check(inputs, weights, biases, activation, data.draw(st.booleans()))
@@ -295,7 +295,7 @@ W = torch.zeros(3, 4, 1, 1)
             r"fusion: inputs\[1\] must be of dtype torch.float32, as the input, got torch.float16",
         ),
         (([X, X], [W, W[:2]]), r"fusion: weights\[1\] must be \(3, 4, 1, 1\), got \(2, 4, 1, 1\)"),
-        (([X], [W[:0]]), r"fusion: weights\[0\] must be \(planes, channels, 1, 1\) with planes >= 1"),
+        (([X], [W[:0]]), r"fusion: weights\[0\] must be \(out_channels, in_channels, 1, 1\) with out_channels >= 1"),
         (([X], [W], [torch.zeros(4)]), r"fusion: biases\[0\] must be \(3,\), got \(4,\)"),
         (([X], [W], None, "tanh"), 'fusion: activation must be "relu", "relu6" or "none", got \'tanh\''),
         (([X[0]], [W]), r"fusion: inputs\[0\] must be \(batch, channels, height, width\), got \(4, 5, 6\)"),

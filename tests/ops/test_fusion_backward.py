@@ -12,7 +12,7 @@ from support.comparing import DTYPES, LAYOUTS, in_double, name
 OPS = torch.ops.lwrn_fast
 ISAS = native.extension().cpu_isas() if native.extension() is not None else ["missing"]
 
-# batch, planes of the result, (planes, height, width) of each input, align_corners: between these sizes an
+# Batch, channels of the result, (channels, height, width) of each input, align_corners: between these sizes an
 # interpolation's weights are multiples of 1/16. One pixel, each side of a vector, a block, a tile, and many shares of
 # tiles; inputs larger than the first; several of its size.
 PROBLEMS = {
@@ -34,7 +34,7 @@ PROBLEMS = {
 }
 ACTIVATIONS = ["none", "relu", "relu6"]
 
-pytestmark = pytest.mark.usefixtures("poisoned", "native")
+pytestmark = [pytest.mark.usefixtures("poisoned", "native"), pytest.mark.op("fusion")]
 
 
 @pytest.fixture(autouse=True, params=ISAS)
@@ -43,7 +43,7 @@ def _isa(request, monkeypatch):
 
 
 def problem(key, activation="relu6", dtype=torch.float32):
-    """All arguments but needs, in whole numbers so small that every sum is exact. out has both bounds in it."""
+    """Return all arguments but needs, in whole numbers so small that every sum is exact. out has both bounds in it."""
     batch, out_planes, sizes, align_corners = PROBLEMS[key]
     inputs = [torch.randint(-2, 3, (batch, *size)).to(dtype) for size in sizes]
     weights = [torch.randint(-1, 2, (out_planes, size[0], 1, 1)).to(dtype) for size in sizes]
@@ -82,7 +82,7 @@ def test_of_each_activation(key, activation):
 
 
 def random_problem(dtype=torch.float32, activation="relu", align_corners=True):
-    """Sizes between which every pixel is interpolated with other weights, down and up."""
+    """Return a problem of sizes between which every pixel is interpolated with other weights, down and up."""
     sizes, out_planes = [(40, 30, 41), (24, 13, 17), (33, 30, 41), (10, 47, 22)], 48
     inputs = [torch.randn(2, *size).to(dtype) for size in sizes]
     weights = [(torch.randn(out_planes, size[0], 1, 1) / 6).to(dtype) for size in sizes]
@@ -94,12 +94,12 @@ def random_problem(dtype=torch.float32, activation="relu", align_corners=True):
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("align_corners", [True, False], ids=["corners", "centres"])
 def test_as_exact_as_eager(align_corners, dtype):
-    """Some problems together, for in one it is luck."""
-    squares = torch.zeros(12, 2, dtype=torch.double)  # of errors: of inputs, weights and biases, by ours and eager
+    """Compare the largest error of several problems, because that of one is luck."""
+    squares = torch.zeros(12, 2, dtype=torch.double)  # the largest errors of inputs, weights and biases: ours, eager's
     for _ in range(6):
         given = random_problem(dtype, align_corners=align_corners)
-        found = zip(backward(*given), expected(*given), expected(*in_double(given)), strict=True)
-        for i, (got, eager, exact) in enumerate(found):
+        results = zip(backward(*given), expected(*given), expected(*in_double(given)), strict=True)
+        for i, (got, eager, exact) in enumerate(results):
             squares[i] += torch.stack([(g.double() - exact).square().sum() for g in (got, eager)])
     ours, eagers = squares.unbind(1)
     assert (ours <= 1.1 * eagers).all(), ours / eagers
@@ -120,7 +120,7 @@ def test_of_what_is_not_finite(where, share, value):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
 @pytest.mark.parametrize("key", ["corners", "larger"])
 def test_of_a_gradient_that_is_not_finite(key, value, activation):
-    """As eager, infinities times the weights of 0 beside them included."""
+    """The result is eager's, also where infinities meet the weights of 0 of their neighbours."""
     given = problem(key, activation)
     given[0][torch.rand(given[0].shape) < 0.02] = value
     tensors = 2 * len(given[2])
@@ -130,7 +130,7 @@ def test_of_a_gradient_that_is_not_finite(key, value, activation):
 
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
 def test_what_is_nan_lets_the_gradient_pass(activation):
-    """Eager's relu6 does so in the last few elements alone, which its vectors do not reach."""
+    """Eager's relu6 lets it pass in the last few elements alone, which its vectors do not reach."""
     given = problem("several", activation)
     missing = torch.rand(given[1].shape) < 0.3
     inside = [*given]
@@ -175,10 +175,10 @@ def test_without_biases():
 
 
 def test_of_large_weights():
-    """Of which there is room for the sums of one share."""
-    planes = 2900
-    grad, x = torch.randint(-2, 3, (1, planes, 12, 13)).float(), torch.randint(-2, 3, (1, planes, 12, 13)).float()
-    weight = torch.ones(planes, planes, 1, 1)
+    """The weights are so large that there is room for the sums of one share."""
+    channels = 2900
+    grad, x = torch.randint(-2, 3, (1, channels, 12, 13)).float(), torch.randint(-2, 3, (1, channels, 12, 13)).float()
+    weight = torch.ones(channels, channels, 1, 1)
     got = OPS.fusion_backward(grad, None, [x], [weight], [], "none", True, [False, True])[0]
     assert torch.equal(got[:, :, 0, 0], grad.flatten(2)[0] @ x.flatten(2)[0].T)
 

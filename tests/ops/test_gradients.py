@@ -13,7 +13,7 @@ from support.comparing import LAYOUTS, assert_as_exact, in_double, in_layout, na
 
 
 def quarters(item):
-    """Multiples of 1/4, of which every sum in crp is exact: all that these tests see is which values are summed."""
+    """Return multiples of 1/4, of which every sum in crp is exact: these tests see only which values are summed."""
     if isinstance(item, list):
         return [quarters(i) for i in item]
     return (item * 4).round() / 4 if isinstance(item, torch.Tensor) else item
@@ -23,7 +23,7 @@ def factors(shape):
     return quarters(torch.randn(shape))
 
 
-# what comes back from the result: gradients of any strides, that depend on no result
+# Gradients of the result: of any strides, independent of the result
 GRADIENTS = {
     "random": lambda out: (out * factors(out.shape)).sum(),
     "expanded": lambda out: out.sum(),
@@ -104,7 +104,7 @@ def test_gradcheck_in_double(op):
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
 def test_gradcheck_of_the_backward_op(op):
-    """The backward op in double, around the forward of the reference."""
+    """Check the backward op in double, around the forward of the reference."""
     _, _, plain, arguments = DIFFERENTIABLE[op]
 
     def backward(grad, out, first, *others):
@@ -129,11 +129,11 @@ def test_gradcheck_of_the_backward_op(op):
 
 
 class TestSecondDerivatives:
-    """Of the fused ops, through what the reference makes of the first ones."""
+    """Second derivatives of the fused ops, by the reference's first ones."""
 
     @pytest.mark.parametrize("op", DIFFERENTIABLE)
     def test_are_those_of_eager(self, backend, op):
-        """In every tensor, of one and of all gradients; and third ones."""
+        """Compare them in every tensor, of one and of all gradients; and third ones."""
         function, _, plain, arguments = DIFFERENTIABLE[op]
         given = leaves(in_layout(arguments(), torch.channels_last), torch.float64, True)
         exact = derivatives(plain, given)
@@ -204,7 +204,7 @@ class TestBatchedGradients:
             torch.testing.assert_close(transform(run)(x), expected)
 
     def test_the_ops_under_vmap(self):
-        """As a captured graph calls them, along any dimension, with weights batched or not."""
+        """Call them as a captured graph does, along any dimension, with weights batched or not."""
         x, w = torch.randn(3, 2, 4, 6, 7), torch.randn(3, 4, 4, 1, 1)
         cases = [
             (lambda x, w: OPS.crp(x, [w, w], [], 1), (0, 0), (x, w)),
@@ -225,13 +225,13 @@ def contiguous(parameter: torch.nn.Parameter) -> torch.Tensor:
 
 
 def channels_last(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """In the strides that are said to be channels-last, which a 1x1 weight does not need to be it."""
+    """Return it in channels-last strides, although a 1x1 weight counts as channels-last in others too."""
     out, inner = parameter.shape[:2]
     return contiguous(parameter).as_strided((out, inner, 1, 1), (inner, 1, inner, inner))
 
 
 class TestStrides:
-    """A gradient lies as its parameter does, even where strides say nothing: DistributedDataParallel compares them."""
+    """Gradients have their parameters' strides, even where those carry no meaning: DistributedDataParallel compares."""
 
     BLOCKS = {
         "crp": (lambda: lwrn_fast.CRP(8, 8, bias=True), [(2, 8, 6, 7)]),
@@ -263,7 +263,7 @@ warnings.filterwarnings("error", message=".*strides.*")
 torch.set_warn_always(True)
 rank = int(sys.argv[1])
 distributed.init_process_group("gloo", init_method="file://{tmp_path}/store", rank=rank, world_size=2)
-class Network(nn.Module):
+class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.fusion, self.crp = lwrn_fast.Fusion([8, 4], 8), lwrn_fast.CRP(8, 8)
@@ -272,7 +272,7 @@ class Network(nn.Module):
         x = self.crp(self.fusion(fine, coarse))
         return self.decoder([x, x[:, :, ::2, ::2]])
 for layout in (torch.contiguous_format, torch.channels_last):
-    parallel = nn.parallel.DistributedDataParallel(Network().to(memory_format=layout))
+    parallel = nn.parallel.DistributedDataParallel(Model().to(memory_format=layout))
     for _ in range(3):
         parallel(torch.rand(2, 8, 6, 8), torch.rand(2, 4, 3, 4)).square().mean().backward()
     del parallel

@@ -1,4 +1,4 @@
-"""normalise on every backend against float64, which is what PyTorch's own antialiased resizing comes to."""
+"""normalise on every backend against PyTorch's own antialiased resizing in float64."""
 
 import os
 import subprocess
@@ -12,6 +12,8 @@ from PIL import Image
 import lwrn_fast
 from lwrn_fast import models, reference
 from support.bench_tools import BENCH
+
+pytestmark = pytest.mark.op("normalise")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHAPES = [
@@ -33,7 +35,7 @@ def images(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("source", "size"), SHAPES, ids=str)
 def test_against_float64(backend, source, size, dtype, poisoned):
-    """Rounded once from an exact result: half a unit in the last place, and what float32 sums lose."""
+    """The error is one rounding of the exact result, half a unit in the last digit, and that of float32 sums."""
     x = images(2, *source, 3)
     wanted = reference.normalise(x, size, torch.float64)
     got = lwrn_fast.normalise(x, size, DTYPES[dtype])
@@ -42,13 +44,13 @@ def test_against_float64(backend, source, size, dtype, poisoned):
     assert got.is_contiguous(memory_format=torch.channels_last)
     eps = torch.finfo(DTYPES[dtype]).eps
     bound = wanted.abs() * eps / 2 + 4e-6
-    if dtype == "float16":  # which rounds small numbers to multiples
+    if dtype == "float16":  # small numbers are rounded to multiples of 2**-24
         bound += 2.0**-25
     assert ((got.double() - wanted).abs() <= bound).all()
 
 
 def test_no_worse_than_pytorch(backend):
-    """Mean error in float32, where PyTorch has rounded each of its two passes."""
+    """Compare mean errors in float32, where PyTorch rounds after each of its two passes."""
     x = images(1, 61, 83, 3)
     for size in ((61, 83), (40, 50), (122, 90)):
         wanted = reference.normalise(x, size, torch.float64)
@@ -58,7 +60,7 @@ def test_no_worse_than_pytorch(backend):
 
 
 def test_same_size_is_exact(backend):
-    """Without resizing, the same two roundings as PyTorch's."""
+    """Without resizing, there are the same two roundings as PyTorch's."""
     x = images(1, 16, 16, 3)
     assert torch.equal(lwrn_fast.normalise(x), lwrn_fast.normalise(x, (16, 16)))
     assert torch.allclose(lwrn_fast.normalise(x), reference.normalise(x), rtol=0, atol=5e-7)
@@ -75,7 +77,7 @@ def test_own_mean_and_std(backend):
 
 
 def test_strides(backend):
-    """Parts of a larger picture, every second row, turned, and planes that lie apart."""
+    """Parts of a larger image, every second row, transposed, and channels that are not adjacent."""
     whole = images(4, 20, 30, 3)
     for x in (
         whole[::2, 3:17:2, 5:21],
@@ -111,20 +113,20 @@ def test_any_number_of_threads(native, threads, threads_):
 @pytest.mark.parametrize("size", [(24, 20), (60, 90), (48, 17)], ids=str)
 def test_as_pillow(size):
     """Pillow rounds to whole numbers after each of its two passes."""
-    picture = np.random.RandomState(0).randint(0, 256, (48, 64, 3)).astype(np.uint8)
-    theirs = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR))
-    ours = lwrn_fast.normalise(torch.from_numpy(picture), size, mean=(0, 0, 0), std=(1 / 255,) * 3)
+    image = np.random.RandomState(0).randint(0, 256, (48, 64, 3)).astype(np.uint8)
+    theirs = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+    ours = lwrn_fast.normalise(torch.from_numpy(image), size, mean=(0, 0, 0), std=(1 / 255,) * 3)
     assert (ours[0].permute(1, 2, 0) - torch.from_numpy(theirs.copy())).abs().max() <= 1.01
 
 
 def test_preprocess_resizes():
-    picture = np.random.RandomState(0).randint(0, 256, (20, 30, 3)).astype(np.uint8)
-    wanted = lwrn_fast.normalise(torch.from_numpy(picture), (10, 12))
-    read_only = picture.copy()
+    image = np.random.RandomState(0).randint(0, 256, (20, 30, 3)).astype(np.uint8)
+    wanted = lwrn_fast.normalise(torch.from_numpy(image), (10, 12))
+    read_only = image.copy()
     read_only.flags.writeable = False
-    turned = np.ascontiguousarray(picture[::-1])[::-1]
-    for image in (picture, read_only, turned, Image.fromarray(picture), torch.from_numpy(picture)):
-        assert torch.equal(models.preprocess(image, (10, 12)), wanted)
+    turned = np.ascontiguousarray(image[::-1])[::-1]
+    for each in (image, read_only, turned, Image.fromarray(image), torch.from_numpy(image)):
+        assert torch.equal(models.preprocess(each, (10, 12)), wanted)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_other_dtypes_run_on_the_reference():
 
 
 def test_the_op_itself(native):
-    """As torch.library checks it: schema, strides of the fake kernel, symbolic sizes."""
+    """Check by torch.library: schema, strides of the fake kernel, symbolic sizes."""
     arguments = (images(2, 6, 7, 3), 4, 9, [0.1, 0.2, 0.3], [1.0, 2.0, 3.0], torch.bfloat16)
     torch.library.opcheck(torch.ops.lwrn_fast.normalise.default, arguments)
     with pytest.raises(RuntimeError, match="normalise: images must be uint8"):
@@ -173,8 +175,8 @@ for size in ((512, 512), (70000, 70000)):
     for dtype in (torch.float32, torch.float16):
         launch = prepare(images, *size, [0.5, 0.25, 0.125], [1.0, 2.0, 1 / 255], dtype)
         for capability in (80, 90):
-            found = aot.measure(aot.compile_launch(launch, GPUTarget("cuda", capability, 32)), disassemble=True)
-            assert found.registers > 0 and found.spills == found.stack == 0, found
+            result = aot.measure(aot.compile_launch(launch, GPUTarget("cuda", capability, 32)), disassemble=True)
+            assert result.registers > 0 and result.spills == result.stack == 0, result
         assert aot.measure_amd(aot.compile_launch(launch, GPUTarget("hip", aot.AMD, 64))).spills == 0
 print("compiled")
 """
@@ -182,7 +184,7 @@ print("compiled")
 
 @pytest.mark.slow
 def test_compiles_for_gpus(tmp_path):
-    """The interpreter takes what the compiler may refuse."""
+    """The compiler may refuse kernels that the interpreter runs."""
     pytest.importorskip("triton", reason="Triton is not installed")
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", COMPILE]

@@ -13,7 +13,7 @@ import lwrn_fast
 from lwrn_fast import reference
 from support.arguments import DIFFERENTIABLE, OPS, crp_arguments, fusion_arguments, leaves, tensors_of
 from support.comparing import name
-from support.networks import Network, inputs
+from support.small_model import Model, inputs
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -78,7 +78,7 @@ class Heap(ctypes.Structure):
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library does not count what is in use")
 @pytest.mark.parametrize("op", OPCHECKS)
 def test_no_call_leaks(op):
-    """A text as argument once left 48 bytes behind, with every call."""
+    """A string argument once leaked 48 bytes with every call."""
     function, make = OPCHECKS[op]
     arguments = make(grad=False)
     in_use = ctypes.CDLL(None).mallinfo2
@@ -133,50 +133,51 @@ class TestCompile:
 
     @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
     def test_without_graph_breaks(self, backend, dynamic):
-        network = Network()
-        compiled = torch.compile(network, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        model = Model()
+        compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
         for size in [(8, 10), (12, 6), (7, 9)]:
             given = inputs(*size)
-            expected, labels = network(*given)
+            expected, labels = model(*given)
             logits, compiled_labels = compiled(*given)
             torch.testing.assert_close(logits, expected)
             assert torch.equal(compiled_labels, labels)
             assert logits.stride() == expected.stride()
 
     def test_dynamic_shapes_compile_once(self, backend):
-        network, counter = Network(), torch._dynamo.testing.CompileCounter()
-        compiled = torch.compile(network, fullgraph=True, dynamic=True, backend=counter)
-        for size in [(16, 22), (12, 26), (20, 14)]:  # none of them a number of channels, which would be taken for one
+        model, counter = Model(), torch._dynamo.testing.CompileCounter()
+        compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+        # No size equals a number of channels: torch.compile would take the two for one.
+        for size in [(16, 22), (12, 26), (20, 14)]:
             compiled(*inputs(*size))
         assert counter.frame_count == 1
 
     def test_training(self, backend):
-        network = Network()
+        model = Model()
         given = inputs()
-        network(*given)[0].square().sum().backward()
-        expected = [p.grad.clone() for p in network.parameters()]
-        network.zero_grad()
-        torch.compile(network, fullgraph=True, backend="aot_eager")(*given)[0].square().sum().backward()
-        for parameter, grad in zip(network.parameters(), expected, strict=True):
+        model(*given)[0].square().sum().backward()
+        expected = [p.grad.clone() for p in model.parameters()]
+        model.zero_grad()
+        torch.compile(model, fullgraph=True, backend="aot_eager")(*given)[0].square().sum().backward()
+        for parameter, grad in zip(model.parameters(), expected, strict=True):
             torch.testing.assert_close(parameter.grad, grad)
 
     def test_with_inductor(self, native):
-        network, given = Network().eval(), inputs()
+        model, given = Model().eval(), inputs()
         with torch.no_grad():
-            logits, labels = torch.compile(network, fullgraph=True)(*given)
-            expected, expected_labels = network(*given)
+            logits, labels = torch.compile(model, fullgraph=True)(*given)
+            expected, expected_labels = model(*given)
         torch.testing.assert_close(logits, expected)
         assert torch.equal(labels, expected_labels)
 
     def test_the_fall_back_is_said_while_tracing(self):
-        network = Network().double()
-        compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+        model = Model().double()
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         given = [x.double() for x in inputs()]
-        torch.testing.assert_close(compiled(*given)[0], network(*given)[0])
+        torch.testing.assert_close(compiled(*given)[0], model(*given)[0])
 
     def test_another_backend_compiles_again(self):
         counter = torch._dynamo.testing.CompileCounter()
-        compiled = torch.compile(Network(), fullgraph=True, backend=counter)
+        compiled = torch.compile(Model(), fullgraph=True, backend=counter)
         given = inputs()
         for _ in range(2):
             with lwrn_fast.use_backend("reference"):
@@ -202,10 +203,10 @@ class TestCompile:
         assert graphs[0].count("lwrn_fast.crp") == 1
 
     def test_autocast(self, backend):
-        network, given = Network(), inputs()
+        model, given = Model(), inputs()
         with torch.autocast(backend.device, dtype=torch.bfloat16):
-            expected = network(*given)[0]
-            got = torch.compile(network, fullgraph=True, backend="aot_eager")(*given)[0]
+            expected = model(*given)[0]
+            got = torch.compile(model, fullgraph=True, backend="aot_eager")(*given)[0]
         assert got.dtype == torch.bfloat16
         torch.testing.assert_close(got, expected)
 
@@ -213,23 +214,23 @@ class TestCompile:
 class TestExport:
     @pytest.mark.parametrize("strict", [False, True], ids=["non_strict", "strict"])
     def test_keeps_the_ops(self, native, strict):
-        network, given = Network().eval(), inputs()
+        model, given = Model().eval(), inputs()
         height, width = 2 * torch.export.Dim("h", min=2, max=64), 2 * torch.export.Dim("w", min=2, max=64)
         half = {2: torch.export.Dim("h", min=2, max=64), 3: torch.export.Dim("w", min=2, max=64)}
-        program = torch.export.export(network, given, dynamic_shapes=({2: height, 3: width}, half), strict=strict)
+        program = torch.export.export(model, given, dynamic_shapes=({2: height, 3: width}, half), strict=strict)
         names = [str(node.target) for node in program.graph.nodes]
         assert {"lwrn_fast.fusion.default", "lwrn_fast.crp.default", "lwrn_fast.upsample_argmax.default"} <= set(names)
         for size in [(8, 10), (16, 6)]:
             given = inputs(*size)
-            got, expected = program.module()(*given), network(*given)
+            got, expected = program.module()(*given), model(*given)
             torch.testing.assert_close(got[0], expected[0])
             assert torch.equal(got[1], expected[1])
 
     def test_saves_and_loads(self, tmp_path):
-        network, given = Network().eval(), inputs()
-        torch.export.save(torch.export.export(network, given), tmp_path / "network.pt2")
-        loaded = torch.export.load(tmp_path / "network.pt2").module()
-        torch.testing.assert_close(loaded(*given)[0], network(*given)[0])
+        model, given = Model().eval(), inputs()
+        torch.export.save(torch.export.export(model, given), tmp_path / "model.pt2")
+        loaded = torch.export.load(tmp_path / "model.pt2").module()
+        torch.testing.assert_close(loaded(*given)[0], model(*given)[0])
 
 
 class TestAutocast:
@@ -297,7 +298,7 @@ class TestFunc:
 
 
 class TestFlops:
-    """torch.utils.flop_counter counts the same, whatever runs."""
+    """torch.utils.flop_counter counts the same for every backend."""
 
     @pytest.mark.parametrize("kept", [None, 0, 1, -1], ids=["all", "first", "second", "last"])
     @pytest.mark.parametrize("op", DIFFERENTIABLE)
@@ -326,12 +327,12 @@ class TestFlops:
 
     @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
     @pytest.mark.parametrize("name", ["rf_lw50", "rf_lw_mbv2"])
-    def test_of_a_network(self, name, train):
-        network, image = lwrn_fast.models.NETWORKS[name](3).train(train), torch.rand(2, 3, 64, 64)
+    def test_of_a_model(self, name, train):
+        model, image = lwrn_fast.models.NETWORKS[name](3).train(train), torch.rand(2, 3, 64, 64)
         counts = []
         for backend in ("reference", "auto", "auto"):  # the first folds
             with lwrn_fast.use_backend(backend), torch.set_grad_enabled(train), FlopCounterMode(display=False) as c:
-                out = network(image)
+                out = model(image)
                 if train:
                     out.sum().backward()
             counts.append((c.get_total_flops(), c.get_flop_counts().keys() >= {"Global"}))
@@ -340,7 +341,7 @@ class TestFlops:
     @pytest.mark.slow
     @pytest.mark.parametrize("first", ["torch.utils.flop_counter", "lwrn_fast"])
     def test_in_either_order_of_imports(self, first):
-        """The counter takes a third of a second to import, which lwrn_fast leaves to those who count."""
+        """lwrn_fast does not import the counter, which takes a third of a second."""
         script = f"""
 import sys, torch, {first}
 assert {first!r} != "lwrn_fast" or "torch.utils.flop_counter" not in sys.modules
@@ -356,8 +357,8 @@ assert not [finder for finder in sys.meta_path if type(finder).__module__.starts
 
 def test_inference_mode(backend):
     with torch.inference_mode():
-        network = Network()
-        assert network(*inputs())[0].is_inference()
+        model = Model()
+        assert model(*inputs())[0].is_inference()
 
 
 def test_the_native_op_names_what_is_wrong(native):

@@ -1,4 +1,4 @@
-"""PyTorch's own ways to a graph or a file, on our modules: each gives their results, or says what to call."""
+"""PyTorch's tracers and exporters on our modules: each gives the module's results, or names the call to use."""
 
 import io
 import logging
@@ -22,7 +22,7 @@ torch.fx.wrap("imported_crp")
 
 
 class Labels(nn.Module):
-    """Labels of a size that the input has, by the function."""
+    """A model whose labels have the size of its input, by the function upsample_argmax."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Labels(nn.Module):
 
 
 class Mixed(nn.Module):
-    """A network of someone else with our modules and functions in it."""
+    """A third-party model with our modules and functions in it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def image(*shape: int) -> tuple:
     return (torch.randn(*shape),)
 
 
-# A module, the example, and inputs of other sizes: also where maps that differ in the example are equal, and reverse.
+# A module, the example, and inputs of other sizes: also maps of equal size where the example's differ, and reverse.
 CASES = [
     pytest.param(lambda: lwrn_fast.CRP(8, 8), image(1, 8, 6, 7), [image(2, 8, 1, 9)], id="crp"),
     pytest.param(lambda: lwrn_fast.CRP(8, 8, groups=True, bias=True), image(1, 8, 6, 7), [image(3, 8, 5, 4)], id="dw"),
@@ -77,7 +77,7 @@ CASES = [
         lambda: ResNetNetwork("tiny", (1, 1, 1, 1), 5, torch.channels_last),
         image(1, 3, 64, 64),
         [image(2, 3, 70, 33)],
-        id="network",
+        id="model",
     ),
 ]
 
@@ -101,7 +101,7 @@ def flat(arguments: tuple) -> list[Tensor]:
 class TestModules:
     @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
     def test_jit_trace(self, make, example, others, grad, caplog):
-        """A file that needs no lwrn_fast, follows sizes and weights, and warns of nothing."""
+        """The file needs no lwrn_fast, follows sizes and weights, and gives no warning."""
         module = make().eval()
         with warnings.catch_warnings(record=True) as said, torch.set_grad_enabled(grad):
             warnings.simplefilter("always")
@@ -178,7 +178,7 @@ def test_nothing_stays_behind_a_trace():
 
 
 class Spread(nn.Module):
-    """Our modules as children, of features in a list."""
+    """A model with our modules as children, whose features are in a list."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ def test_fx_symbolic_trace(make, ours):
 
 
 def test_other_threads_keep_their_backend(caplog):
-    """While one thread traces, the others are fused."""
+    """While one thread traces, the others use the fused ops."""
     import threading
 
     x, ops = torch.randn(1, 8, 6, 7), []

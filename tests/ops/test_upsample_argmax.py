@@ -13,7 +13,7 @@ from lwrn_fast import reference
 from support.comparing import COPIES, DTYPES, LAYOUTS, far_apart, name
 from support.upsample_argmax import check
 
-pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.in_turn("dtype")]
+pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.in_turn("dtype"), pytest.mark.op("upsample_argmax")]
 
 SIZES = [
     ((1, 1), (1, 1)),
@@ -60,7 +60,7 @@ def test_an_empty_batch(backend, dtype):
 @pytest.mark.parametrize("classes", [2, 9, 80])
 @pytest.mark.parametrize("align_corners", [True, False], ids=["corners", "centres"])
 def test_exact_logits_give_exactly_the_labels_of_argmax(backend, align_corners, classes, dtype):
-    """Whole numbers and weights of interpolation that are quarters: all logits are exact, and ties are everywhere."""
+    """Use whole numbers and interpolation weights that are quarters: all logits are exact, and ties are everywhere."""
     once = torch.randint(-4, 5, (2, classes, 9, 5)).to(dtype)
     logits = torch.cat([once, once, once], 1)
     size = (17, 9) if align_corners else (18, 10)
@@ -72,7 +72,7 @@ def test_exact_logits_give_exactly_the_labels_of_argmax(backend, align_corners, 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("sign", [1, -1], ids=["nan", "negative_nan"])
 def test_nan_counts_as_the_largest_and_the_first_wins(backend, sign, dtype):
-    # no weight of this interpolation is 0 inside, so that what NaN reaches is not a matter of rounding
+    # No weight of this interpolation is 0 inside, so that rounding does not decide which pixels a NaN reaches
     logits = torch.randn(2, 12, 5, 6).to(dtype)
     nan = torch.copysign(torch.tensor(torch.nan), torch.tensor(float(sign))).to(dtype)
     logits[0, 7, 2, 3] = nan
@@ -116,7 +116,7 @@ def test_threads(backend, threads, count):
 
 @pytest.mark.not_interpreted
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
-def test_repeated_runs_and_places_in_the_batch_give_the_same_labels(backend, dtype):
+def test_repeated_runs_and_positions_in_the_batch_give_the_same_labels(backend, dtype):
     a, b = torch.randn(2, 1, 21, 19, 15).to(dtype)
     alone = lwrn_fast.upsample_argmax(a, (77, 61))
     together = lwrn_fast.upsample_argmax(torch.cat([b, a, b, a]), (77, 61))

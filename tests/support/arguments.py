@@ -1,4 +1,4 @@
-"""Small arguments of the differentiable ops, shared by the tests of gradients and of what PyTorch does with the ops."""
+"""Small arguments of the differentiable ops, for the tests of gradients and of PyTorch's tools on the ops."""
 
 import torch
 from torch import Tensor
@@ -17,23 +17,23 @@ def crp_arguments(dtype=torch.float32, bias=True, groups=1, grad=False):
 
 def fusion_arguments(dtype=torch.float32, bias=True, activation="relu", grad=False):
     inputs = [torch.randn(2, 6, 7, 9), torch.randn(2, 4, 3, 5), torch.randn(2, 3, 7, 9)]
-    weights = [torch.randn(5, planes, 1, 1) for planes in (6, 4, 3)]
+    weights = [torch.randn(5, channels, 1, 1) for channels in (6, 4, 3)]
     biases = [torch.randn(5) for _ in range(3)] if bias else []
     return leaves([inputs, weights, biases, activation, True], dtype, grad)
 
 
 def whole_crp(shape, stages=3, groups=1, dtype=torch.float32):
-    """grad, x, weights, biases and groups in whole numbers so small that every sum is exact: ties are everywhere."""
-    planes = shape[1]
+    """Return grad, x, weights, biases and groups in small whole numbers: sums are exact, and ties everywhere."""
+    channels = shape[1]
     weights = []
     for _ in range(stages):
         if groups > 1:
-            weight = torch.randint(0, 2, (planes, 1)) * 2 - 1
+            weight = torch.randint(0, 2, (channels, 1)) * 2 - 1
         else:
-            weight = torch.zeros(planes, planes).long()
-            weight[torch.arange(planes), torch.randint(planes, (planes,))] = torch.randint(-1, 2, (planes,))
-        weights.append(weight.view(planes, -1, 1, 1).to(dtype))
-    biases = [torch.randint(-1, 2, (planes,)).to(dtype) for _ in range(stages)]
+            weight = torch.zeros(channels, channels).long()
+            weight[torch.arange(channels), torch.randint(channels, (channels,))] = torch.randint(-1, 2, (channels,))
+        weights.append(weight.view(channels, -1, 1, 1).to(dtype))
+    biases = [torch.randint(-1, 2, (channels,)).to(dtype) for _ in range(stages)]
     maps = [torch.randint(-2, 3, shape).to(dtype) for _ in range(2)]
     return [*maps, weights, biases, groups]
 
@@ -50,7 +50,7 @@ def tensors_of(item) -> list[Tensor]:
     return [item] if isinstance(item, Tensor) else []
 
 
-# public function, op, reference, and what makes their arguments
+# The public function, the op, the reference, and the function that makes their arguments.
 DIFFERENTIABLE = {
     "crp": (lwrn_fast.crp, OPS.crp, reference.crp, crp_arguments),
     "crp_depthwise": (lwrn_fast.crp, OPS.crp, reference.crp, lambda **given: crp_arguments(groups=6, **given)),
@@ -72,7 +72,7 @@ DIFFERENTIABLE = {
 
 
 def refilled(given: list, tensors) -> list:
-    """`given` with its tensors replaced in turn."""
+    """Return `given` with its tensors replaced in turn."""
     remaining = iter(tensors)
 
     def fill(item):

@@ -52,7 +52,7 @@ def covering(cases: Sequence[dict[str, Any]]) -> set[int]:
     values = Counter(name for name, _ in having)
     chosen: set[int] = set()
     used: Counter[tuple[str, Hashable]] = Counter()
-    # the parameter of the most values first: its cases try the values of the others on the way
+    # Begin with the parameter of the largest number of values: its cases cover values of the others.
     for value in sorted(having, key=lambda value: -values[value[0]]):
         if not used[value]:
             best = min(having[value], key=lambda i: sum(used[other] for other in cases[i].items()))
@@ -64,8 +64,8 @@ def covering(cases: Sequence[dict[str, Any]]) -> set[int]:
 def left_to_others(items: Sequence[pytest.Item], usual: Any) -> set[pytest.Item]:
     """Return the cases of tests marked in_turn that are spared Triton's interpreter, which takes much longer.
 
-    A case has that value of the parameter whose turn it is by the places of its other values among theirs: each value
-    of one parameter is tried, and meets several of the others. usual: the backend of a test that is not parametrized.
+    A case has that value of the parameter whose turn it is by the positions of its other values in their lists: each
+    value of one parameter is tried, and meets several of the others. usual: the backend of a test without parameters.
     """
     tests: dict[object, list[Any]] = defaultdict(list)
     for item in items:

@@ -1,4 +1,4 @@
-"""What the op tests share: dtypes, memory layouts, and how exact a result has to be."""
+"""Dtypes, memory layouts and error bounds of the op tests."""
 
 import copy
 import hashlib
@@ -19,7 +19,8 @@ COPIES = [
     pytest.param(copy.deepcopy, id="deepcopy"),
     pytest.param(lambda module: pickle.loads(pickle.dumps(module)), id="pickle"),
 ]
-MAP_NORESERVE = 0x4000  # mmap names it from Python 3.13 on
+# A constant of Linux, which mmap has from Python 3.13 on.
+MAP_NORESERVE = 0x4000
 
 
 def _sliced(dim: int) -> Callable[[Tensor], Tensor]:
@@ -37,7 +38,7 @@ def _expanded(dim: int) -> Callable[[Tensor], Tensor]:
     return lambda x: x.narrow(dim, 0, 1).expand(x.shape)
 
 
-# Each gives a tensor of the shape of x in another memory; an expanded one repeats the first slice of x.
+# Functions that copy x to another memory layout; an expanded one repeats the first slice of x.
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
     "contiguous": lambda x: x.contiguous(),
@@ -56,7 +57,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def name(value: object) -> str | None:
-    """The id of a test's parameter: bare dtypes, 9x10 for sizes."""
+    """Return the id of a test's parameter: bare dtypes, 9x10 for sizes."""
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
     if isinstance(value, tuple):
@@ -65,27 +66,27 @@ def name(value: object) -> str | None:
 
 
 def enough_images(values_per_image: int) -> int:
-    """A batch that gives eager's largest error a few thousand chances to show."""
+    """Return a batch size with a few thousand values, so that eager's largest error shows."""
     return max(2, -(-4096 // values_per_image))
 
 
 def rounding(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """The most that rounding these float64 values to dtype can change them."""
+    """Return the maximum change of these float64 values by rounding to dtype."""
     info = torch.finfo(dtype)
     return exact.abs() * (info.eps / 2) + info.smallest_normal * info.eps / 2
 
 
 def few(x: Tensor) -> Tensor:
-    """The first two images, where what stands in for a GPU would take too long for all of a batch."""
+    """Return x, or its first two images where an emulated GPU would take too long for the whole batch."""
     stands_in = lwrn_fast.backends.requested() in ("triton", "cuda") and not torch.cuda.is_available()
     return x[:2] if stands_in else x
 
 
 def eager_error(function: Callable[..., Tensor], variants: Iterable[tuple[float, list[Any]]]) -> float:
-    """The largest error against float64 of PyTorch's own operations, over variants of one problem.
+    """Return the largest error against float64 of PyTorch's own operations, over variants of one problem.
 
-    A variant is (scale, arguments): the problem in another order of channels, times a factor. What was found for a
-    problem is remembered: each backend gets the same ones. Random numbers go on as if none had been taken here.
+    A variant is (scale, arguments): the problem in another order of channels, times a factor. The error of a
+    problem is cached: each backend gets the same. The state of the random generator is restored.
     """
     with torch.random.fork_rng():
         problems = iter(variants)
@@ -100,7 +101,7 @@ _errors: dict[object, float] = {}
 
 
 def fingerprint(arguments: list[Any]) -> bytes:
-    """Of all values, and of how they lie in memory."""
+    """Return a hash of all values, shapes, dtypes and strides."""
     seen = hashlib.blake2b()
 
     def see(item: Any) -> None:
@@ -130,7 +131,7 @@ def _largest_error(function: Callable[..., Tensor], variants: Iterable[tuple[flo
 
 
 def scales(x: Tensor) -> list[float]:
-    """Factors for the variants of a problem with input x.
+    """Return factors for the variants of a problem with input x.
 
     The largest of a few thousand errors is luck, ours as well as eager's: eager gets so many more chances that a result
     is called worse only where its errors are. In 16 bits the rounding of the stages outweighs that.
@@ -152,19 +153,19 @@ def in_layout(item: Any, layout: torch.memory_format) -> Any:
 
 
 def assert_as_exact(got: Tensor, exact: Tensor, error: float) -> None:
-    """No value is further from `exact` (float64) than `error`, eager's largest, plus one rounding of the result.
+    """Fail where a value is further from `exact` (float64) than `error`, eager's largest, plus one rounding.
 
-    NaN and infinities are where `exact` has them.
+    NaN and infinities must be where `exact` has them.
     """
     assert got.shape == exact.shape
-    assert torch.equal(got.isnan(), exact.isnan()), "NaN in other places"
+    assert torch.equal(got.isnan(), exact.isnan()), "NaN at other pixels"
     infinite = exact.isinf()
     assert torch.equal(got[infinite].double(), exact[infinite]), "infinities differ"
     finite = exact.isfinite()
     excess = (got.double() - exact)[finite].abs() - rounding(exact[finite], got.dtype) - error
-    wrong = int((excess > 0).sum())
-    assert not wrong, (
-        f"{wrong} values of {got.numel()} are off by up to {excess.max():.3g} more than eager's {error:.3g}"
+    exceeding = int((excess > 0).sum())
+    assert not exceeding, (
+        f"{exceeding} values of {got.numel()} are off by up to {excess.max():.3g} more than eager's {error:.3g}"
     )
 
 
@@ -175,7 +176,7 @@ def assert_channels_last(result: Tensor) -> None:
 
 
 def far_apart(x: Tensor, dim: int) -> Tensor:
-    """x with more than 2**31 elements between its two slices along dim; what lies between takes no memory."""
+    """Return x with more than 2**31 elements between its two slices along dim; the gap takes no memory."""
     assert x.shape[dim] == 2
     distance = 2**31 + 64
     strides = list(x.contiguous(memory_format=torch.channels_last).stride())

@@ -15,11 +15,11 @@ from support.comparing import (
 )
 
 
-def parameters(planes: int, stages: int, dtype: torch.dtype, groups: int = 1, bias: bool = False):
-    """Weights that keep the size of what goes through them, and biases or None."""
-    per_group = planes // groups
-    weights = [(torch.randn(planes, per_group, 1, 1) / per_group**0.5).to(dtype) for _ in range(stages)]
-    return weights, [torch.randn(planes).to(dtype) for _ in range(stages)] if bias else None
+def parameters(channels: int, stages: int, dtype: torch.dtype, groups: int = 1, bias: bool = False):
+    """Return weights that keep the magnitude of a map, and biases or None."""
+    per_group = channels // groups
+    weights = [(torch.randn(channels, per_group, 1, 1) / per_group**0.5).to(dtype) for _ in range(stages)]
+    return weights, [torch.randn(channels).to(dtype) for _ in range(stages)] if bias else None
 
 
 def variants(x: Tensor, weights: list[Tensor], biases: list[Tensor] | None, groups: int):
@@ -30,7 +30,7 @@ def variants(x: Tensor, weights: list[Tensor], biases: list[Tensor] | None, grou
 
 
 def check(x: Tensor, weights: list[Tensor], biases: list[Tensor] | None = None, groups: int = 1) -> Tensor:
-    """Runs the backend in use and compares with eager and with float64."""
+    """Run the backend in use and compare with eager and with float64."""
     got = lwrn_fast.crp(few(x), weights, biases, groups)
     assert got.dtype == x.dtype
     assert_channels_last(got)

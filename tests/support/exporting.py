@@ -1,4 +1,4 @@
-"""What the tests of exported files share."""
+"""Models and runners for the tests of exported files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 class Small(torch.nn.Module):
-    """An encoder of two convolutions and a decoder."""
+    """A model with an encoder of two convolutions and a decoder."""
 
     name, num_classes = "small", 5
 
@@ -35,7 +35,7 @@ class Small(torch.nn.Module):
 
 
 class Net(torch.nn.Module):
-    """Two convolutions, 3 to 8 to 8 channels, and whatever a function of the network and its input does."""
+    """Two convolutions, 3 to 8 to 8 channels, followed by a function of the model and its input."""
 
     def __init__(self, function: Callable[["Net", Tensor], Any]) -> None:
         super().__init__()

@@ -16,18 +16,18 @@ from support.comparing import (
 )
 
 
-def parameters(in_planes: list[int], out_planes: int, dtype: torch.dtype, bias: bool = False):
-    weights = [(torch.randn(out_planes, planes, 1, 1) / planes**0.5).to(dtype) for planes in in_planes]
-    return weights, [torch.randn(out_planes).to(dtype) for _ in in_planes] if bias else None
+def parameters(in_channels: list[int], out_channels: int, dtype: torch.dtype, bias: bool = False):
+    weights = [(torch.randn(out_channels, channels, 1, 1) / channels**0.5).to(dtype) for channels in in_channels]
+    return weights, [torch.randn(out_channels).to(dtype) for _ in in_channels] if bias else None
 
 
-def maps(batch: int, planes: list[int], sizes: list[tuple[int, int]], dtype: torch.dtype) -> list[Tensor]:
-    images = [torch.randn(batch, c, *size).to(dtype) for c, size in zip(planes, sizes, strict=True)]
+def maps(batch: int, channels: list[int], sizes: list[tuple[int, int]], dtype: torch.dtype) -> list[Tensor]:
+    images = [torch.randn(batch, c, *size).to(dtype) for c, size in zip(channels, sizes, strict=True)]
     return [LAYOUTS["channels_last"](image) for image in images]
 
 
 def variants(inputs, weights, biases, activation, align_corners):
-    # a limited activation has no larger scale; its limit hides nothing that "none" would show
+    # A limited activation cannot be scaled; "none" shows the same errors.
     activation = "none" if activation == "relu6" else activation
     for scale in scales(inputs[0]):
         orders = [torch.arange(x.shape[1]) if scale == 1 else torch.randperm(x.shape[1]) for x in inputs]
@@ -44,7 +44,7 @@ def variants(inputs, weights, biases, activation, align_corners):
 
 
 def check(inputs, weights, biases=None, activation="relu", align_corners=True) -> Tensor:
-    """Runs the backend in use and compares with eager and with float64."""
+    """Run the backend in use and compare with eager and with float64."""
     error = eager_error(reference.fusion, variants(inputs, weights, biases, activation, align_corners))
     arguments = [[few(x) for x in inputs], weights, biases, activation, align_corners]
     got = lwrn_fast.fusion(*arguments)

@@ -1,4 +1,4 @@
-"""A small network, images for it, and the comparison of label maps."""
+"""A small model, images for it, and the comparison of label maps."""
 
 import numpy as np
 from torch import nn
@@ -9,7 +9,7 @@ CLASSES = 5
 
 
 def network() -> nn.Module:
-    """Small, of our ops, with a batch normalisation that is worth folding, and strides as the published ones have."""
+    """Return a small model of our ops, with a batch normalisation to fold and the published models' strides."""
     layers = nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=4, padding=1, bias=False),
         nn.BatchNorm2d(8),
@@ -23,13 +23,13 @@ def network() -> nn.Module:
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Blocks of colour, so that labels form areas."""
+    """Return blocks of colour, uint8 (H, W, 3), so that labels form areas."""
     coarse = np.random.RandomState(seed).randint(0, 256, (-(-height // 8), -(-width // 8), 3))
     return np.kron(coarse, np.ones((8, 8, 1), int))[:height, :width].astype(np.uint8)
 
 
 def assert_same_labels(got: np.ndarray, wanted: np.ndarray) -> None:
-    """Where two logits are nearly equal, their order is chance."""
+    """Compare labels, of which up to 0.2 % may differ: where two logits are nearly equal, their order is chance."""
     assert got.shape == wanted.shape
     assert got.dtype == np.uint8
     assert (got != wanted).mean() < 2e-3

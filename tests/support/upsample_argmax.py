@@ -9,7 +9,7 @@ from support.comparing import eager_error, rounding
 
 
 def check(logits: Tensor, size: int | tuple[int, int], align_corners: bool = True) -> Tensor:
-    """Runs the backend in use: the class it names must have the largest exact logit, up to eager's own error."""
+    """Run the backend in use; the class it names must have the largest exact logit, up to eager's own error."""
     labels = lwrn_fast.upsample_argmax(logits, size, align_corners)
     height, width = (size, size) if isinstance(size, int) else size
     assert labels.shape == (logits.shape[0], height, width)

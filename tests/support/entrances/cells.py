@@ -1,7 +1,7 @@
-"""The frame of the table of entrances: what an entrance is, how its result is judged, and the cell that a test runs.
+"""The classes of the table of entrances: an entrance, its subject, and the cell that a test runs.
 
-An entrance is anything public that takes tensors, networks, images or files and answers. Its subject says how to make
-an instance, what to call it with, and what plain PyTorch answers with the same weights in float64.
+An entrance is anything public that takes tensors, models, images or files and returns a result. Its subject makes an
+instance, the arguments of a call, and the result of plain PyTorch with the same weights in float64.
 """
 
 from collections.abc import Callable
@@ -21,26 +21,26 @@ Change = Callable[[nn.Module], nn.Module]
 
 
 class Subject:
-    """How one kind of entrance is made, called and judged; every method gets what decides its answer."""
+    """Makes, calls and checks one class of entrances; the arguments of each method determine its result."""
 
-    # the call's parameters by name, in order
+    # Names of the call's parameters, in order.
     names: tuple[str, ...] = ()
     differentiable = False
 
     def weights(self, seed: int, wide: bool) -> Weights:
-        """Float32 weights, the same for a seed whatever the process does. wide: another number of channels."""
+        """Return float32 weights that depend on the seed alone. wide: another number of channels."""
         return {}
 
     def make(self, weights: Weights, wide: bool, change: Change, folder: Path) -> Callable[..., Any]:
-        """An instance of the entrance with these weights. change: done to the module before it enters."""
+        """Return an instance of the entrance with these weights. change: applied to the module before."""
         raise NotImplementedError
 
     def inputs(self, seed: int, size: tuple[int, int], batch: int, wide: bool) -> Args:
-        """The arguments of a call."""
+        """Return the arguments of a call."""
         raise NotImplementedError
 
     def plain(self, weights: Weights, *args: Any) -> Any:
-        """The right result from plain PyTorch, in the dtype of the weights and arguments."""
+        """Return the right result from plain PyTorch, in the dtype of the weights and arguments."""
         raise NotImplementedError
 
     def check(self, got: Any, weights: Weights, args: Args) -> None:
@@ -50,7 +50,7 @@ class Subject:
         maps_are_right(got, exact, self.plain(weights, *args))
 
     def of_file(self, run: Callable[..., Any], path: Path) -> Any:
-        """The instance's answer for the image in this file."""
+        """Return the instance's answer for the image in this file."""
         raise NotImplementedError
 
 
@@ -82,7 +82,7 @@ class Made:
 
 @dataclass
 class Cell:
-    """What a condition works with: it makes instances of one entrance and judges their answers."""
+    """One entrance under one condition: makes instances and checks their answers."""
 
     entrance: Entrance
     folder: Path
@@ -94,7 +94,7 @@ class Cell:
         return self.entrance.subject
 
     def made(self, seed: int = 0, wide: bool = False, *, fresh: bool = False, change: Change | None = None) -> Made:
-        """An instance with the weights of this seed: the row's own where it keeps them, else fresh."""
+        """Return an instance with the weights of this seed: the row's own where it keeps them, else fresh."""
         keeps = self.entrance.keeps and not fresh and change is None
         if keeps and (seed, wide) in self.kept:
             return self.kept[seed, wide]
@@ -115,7 +115,7 @@ class Cell:
         call: Callable[..., Any] | None = None,
         weights: Weights | None = None,
     ) -> None:
-        """Call the instance, or what stands for it, and judge the answer by its weights, or by others."""
+        """Call the instance, or `call` in its stead, and check the answer by its weights, or by others."""
         args = self.inputs(made.seed, wide=made.wide) if args is None else args
         got = (call or made.run)(*args)
         self.subject.check(got, made.weights if weights is None else weights, args)
@@ -125,8 +125,9 @@ class Cell:
 
 
 def maps_are_right(got: Any, exact: Tensor, eager: Tensor) -> None:
-    """exact: float64. eager: float32, whose error is the measure; NaN and infinities are wrong.
+    """Fail where a map differs from `exact` by more than float32 explains; NaN and infinities fail too.
 
+    exact: float64. eager: float32, whose error is the measure.
     The largest error of a few hundred values is luck, eager's as well as ours: hence the factor.
     """
     assert isinstance(got, Tensor), f"a {type(got).__name__} came, not a tensor"
@@ -139,7 +140,7 @@ def maps_are_right(got: Any, exact: Tensor, eager: Tensor) -> None:
 
 
 def labels_are_right(got: Any, exact: Tensor) -> None:
-    """exact: logits (N, classes, H, W) in float64. A label may be another one where two logits are nearly equal."""
+    """Fail for wrong labels. exact: logits (N, classes, H, W), float64; nearly equal logits allow either label."""
     labels = torch.as_tensor(got)
     assert labels.dtype == torch.uint8
     assert labels.shape == (exact.shape[0], *exact.shape[2:])
@@ -156,17 +157,17 @@ def upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def in_double(item: Any) -> Any:
-    """The same with every float32 tensor in float64."""
+    """Return the same with every float32 tensor in float64."""
     return mapped(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, item)
 
 
 def plain_tensors(item: Any) -> Any:
-    """The same without gradients, and without subclasses of Tensor."""
+    """Return the same without gradients, and without subclasses of Tensor."""
     return mapped(lambda x: x.detach().as_subclass(Tensor) if isinstance(x, Tensor) else x, item)
 
 
 def mapped(function: Callable[[Any], Any], item: Any) -> Any:
-    """The function's results, in the containers that the items are in."""
+    """Return the function's results in the same containers as the items."""
     if isinstance(item, (list, tuple)):
         return type(item)(mapped(function, each) for each in item)
     if isinstance(item, dict):
@@ -175,7 +176,7 @@ def mapped(function: Callable[[Any], Any], item: Any) -> Any:
 
 
 def filled(state: Weights, seed: int) -> Weights:
-    """Weights that keep a deep network's values near 1, by a generator of their own, in float32 on the CPU."""
+    """Return weights that keep a deep model's values near 1, from a generator of their own, in float32 on the CPU."""
     generator = torch.Generator().manual_seed(1000 + seed)
 
     def fill(name: str, shape: torch.Size) -> Tensor:
@@ -193,7 +194,7 @@ def filled(state: Weights, seed: int) -> Weights:
 
 
 def noise(seed: int, *shape: int) -> Tensor:
-    """Float32 noise, the same whatever the default dtype and the generator of the process are."""
+    """Return float32 noise that depends neither on the default dtype nor on the process's generator."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
 
@@ -203,7 +204,7 @@ CONDITIONS: dict[str, Condition] = {}
 
 
 def condition(function: Condition) -> Condition:
-    """Join the table under the function's name."""
+    """Add the condition to the table under the function's name."""
     CONDITIONS[function.__name__] = function
     return function
 

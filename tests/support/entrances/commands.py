@@ -32,13 +32,13 @@ from support.entrances.subjects import (
     tiny,
 )
 
+# Learning rate of the one step that `train` takes.
 RATE = 0.1
-"""Learning rate of the one step that `train` takes."""
 
 
 @contextmanager
 def tiny_network() -> Iterator[None]:
-    """Within, "tiny" is a network of the package's list, so that commands and checkpoints know it."""
+    """List "tiny" among the package's models within this context, so that commands and checkpoints know it."""
     models.NETWORKS["tiny"] = Tiny
     try:
         yield
@@ -59,7 +59,7 @@ def checkpoint(weights: Weights, folder: Path) -> Path:
 
 
 def written(images: np.ndarray, folder: Path) -> list[Path]:
-    """uint8 (H, W, 3), or several of them, as files."""
+    """Write images, uint8 (H, W, 3) or (N, H, W, 3), to files; return their paths."""
     paths = []
     for each in images if images.ndim == 4 else images[None]:
         paths.append(new_path(folder, ".png"))
@@ -71,7 +71,7 @@ class OfCommand(OfImages):
     """A command from image files to label maps. work: takes the checkpoint, a folder and the files."""
 
     def __init__(self, work: Callable[[Path, Path, Sequence[Path]], list[np.ndarray]]) -> None:
-        super().__init__(lambda network, *_: network, tiny)  # its file is what enters
+        super().__init__(lambda model, *_: model, tiny)  # the command gets its file
         self.work = work
 
     def make(self, weights: Weights, wide: bool, change: Change, folder: Path) -> Callable[..., Any]:
@@ -80,8 +80,8 @@ class OfCommand(OfImages):
         def run(images: Any) -> Any:
             if isinstance(images, Path):
                 return self.work(path, folder, [images])[0]
-            found = self.work(path, folder, written(images, folder))
-            return np.stack(found) if images.ndim == 4 else found[0]
+            results = self.work(path, folder, written(images, folder))
+            return np.stack(results) if images.ndim == 4 else results[0]
 
         return run
 
@@ -123,18 +123,18 @@ def video() -> OfCommand:
 
 
 def labels_of(coloured: np.ndarray) -> np.ndarray:
-    """The classes of a picture in the palette's colours."""
+    """Return the classes of an image in the palette's colours."""
     same = (coloured[:, :, None] == models.PALETTE[:32]).all(3)
     assert same.any(2).all(), "a colour is no class's"
     return same.argmax(2).astype(np.uint8)
 
 
 def export(to: str, read: Callable[[Path], Callable[..., Any]], *options: str) -> OfNetwork:
-    """`lwrn-fast export`, called as the file that it writes. read: the file as something to call."""
+    """Return the subject of `lwrn-fast export`: the file that it writes. read: makes a function of the file."""
 
-    def enter(network: nn.Module, example: Tensor, path: Path) -> Callable[..., Any]:
+    def enter(model: nn.Module, example: Tensor, path: Path) -> Callable[..., Any]:
         out = path.with_suffix({"onnx": ".onnx", "safetensors": ".safetensors"}[to])
-        weights = checkpoint(network.state_dict(), path.parent)
+        weights = checkpoint(model.state_dict(), path.parent)
         command("export", "--to", to, "--out", out, "--checkpoint", weights, *options)
         return read(out)
 
@@ -165,10 +165,10 @@ class OfTraining(OfCommand):
     @staticmethod
     def data(images: np.ndarray, labels: np.ndarray, folder: Path) -> Path:
         data = new_path(folder, "")
-        for kind, arrays in (("images", images), ("labels", labels)):
-            (data / kind).mkdir(parents=True)
+        for folder_name, arrays in (("images", images), ("labels", labels)):
+            (data / folder_name).mkdir(parents=True)
             for i, array in enumerate(arrays):
-                Image.fromarray(array).save(data / kind / f"{i}.png")
+                Image.fromarray(array).save(data / folder_name / f"{i}.png")
         return data
 
 
@@ -210,14 +210,14 @@ class Training(OfTraining):
         return float(row["loss"]), load_file(out / "last.safetensors")
 
     def plain(self, weights: Weights, *args: Any) -> Any:
-        """The loss, and every parameter after the step."""
+        """Return the loss, and every parameter after the step."""
         images, labels = args
         parameters = {name: value.clone().requires_grad_() for name, value in weights.items() if _learns(name)}
         buffers = {name: value.clone() for name, value in weights.items() if not _learns(name)}
         x = normalised(torch.from_numpy(images), None, next(iter(weights.values())).dtype)
-        network = Tiny(len(weights["classifier.bias"]), torch.contiguous_format).train()
+        model = Tiny(len(weights["classifier.bias"]), torch.contiguous_format).train()
         with torch.inference_mode(False), torch.enable_grad():
-            logits = called(network, {**parameters, **buffers}, x.clone())
+            logits = called(model, {**parameters, **buffers}, x.clone())
             loss = F.cross_entropy(upsampled(logits, x.shape[2:]), torch.from_numpy(labels).long())
             gradients = torch.autograd.grad(loss, list(parameters.values()))
         stepped = {
@@ -242,7 +242,7 @@ def _learns(name: str) -> bool:
 
 
 class ReceptiveField(OfCommand):
-    """What `lwrn-fast receptive-field` says of an image, beside the gradient of plain PyTorch."""
+    """The figures of `lwrn-fast receptive-field` for an image, compared with the gradient of plain PyTorch."""
 
     def __init__(self) -> None:
         super().__init__(lambda *_: [])
@@ -286,7 +286,7 @@ class ReceptiveField(OfCommand):
 
 
 def _levels(weights: Weights, x: Tensor) -> dict[tuple[str, str], Tensor]:
-    """Tiny's maps before and after each chained residual pooling."""
+    """Return Tiny's maps before and after each chained residual pooling."""
     names = ("norm.running_mean", "norm.running_var", "norm.weight", "norm.bias")
     fine = F.conv2d(x, weights["stem.weight"], weights["stem.bias"], 4, 1)
     fine = F.relu(F.batch_norm(fine, *(weights[name] for name in names)))
@@ -298,14 +298,13 @@ def _levels(weights: Weights, x: Tensor) -> dict[tuple[str, str], Tensor]:
 
 
 class Generation(Subject):
-    """What `lwrn-fast generate` draws, beside the function that draws one picture."""
+    """The images of `lwrn-fast generate`, compared with the function that draws one image."""
 
     def make(self, weights: Weights, wide: bool, change: Change, folder: Path) -> Callable[..., Any]:
         def run(seed: int, size: tuple[int, int]) -> Any:
             out = new_path(folder, "")
             command("generate", out, "--images", 3, "--seed", seed, "--size", *size)
-            kinds = ("images", "labels")
-            return [np.array(Image.open(out / "train" / kind / "00000.png")) for kind in kinds]
+            return [np.array(Image.open(out / "train" / name / "00000.png")) for name in ("images", "labels")]
 
         return run
 
@@ -319,7 +318,7 @@ class Generation(Subject):
 
 
 class Information(Subject):
-    """What `lwrn-fast info` prints, by name."""
+    """The lines of `lwrn-fast info`, by name."""
 
     def make(self, weights: Weights, wide: bool, change: Change, folder: Path) -> Callable[..., Any]:
         def run() -> dict[str, str]:
@@ -375,14 +374,14 @@ class Measurement(Subject):
 
 
 def loaded(ending: str) -> OfNetwork:
-    """`models.load` of a checkpoint of that ending."""
+    """Return the subject of `models.load` for checkpoints of this ending."""
 
-    def enter(network: nn.Module, example: Tensor, path: Path) -> Callable[..., Any]:
+    def enter(model: nn.Module, example: Tensor, path: Path) -> Callable[..., Any]:
         file = path.with_suffix(ending)
         if ending == ".safetensors":
-            lwrn_fast.export.to_safetensors(network, file)
+            lwrn_fast.export.to_safetensors(model, file)
         else:
-            torch.save({"state_dict": network.state_dict(), "epoch": 3}, file)
+            torch.save({"state_dict": model.state_dict(), "epoch": 3}, file)
         return models.load(file)
 
     return OfNetwork(enter, tiny)

@@ -28,7 +28,7 @@ def first_call(cell: Cell) -> None:
 
 @condition
 def second_call(cell: Cell) -> None:
-    """The same values again, then others, then the first again."""
+    """The same values are passed again, then others, then the first again."""
     made = cell.made()
     for seed in (0, 0, 1, 0):
         cell.right(made, cell.inputs(seed))
@@ -36,7 +36,7 @@ def second_call(cell: Cell) -> None:
 
 @condition
 def second_instance(cell: Cell) -> None:
-    """One of other weights is made after the first has answered; each answers for itself."""
+    """An instance of other weights is made after the first has answered; each uses its own."""
     first = cell.made(0)
     cell.right(first)
     second = cell.made(1)
@@ -47,7 +47,7 @@ def second_instance(cell: Cell) -> None:
 
 @condition
 def instance_made_before(cell: Cell) -> None:
-    """One of other weights is there, and has not been called yet."""
+    """An instance of other weights exists, and has not been called yet."""
     other, made = cell.made(1), cell.made(0)
     cell.right(made)
     cell.right(other)
@@ -62,7 +62,7 @@ def other_order(cell: Cell) -> None:
 
 @condition
 def deleted_instance(cell: Cell) -> None:
-    """Another one has answered and is gone, and its memory is free for this one."""
+    """Another instance has answered and is deleted, and its memory is free for this one."""
     cell.right(cell.made(2, fresh=True))
     gc.collect()
     cell.right(cell.made(3, fresh=True))
@@ -87,7 +87,7 @@ def other_size_before(cell: Cell) -> None:
 
 @condition
 def part_of_a_batch(cell: Cell) -> None:
-    """A batch of three, and each of its images alone."""
+    """A batch of three is passed, and each of its images alone."""
     made = cell.made()
     batch = cell.inputs(0, SIZE, 3)
     cell.right(made, batch)
@@ -104,7 +104,7 @@ def _has_batch(x: Any) -> bool:
 
 @condition
 def another_thread(cell: Cell) -> None:
-    """Made here, called there, and here again."""
+    """The instance is made here, called in another thread, and here again."""
     made = cell.made()
     in_thread(lambda: cell.right(made))
     cell.right(made)
@@ -112,7 +112,7 @@ def another_thread(cell: Cell) -> None:
 
 @condition
 def made_in_a_thread(cell: Cell) -> None:
-    """Made in a thread that has ended when it is called."""
+    """The instance is made in a thread that has ended when it is called."""
     made = in_thread(lambda: cell.made(4, fresh=True))
     cell.right(made)
 
@@ -194,7 +194,7 @@ def replica(cell: Cell) -> None:
 
 
 def _replica(module: nn.Module, weights: nn.Module) -> nn.Module:
-    """As torch.nn.parallel.replicate makes them: the dictionary copied, and tensors in place of parameters."""
+    """Return a replica as torch.nn.parallel.replicate makes it: a copied dictionary, tensors instead of parameters."""
     made = module._replicate_for_data_parallel()
     for name, child in module._modules.items():
         made._modules[name] = None if child is None else _replica(child, weights._modules[name])  # type: ignore[arg-type]
@@ -234,7 +234,7 @@ def changed_weights(cell: Cell) -> None:
 
 @condition
 def subclass(cell: Cell) -> None:
-    """An instance of a class derived from the network's, of which another instance has answered."""
+    """The instance's class is derived from a model's class of which another instance has answered."""
     cell.right(cell.made())
 
     def derived(module: nn.Module) -> nn.Module:
@@ -263,7 +263,7 @@ def tuple_for_list(cell: Cell) -> None:
 
 @condition
 def numpy_integers(cell: Cell) -> None:
-    """Sizes that come from NumPy."""
+    """Sizes are NumPy's integers."""
     made = cell.made()
 
     def convert(item: Any) -> Any:
@@ -282,7 +282,7 @@ def memory_formats(cell: Cell) -> None:
 def _in_layout(name: str, x: Any) -> Any:
     if not isinstance(x, Tensor) or x.dim() != 4:
         return x
-    if name == "sliced_columns" and not x.is_floating_point():  # what lies between cannot be NaN
+    if name == "sliced_columns" and not x.is_floating_point():  # integers between the columns cannot be NaN
         return x.repeat_interleave(2, 3)[:, :, :, ::2]
     return LAYOUTS[name](x)
 

@@ -32,6 +32,7 @@ def _turned(image: np.ndarray, path: Path) -> None:
     Image.fromarray(image).save(path, exif=exif)
 
 
+# Eight colours.
 FEW = np.random.RandomState(5).randint(0, 256, (8, 3)).astype(np.uint8)
 
 
@@ -41,7 +42,7 @@ def _palette(image: np.ndarray) -> Image.Image:
     return indexed
 
 
-# name: the file's ending, what writes an image of uint8 (H, W, 3) there, and the RGB that it must be taken for
+# Name: the file's ending, a function that writes an image of uint8 (H, W, 3), and one for the RGB that must be read.
 FILES: dict[str, tuple[str, Callable[[np.ndarray, Path], None], Callable[[np.ndarray], np.ndarray]]] = {
     "png": ("png", lambda a, path: Image.fromarray(a).save(path), lambda a: a),
     "bmp": ("bmp", lambda a, path: Image.fromarray(a).save(path), lambda a: a),
@@ -58,12 +59,12 @@ FILES: dict[str, tuple[str, Callable[[np.ndarray, Path], None], Callable[[np.nda
 }
 
 
-def _file(kind: str) -> Condition:
-    ending, write, expected = FILES[kind]
+def _file(name: str) -> Condition:
+    ending, write, expected = FILES[name]
 
     def check(cell: Cell) -> None:
         made, (image, *rest) = cell.made(), cell.inputs()
-        path = cell.folder / f"{kind}.{ending}"
+        path = cell.folder / f"{name}.{ending}"
         write(image, path)
         cell.right(made, (expected(image), *rest), call=lambda *_: cell.subject.of_file(made.run, path))
         cell.right(made)
@@ -71,7 +72,7 @@ def _file(kind: str) -> Condition:
     return check
 
 
-CONDITIONS.update({f"{kind}_file": _file(kind) for kind in FILES})
+CONDITIONS.update({f"{name}_file": _file(name) for name in FILES})
 
 
 @condition

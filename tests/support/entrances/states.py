@@ -28,7 +28,7 @@ from support.entrances.cells import (
 
 @condition
 def default_dtype(cell: Cell) -> None:
-    """torch.set_default_dtype changes nothing for an instance that is there."""
+    """torch.set_default_dtype does not change an existing instance."""
     made = cell.made()
     torch.set_default_dtype(torch.float64)
     cell.right(made)
@@ -38,9 +38,10 @@ def default_dtype(cell: Cell) -> None:
 
 @condition
 def made_under_default_dtype(cell: Cell) -> None:
-    """Nor for one that is made then."""
+    """torch.set_default_dtype does not change an instance made under it."""
     torch.set_default_dtype(torch.float64)
-    made = cell.made(7, fresh=True)  # in no seed but 5 are maxima so near to each other that rounding decides
+    # Not seed 5, where maxima are so near to each other that rounding decides.
+    made = cell.made(7, fresh=True)
     cell.right(made)
     torch.set_default_dtype(torch.float32)
     cell.right(made)
@@ -48,7 +49,7 @@ def made_under_default_dtype(cell: Cell) -> None:
 
 @condition
 def grad_mode(cell: Cell) -> None:
-    """With inputs that need gradients; where the entrance has gradients, they are right too."""
+    """Inputs need gradients; where the entrance has gradients, they are right too."""
     made = cell.made()
     subject = cell.subject
     args = mapped(_leaf, cell.inputs())
@@ -89,7 +90,7 @@ def no_grad(cell: Cell) -> None:
 
 @condition
 def inference_mode(cell: Cell) -> None:
-    """Its own tensors, and others, within and after it."""
+    """Tensors made in inference mode, and others, are passed within and after it."""
     made = cell.made()
     outside = cell.inputs()
     with torch.inference_mode():
@@ -110,7 +111,7 @@ def made_in_inference_mode(cell: Cell) -> None:
 
 @condition
 def derivative_after_a_call(cell: Cell) -> None:
-    """The derivative with respect to the weights knows nothing of an ordinary call before."""
+    """An ordinary call before does not change the derivative with respect to the weights."""
     made: Any = cell.made(fresh=True)
     names = [name for name, _ in made.run.named_parameters()]
     tangents = filled({name: made.weights[name] for name in names}, 7)
@@ -132,7 +133,7 @@ def derivative_after_a_call(cell: Cell) -> None:
 
 @condition
 def reference_backend(cell: Cell) -> None:
-    """Each backend that can run answers the same, in any order."""
+    """Each backend that can run gives the same answer, in any order."""
     made = cell.made()
     for name in ("reference", *(() if native.missing() else ("cpu",)), "auto", "reference"):
         with lwrn_fast.use_backend(name):
@@ -177,7 +178,7 @@ def random_state(cell: Cell) -> None:
 
 @condition
 def poisoned_memory(cell: Cell) -> None:
-    """Fresh memory is NaN, or all ones, and nothing of it comes through."""
+    """New memory is NaN, or all ones, and none of it appears in a result."""
     made, before = cell.made(), torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -188,7 +189,7 @@ def poisoned_memory(cell: Cell) -> None:
 
 @condition
 def another_folder(cell: Cell) -> None:
-    """Made in one working directory, called in another one."""
+    """The instance is made in one working directory and called in another one."""
     before = os.getcwd()
     here, there = (cell.folder / name for name in ("here", "there"))
     for folder in (here, there):
@@ -205,7 +206,7 @@ def another_folder(cell: Cell) -> None:
 
 @condition
 def entrance_beside(cell: Cell) -> None:
-    """Other entrances answer for networks of the same class before and in between."""
+    """Other entrances answer for models of the same class before and in between."""
     assert cell.neighbours, "the table names none"
     for neighbour in cell.neighbours:
         neighbour.right(neighbour.made(1))

@@ -1,4 +1,4 @@
-"""The subjects of the table of entrances that are called in Python: functions, modules, networks, images and files."""
+"""The subjects of the table of entrances that are called in Python: functions, modules, models, images and files."""
 
 import functools
 import itertools
@@ -22,7 +22,7 @@ _numbers = itertools.count()
 
 
 def new_path(folder: Path, ending: str) -> Path:
-    """A name in this folder that no other file has had."""
+    """Return a new file name in this folder."""
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{next(_numbers)}{ending}"
 
@@ -35,9 +35,9 @@ class CrpFunction(Subject):
         return lwrn_fast.crp
 
     def inputs(self, seed: int, size: tuple[int, int], batch: int, wide: bool) -> Args:
-        planes = 12 if wide else 8
-        weights = [noise(seed + i, planes, planes, 1, 1) / 3 for i in (1, 2)]
-        return noise(seed, batch, planes, *size), weights, [noise(seed + i, planes) for i in (1, 2)]
+        channels = 12 if wide else 8
+        weights = [noise(seed + i, channels, channels, 1, 1) / 3 for i in (1, 2)]
+        return noise(seed, batch, channels, *size), weights, [noise(seed + i, channels) for i in (1, 2)]
 
     def plain(self, weights: Weights, *args: Any) -> Any:
         return reference.crp(*args)
@@ -51,10 +51,10 @@ class FusionFunction(Subject):
         return lwrn_fast.fusion
 
     def inputs(self, seed: int, size: tuple[int, int], batch: int, wide: bool) -> Args:
-        planes = 9 if wide else 5
+        channels = 9 if wide else 5
         maps = pyramid(seed, size, batch, wide)
-        weights = [noise(seed + i, planes, x.shape[1], 1, 1) / 3 for i, x in enumerate(maps)]
-        return maps, weights, [noise(seed + i, planes) for i in (1, 2)], "none"
+        weights = [noise(seed + i, channels, x.shape[1], 1, 1) / 3 for i, x in enumerate(maps)]
+        return maps, weights, [noise(seed + i, channels) for i in (1, 2)], "none"
 
     def plain(self, weights: Weights, *args: Any) -> Any:
         return reference.fusion(*args)
@@ -77,7 +77,7 @@ class UpsampleArgmaxFunction(Subject):
 
 
 class NormaliseFunction(Subject):
-    """One entry of the weights tells `plain` the dtype, which the arguments, of whole numbers, cannot."""
+    """normalise: one entry of the weights tells `plain` the dtype, because the arguments are whole numbers."""
 
     names = ("images", "size")
 
@@ -114,7 +114,7 @@ class PreprocessFunction(NormaliseFunction):
 
 
 class OfModule(Subject):
-    """A module that `build` makes, called with what `inputs` makes. plain: its answer from a dictionary of weights."""
+    """A module that `build` makes, called with the result of `inputs`. plain: its answer from a dict of weights."""
 
     differentiable = True
 
@@ -131,10 +131,10 @@ class OfModule(Subject):
         return filled(self.build(wide).state_dict(), seed)
 
     def make(self, weights: Weights, wide: bool, change: Change, folder: Path) -> Callable[..., Any]:
-        return change(self.network(weights, wide))
+        return change(self.model(weights, wide))
 
-    def network(self, weights: Weights, wide: bool) -> nn.Module:
-        """A new network of float32 with these weights; the one that is kept is the oracle's."""
+    def model(self, weights: Weights, wide: bool) -> nn.Module:
+        """Return a new model of float32 with these weights; the cached one is the oracle's."""
         module = self.build.__wrapped__(wide).to(torch.float32).eval()  # type: ignore[attr-defined]
         module.load_state_dict(weights)
         return module
@@ -160,7 +160,7 @@ class UpsampleArgmaxModule(UpsampleArgmaxFunction):
 
 
 def published(build: Callable[..., nn.Module]) -> OfModule:
-    """One of the package's networks. build: takes the number of classes and the memory format.
+    """Return the subject of one of the package's models. build: takes the number of classes and the memory format.
 
     Its plain form, PyTorch's own operations alone on contiguous memory, is the oracle.
     """
@@ -176,28 +176,28 @@ def published(build: Callable[..., nn.Module]) -> OfModule:
     return OfModule(lambda wide: build(7 if wide else 5, torch.channels_last).eval(), rgb, answer)
 
 
-def called(network: nn.Module, weights: Weights, *args: Any) -> Any:
-    """functional_call puts the weights into the module for a while, which one thread at a time can do."""
+def called(model: nn.Module, weights: Weights, *args: Any) -> Any:
+    """Call the model with these weights; functional_call sets them in the module, so one thread at a time does it."""
     with _turn:
-        return functional_call(network, weights, args)
+        return functional_call(model, weights, args)
 
 
 _turn = threading.RLock()
 
 
-class Foreign(nn.Module):
-    """Somebody else's network: convolutions and batch normalisations, a fusion, chained residual pooling, a head."""
+class ThirdParty(nn.Module):
+    """A third-party model: convolutions and batch normalisations, a fusion, chained residual pooling, a head."""
 
-    def __init__(self, planes: int = 8, classes: int = 5) -> None:
+    def __init__(self, channels: int = 8, classes: int = 5) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, planes, 3, 2, 1, bias=False)
-        self.norm = nn.BatchNorm2d(planes)
-        self.deep = nn.Conv2d(planes, 6, 3, 2, 1)
-        self.fine1x1 = nn.Conv2d(planes, planes, 1, bias=False)
-        self.deep1x1 = nn.Conv2d(6, planes, 1, bias=False)
+        self.stem = nn.Conv2d(3, channels, 3, 2, 1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.deep = nn.Conv2d(channels, 6, 3, 2, 1)
+        self.fine1x1 = nn.Conv2d(channels, channels, 1, bias=False)
+        self.deep1x1 = nn.Conv2d(6, channels, 1, bias=False)
         self.pool = nn.MaxPool2d(5, 1, 2)
-        self.conv1, self.conv2 = (nn.Conv2d(planes, planes, 1, bias=False) for _ in range(2))
-        self.head = nn.Conv2d(planes, classes, 3, padding=1)
+        self.conv1, self.conv2 = (nn.Conv2d(channels, channels, 1, bias=False) for _ in range(2))
+        self.head = nn.Conv2d(channels, classes, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         fine = F.relu(self.norm(self.stem(x)))
@@ -207,8 +207,8 @@ class Foreign(nn.Module):
         return self.head(x + first + self.conv2(self.pool(first)))
 
 
-class Flattening(Foreign):
-    """A network that relies on the strides which PyTorch's own operations leave: contiguous to contiguous."""
+class Flattening(ThirdParty):
+    """A model that relies on the strides which PyTorch's own operations leave: contiguous to contiguous."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.stem(x)))
@@ -218,7 +218,7 @@ class Flattening(Foreign):
 
 
 class Tiny(models.base.Network):
-    """The least network of the package's own kind, for commands and checkpoints: a stem, a deeper map, two levels."""
+    """A minimal model of the package's class Network, for commands and checkpoints: a stem, a map below, two levels."""
 
     def __init__(self, num_classes: int = 5, memory_format: torch.memory_format = torch.channels_last) -> None:
         super().__init__()
@@ -233,8 +233,8 @@ class Tiny(models.base.Network):
         return [fine, F.relu(self.deep(fine))]
 
 
-def foreign(wide: bool) -> nn.Module:
-    return Foreign(12, 7) if wide else Foreign()
+def third_party(wide: bool) -> nn.Module:
+    return ThirdParty(12, 7) if wide else ThirdParty()
 
 
 def flattening(wide: bool) -> nn.Module:
@@ -246,9 +246,9 @@ def tiny(wide: bool) -> nn.Module:
 
 
 class OfNetwork(OfModule):
-    """What `enter` makes of a network, called with what the network is called with.
+    """The result of `enter` for a model, called with the model's inputs.
 
-    enter: takes the network, in eval mode, an example of its input, and a new path without an ending.
+    enter: takes the model, in eval mode, an example of its input, and a new path without an ending.
     """
 
     differentiable = False
@@ -263,8 +263,8 @@ class OfNetwork(OfModule):
         self.enter = enter
 
     def make(self, weights: Weights, wide: bool, change: Change, folder: Path) -> Callable[..., Any]:
-        network = change(self.network(weights, wide))
-        return self.enter(network, noise(77, 1, 3, *SIZE), new_path(folder, ""))
+        model = change(self.model(weights, wide))
+        return self.enter(model, noise(77, 1, 3, *SIZE), new_path(folder, ""))
 
 
 class Differentiable(OfNetwork):
@@ -274,7 +274,7 @@ class Differentiable(OfNetwork):
 
 
 class OfImages(OfNetwork):
-    """An entrance from images, uint8 (H, W, 3), to label maps. size: of the network's input, where it is fixed."""
+    """An entrance from images, uint8 (H, W, 3), to label maps. size: of the model's input, where it is fixed."""
 
     def __init__(
         self,
@@ -305,18 +305,18 @@ class OfImages(OfNetwork):
             return run(opened)
 
 
-def plain_layout(network: nn.Module) -> nn.Module:
-    """One of the package's own networks in plain PyTorch; another one is that already."""
-    if isinstance(network, models.base.Network):
-        network.memory_format = torch.contiguous_format
-    return network
+def plain_layout(model: nn.Module) -> nn.Module:
+    """Return the model in plain PyTorch, which only the package's own models have to be told."""
+    if isinstance(model, models.base.Network):
+        model.memory_format = torch.contiguous_format
+    return model
 
 
 def plain_crp(weights: Weights, x: Tensor) -> Tensor:
-    planes = x.shape[1]
-    parts = ([w for name, w in weights.items() if name.endswith(kind)] for kind in ("weight", "bias"))
+    channels = x.shape[1]
+    parts = ([w for name, w in weights.items() if name.endswith(role)] for role in ("weight", "bias"))
     convs, biases = parts
-    return reference.crp(x, convs, biases, planes if convs[0].shape[1] < planes else 1)
+    return reference.crp(x, convs, biases, channels if convs[0].shape[1] < channels else 1)
 
 
 def plain_fusion(weights: Weights, *inputs: Any) -> Tensor:
@@ -325,7 +325,7 @@ def plain_fusion(weights: Weights, *inputs: Any) -> Tensor:
 
 
 def plain_decoder(weights: Weights, features: Any, seen: list[Tensor] | None = None) -> Tensor:
-    """Two levels of lwrn_fast.models.Decoder, by hand. seen: gets the maps around each residual pooling."""
+    """Compute two levels of lwrn_fast.models.Decoder by hand. seen: gets the maps around each residual pooling."""
     fine, deep = features
     crps = [[w for name, w in weights.items() if name.startswith(f"crp{level}.")] for level in (1, 2)]
     before2 = reference.fusion([deep], [weights["lateral2.weight"]])
@@ -338,7 +338,7 @@ def plain_decoder(weights: Weights, features: Any, seen: list[Tensor] | None = N
 
 
 def normalised(images: Tensor, size: Any, dtype: torch.dtype) -> Tensor:
-    """(N, H, W, 3) or (H, W, 3) of uint8 as a network wants them."""
+    """Return the input of a model from images, (N, H, W, 3) or (H, W, 3) of uint8."""
     return reference.normalise(images, None if size is None else tuple(map(int, size)), dtype)
 
 
@@ -347,9 +347,9 @@ def one_map(seed: int, size: tuple[int, int], batch: int, wide: bool) -> Args:
 
 
 def pyramid(seed: int, size: tuple[int, int], batch: int, wide: bool) -> list[Tensor]:
-    """A map of this size, and one of half of it with other channels."""
-    planes = (12, 7) if wide else (8, 6)
-    return [noise(seed + i, batch, n, size[0] >> i, size[1] >> i) for i, n in enumerate(planes)]
+    """Return a map of this size, and one of half of it with other channels."""
+    channels = (12, 7) if wide else (8, 6)
+    return [noise(seed + i, batch, n, size[0] >> i, size[1] >> i) for i, n in enumerate(channels)]
 
 
 def a_list(*given: Any) -> Args:
@@ -361,6 +361,6 @@ def rgb(seed: int, size: tuple[int, int], batch: int, wide: bool) -> Args:
 
 
 def image(seed: int, height: int, width: int) -> np.ndarray:
-    """Blocks of colour, uint8 (H, W, 3), so that labels form areas."""
+    """Return blocks of colour, uint8 (H, W, 3), so that labels form areas."""
     coarse = np.random.RandomState(seed).randint(0, 256, (-(-height // 8), -(-width // 8), 3))
     return np.kron(coarse, np.ones((8, 8, 1), int))[:height, :width].astype(np.uint8)

@@ -1,4 +1,4 @@
-"""A small network of every op."""
+"""A small model that uses every op."""
 
 import torch
 import torch._dynamo.testing
@@ -7,7 +7,7 @@ from torch import Tensor
 import lwrn_fast
 
 
-class Network(torch.nn.Module):
+class Model(torch.nn.Module):
     """All three ops, as a decoder uses them."""
 
     def __init__(self) -> None:
