@@ -19,7 +19,7 @@ class BuildExt(build_ext):
     def get_ext_filename(self, fullname: str) -> str:
         name = super().get_ext_filename(fullname)
         stem = fullname.split(".")[-1]
-        # What holds no Python symbol carries no Python version in its name.
+        # A library without Python symbols carries no Python version in its name.
         return str(Path(name).with_name(f"{stem}.so")) if stem in ("_ops", "_ops_cuda") else name
 
     def build_extensions(self) -> None:

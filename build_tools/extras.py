@@ -1,4 +1,4 @@
-"""Print the requirements of an extra, one a line: `python build_tools/extras.py lint`.
+"""Print the requirements of the package with an extra, one a line: `python build_tools/extras.py lint`.
 
 pip installs an extra with its package alone; make installs the tools of an extra without building the package.
 """
@@ -26,4 +26,4 @@ def requirements(extra: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(*requirements(sys.argv[1]), sep="\n")
+    print(*PROJECT["dependencies"], *requirements(sys.argv[1]), sep="\n")

@@ -49,11 +49,11 @@ class Stages(NamedTuple):
     """The stages of a Segmenter, from images to labels."""
 
     device: torch.device
+    # From uint8 (N, H, W, 3) or (H, W, 3) to the model's input (N, 3, h, w).
     input: Callable[[Tensor], Tensor]
-    """From uint8 (N, H, W, 3) or (H, W, 3) to the model's input (N, 3, h, w)."""
     model: Callable[[Tensor], Any]
+    # From logits and (H, W) to uint8 (N, H, W).
     labels: Callable[[Tensor, tuple[int, int]], Tensor]
-    """From logits and (H, W) to uint8 (N, H, W)."""
     times: Timings
 
 

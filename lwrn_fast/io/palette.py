@@ -14,5 +14,5 @@ def _palette() -> np.ndarray:
     return colours
 
 
+# Colours of the labels 0 to 255: (256, 3) uint8, red, green, blue; 255 is VOC's "ignore".
 PALETTE = _palette()
-"""Colours of the labels 0 to 255: (256, 3) uint8, red, green, blue; 255 is VOC's "ignore"."""

@@ -19,10 +19,10 @@ class Network(LevelDecoder):
 
     name: str
     num_classes: int
+    # The record of what `load` took from a file; None for a model that is not from one.
     loaded: Loaded | None = None
-    """The record of what `load` took from a file; None for a model that is not from one."""
+    # Memory format that the input is converted to and the encoder keeps. May be set at any time.
     memory_format = torch.channels_last
-    """Memory format that the input is converted to and the encoder keeps. May be set at any time."""
 
     @property
     def plain(self) -> bool:  # type: ignore[override]  # follows memory_format

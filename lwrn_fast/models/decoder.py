@@ -21,31 +21,31 @@ from .refinenet_blocks import LightResidualUnits
 class Level(NamedTuple):
     """One level of a decoder, as the names of its modules in the model."""
 
+    # One or two consecutive 1x1 convolutions for each feature of this level, deepest first; in the original RefineNet,
+    # all modules of the path.
     laterals: tuple[tuple[str, ...], ...]
-    """One or two consecutive 1x1 convolutions for each feature of this level, deepest first; in the original RefineNet,
-    all modules of the path."""
+    # None for the ablation without it.
     crp: str | None
-    """None for the ablation without it."""
+    # The 1x1 convolution after the deeper level; None at the deepest level.
     deeper: str | None = None
-    """The 1x1 convolution after the deeper level; None at the deepest level."""
+    # The light-weight residual units behind the lateral's first convolution, for the ablation with them.
     adapt: str | None = None
-    """The light-weight residual units behind the lateral's first convolution, for the ablation with them."""
+    # The residual units at the end of the level.
     refine: str | None = None
-    """The residual units at the end of the level."""
 
 
 class LevelDecoder(nn.Module):
     """The base class of decoders; a subclass registers the modules and names them in these attributes."""
 
+    # Deepest first.
     levels: tuple[Level, ...]
-    """Deepest first."""
     head = "classifier"
     activation = "relu"
     align_corners = True
+    # Probability of a zero in the two deepest features, in training.
     dropout = 0.0
-    """Probability of a zero in the two deepest features, in training."""
+    # True for PyTorch's own operations in the memory format they choose, without fusing or folding.
     plain = False
-    """True for PyTorch's own operations in the memory format they choose, without fusing or folding."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -34,8 +34,8 @@ class RefineNet(ResNet, Network):
     """
 
     head = "clf_conv"
+    # Probability of a zero in the classifier's input, in training.
     dropout = 0.5
-    """Probability of a zero in the classifier's input, in training."""
 
     def __init__(
         self,

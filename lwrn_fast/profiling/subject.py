@@ -1,4 +1,4 @@
-"""What is profiled: the options, the model and its images."""
+"""The subject of a profile: options, model and images."""
 
 from dataclasses import dataclass
 from pathlib import Path

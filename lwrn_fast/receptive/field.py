@@ -37,16 +37,16 @@ class Box(NamedTuple):
 class Field(NamedTuple):
     """The receptive field of one unit."""
 
+    # Each pixel's share of the gradient's magnitude: (H, W) float32, sum 1.
     map: Tensor
-    """Each pixel's share of the gradient's magnitude: (H, W) float32, sum 1."""
+    # The minimum number of pixels that hold 50 and 95 % of it.
     area: dict[int, int]
-    """The minimum number of pixels that hold 50 and 95 % of it."""
+    # Row and column of its centre of gravity.
     centre: tuple[float, float]
-    """Row and column of its centre of gravity."""
+    # Radius in pixels of the disc around the centre that holds 50 and 95 % of it.
     radius: dict[int, float]
-    """Radius in pixels of the disc around the centre that holds 50 and 95 % of it."""
+    # The pixels that can have an influence with any weights, clipped to the image.
     theoretical: Box
-    """The pixels that can have an influence with any weights, clipped to the image."""
 
 
 class Fields(NamedTuple):
@@ -54,10 +54,10 @@ class Fields(NamedTuple):
 
     before: Field
     after: Field
+    # Row and column of the unit.
     unit: tuple[int, int]
-    """Row and column of the unit."""
+    # (h, w) of the unit's map.
     size: tuple[int, int]
-    """(h, w) of the unit's map."""
 
 
 def receptive_field(

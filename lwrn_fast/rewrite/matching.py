@@ -41,10 +41,10 @@ class Chain(NamedTuple):
     stages: list[Stage]
     others: list[Node]
     out: Node
+    # All nodes that it replaces, in the graph's order.
     nodes: list[Node]
-    """All nodes that it replaces, in the graph's order."""
+    # True where its convolutions are 3x3, as in the original RefineNet, so that only the pools are replaced.
     pools_only: bool
-    """True where its convolutions are 3x3, as in the original RefineNet, so that only the pools are replaced."""
 
     def __str__(self) -> str:
         count = len(self.stages)
@@ -56,8 +56,8 @@ class Term(NamedTuple):
     """One summand of a fusion: a map, its 1x1 convolutions, and the upsampling behind or before them."""
 
     x: Node
+    # One, or two that follow each other directly.
     convs: list[Conv]
-    """One, or two that follow each other directly."""
     resize: Resize | None
     nodes: list[Node]
 

@@ -37,8 +37,8 @@ class Conv(NamedTuple):
     x: Node
     weight: Source
     bias: Source | None
+    # The weight's shape, (outputs, inputs / groups, height, width).
     shape: tuple[int, ...]
-    """The weight's shape, (outputs, inputs / groups, height, width)."""
     stride: tuple[int, int]
     padding: tuple[int, int] | str
     dilation: tuple[int, int]
@@ -86,10 +86,10 @@ class Resize(NamedTuple):
     scale: Any
     mode: str
     align_corners: bool
+    # True without antialias.
     plain: bool
-    """True without antialias."""
+    # True where the scale only determines the size (recompute_scale_factor).
     recomputed: bool
-    """True where the scale only determines the size (recompute_scale_factor)."""
 
     @property
     def bilinear(self) -> bool:
@@ -104,8 +104,8 @@ class Activation(NamedTuple):
 
 class Addition(NamedTuple):
     operands: tuple[Any, ...]
+    # The nodes of the addition, torch.stack among them where it sums over one.
     nodes: tuple[Node, ...]
-    """The nodes of the addition, torch.stack among them where it sums over one."""
 
 
 class Reader:

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 class Finding:
     """A part of a model that resembles an op of ours, replaced or not."""
 
+    # The module whose forward it is in, "" for the model itself.
     where: str
-    """The module whose forward it is in, "" for the model itself."""
+    # "crp", "fusion", "labels" (upsampling and argmax), "pool" (5x5, stride 1), or "module".
     kind: str
-    """"crp", "fusion", "labels" (upsampling and argmax), "pool" (5x5, stride 1), or "module"."""
+    # Its size, in words.
     what: str
-    """Its size, in words."""
+    # The reason why it was left alone, None where it was replaced.
     reason: str | None = None
-    """The reason why it was left alone, None where it was replaced."""
 
     @property
     def replaced(self) -> bool:
@@ -32,8 +32,8 @@ class Report:
     """
 
     findings: list[Finding] = field(default_factory=list)
+    # True while nothing has been captured, so that the findings are only to be expected.
     expected: bool = False
-    """True while nothing has been captured, so that the findings are only to be expected."""
     _captured: dict[Hashable, list[Finding]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -47,8 +47,8 @@ class Job:
     confusion: bool = False
     out: Path | None = None
     weights: str | None = None
+    # The classes of values or colours in label maps, as `label_map.parse` reads it.
     map_labels: str | None = None
-    """The classes of values or colours in label maps, as `label_map.parse` reads it."""
 
 
 def run(

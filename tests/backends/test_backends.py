@@ -1,4 +1,4 @@
-"""Which backend runs a call, what is said about it, and info()."""
+"""The choice of a backend, its messages, and info()."""
 
 import logging
 import os

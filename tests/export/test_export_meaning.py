@@ -1,4 +1,4 @@
-"""What an exported file computes: what its network computed, whatever that does in place, returns or refuses."""
+"""Exported files compute what their models computed, whatever that does in place, returns or refuses."""
 
 import collections
 import copy

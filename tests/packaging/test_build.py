@@ -48,7 +48,7 @@ def environment(**changes):
 
 
 def run(*command, cwd, **changes):
-    """What the command prints on both streams; it must succeed."""
+    """Return what the command prints on both streams; it must succeed."""
     done = subprocess.run(command, cwd=cwd, env=environment(**changes), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -121,7 +121,7 @@ def tree(sdist, tmp_path_factory):
         archive.extractall(folder)
     (tree,) = folder.iterdir()
     if (ROOT / "build" / "native").exists():
-        # What is compiled already serves here too: ninja compiles again whatever differs.
+        # Compiled objects serve here too: ninja compiles again whatever differs.
         shutil.copytree(ROOT / "build" / "native", tree / "build" / "native", symlinks=True)
     return tree
 
@@ -405,7 +405,7 @@ def test_ops_depend_on_the_stable_abi_only(wheel, tree):
     assert not re.search("RPATH|RUNPATH", run("readelf", "-d", binary, cwd="/"))
 
 
-# What binaries need of the C and C++ libraries, with its version or, weakly, for tools that may be in the process.
+# Needs of binaries of the C and C++ libraries, with its version or, weakly, for tools that may be in the process.
 OF_THE_SYSTEM = re.compile(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_|^(__gmon_start__|_ITM_\w+)$")
 
 

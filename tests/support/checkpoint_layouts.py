@@ -26,8 +26,8 @@ class Row(NamedTuple):
     build: Callable[[State], Any]
     line: str | None = None
     wanted: dict[str, Any] = {}
+    # True if `load` takes the moving average, which `build` makes 1 larger where there are two.
     averaged: bool = False
-    """True if `load` takes the moving average, which `build` makes 1 larger where there are two."""
 
 
 def prefixed(state: State, prefix: str) -> State:

@@ -1,4 +1,4 @@
-"""Which cases run: `make test` leaves out slow tests and most combinations of parameters, `make test-all` neither."""
+"""The choice of cases: `make test` leaves out slow tests and most combinations of parameters, `make test-all` neither."""
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence

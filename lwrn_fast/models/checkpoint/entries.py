@@ -21,10 +21,10 @@ COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
 class Entry(NamedTuple):
     """One tensor of a file."""
 
+    # The keys to its state dict, each followed by a point.
     location: str
-    """The keys to its state dict, each followed by a point."""
+    # Its name in the state dict, without wrappers.
     name: str
-    """Its name in the state dict, without wrappers."""
     tensor: Tensor
 
     @property

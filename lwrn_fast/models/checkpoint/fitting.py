@@ -24,8 +24,8 @@ class Group:
     """The entries of a file with the names of one model after one prefix."""
 
     prefix: str
+    # Entries by the model's own names.
     own: dict[str, Entry] = field(default_factory=dict)
-    """Entries by the model's own names."""
     layout: int = 0
 
     @property
@@ -39,8 +39,8 @@ class Shapes:
 
     all: dict[str, tuple[int, ...]]
     head: tuple[str, str]
+    # Names in the decoder, with the classifier.
     decoder: frozenset[str]
-    """Names in the decoder, with the classifier."""
 
     @property
     def needed(self) -> list[str]:

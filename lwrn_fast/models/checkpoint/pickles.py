@@ -37,10 +37,10 @@ class StandIn:
 class Uses(NamedTuple):
     """The names in a pickle and their use."""
 
+    # Every "module.name" that is looked up.
     names: frozenset[str]
-    """Every "module.name" that is looked up."""
+    # The use of objects by name: "dict" for items set, "list" for items appended, "call".
     filled: dict[str, str]
-    """The use of objects by name: "dict" for items set, "list" for items appended, "call"."""
     protocol: int
 
 
