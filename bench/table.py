@@ -21,7 +21,7 @@ TITLES = {
     "crp": "CRP",
     "fusion": "Fusion",
     "upsample_argmax": "upsample_argmax",
-    "model": "Networks",
+    "model": "Models",
     "training": "Training step of CRP and fusion",
 }
 OURS, EAGER = "ours", "eager, channels-last"

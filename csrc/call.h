@@ -58,9 +58,9 @@ inline void require_like(const char* op, const std::string& name, const Tensor& 
 }
 
 inline void require_map(const char* op, const std::string& name, const Tensor& tensor) {
-  require(tensor.dim() == 4, op, ": ", name, " must be (batch, planes, height, width), got ", shape_of(tensor));
+  require(tensor.dim() == 4, op, ": ", name, " must be (batch, channels, height, width), got ", shape_of(tensor));
   require(tensor.size(1) > 0 && tensor.size(2) > 0 && tensor.size(3) > 0, op, ": ", name,
-          " must have planes, height and width of at least 1, got ", shape_of(tensor));
+          " must have channels, height and width of at least 1, got ", shape_of(tensor));
 }
 
 // sizes: (batch, channels, height, width).

@@ -25,7 +25,7 @@ inline CrpCall crp_call(const Tensor& x, const std::vector<Tensor>& weights, con
   const Dtype dtype = dtype_of("crp", "x", x);
   require_map("crp", "x", x);
   const int64_t channels = x.size(1);
-  require(groups == 1 || groups == channels, "crp: groups must be 1 or the number of planes (", channels, "), got ",
+  require(groups == 1 || groups == channels, "crp: groups must be 1 or the number of channels (", channels, "), got ",
           groups);
   require(static_cast<int64_t>(weights.size()) <= kMaxStages, "crp: weights must be at most ", kMaxStages,
           " tensors, got ", weights.size());

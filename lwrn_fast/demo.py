@@ -1,7 +1,7 @@
 """The main job in one command: `python -m lwrn_fast.demo [PHOTOS...] [--out DIR] [--checkpoint FILE]`.
 
-Segment drawn images, whose true labels are known, or photographs; compare with the reference backend and with the plain
-PyTorch model.
+Segment drawn images, whose true labels are known, or images of the user; compare with the reference backend and with
+the plain PyTorch model.
 """
 
 import functools

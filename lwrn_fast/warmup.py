@@ -20,7 +20,7 @@ def warmup(
     """Run a model, or calls of the ops, once on zeros, so that what they compile is compiled.
 
     A model is called with one input per shape, e.g. (1, 3, 512, 512), of the dtype and device of its first parameter
-    unless others are given. Calls are ("crp", x), ("fusion", [x, ...], planes) and ("upsample_argmax", logits, size),
+    unless others are given. Calls are ("crp", x), ("fusion", [x, ...], channels) and ("upsample_argmax", logits, size),
     with shapes for tensors; crp has four stages, as published. Triton compiles a kernel per dtype, channels and class
     of size, and keeps it in a cache on disk. Raises the errors of the calls.
 
@@ -53,7 +53,7 @@ def _call(op: str, arguments: list[Any], options: dict[str, Any]) -> None:
         upsample_argmax(_zeros(arguments[0], options), arguments[1])
     else:
         raise ValueError(
-            'warmup: a call must be ("crp", x), ("fusion", [x, ...], planes) or ("upsample_argmax", logits, size), '
+            'warmup: a call must be ("crp", x), ("fusion", [x, ...], channels) or ("upsample_argmax", logits, size), '
             f"got {(op, *arguments)!r}"
         )
 

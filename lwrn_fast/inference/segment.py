@@ -24,7 +24,6 @@ from .timings import Timings
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 # Classes that a label map of uint8 holds.
 MAX_CLASSES = 256
-MOST_CLASSES = MAX_CLASSES  # for lwrn_fast.training
 # Seed of random weights.
 SEED = 0
 # Rows of the closing table, and the stages of `Timings` in each.

@@ -49,7 +49,7 @@ class Chain(NamedTuple):
     def __str__(self) -> str:
         count = len(self.stages)
         kind = " with 3x3 convolutions: the pools" if self.pools_only else ""
-        return f"{count} stage{'s' * (count > 1)} of {self.stages[0].conv.shape[0]} planes{kind}"
+        return f"{count} stage{'s' * (count > 1)} of {self.stages[0].conv.shape[0]} channels{kind}"
 
 
 class Term(NamedTuple):
@@ -75,7 +75,7 @@ class Join(NamedTuple):
     def __str__(self) -> str:
         count = len(self.terms)
         inputs = f"{count} of {_inputs(count + len(self.others))}" if self.others else _inputs(count)
-        return f"{inputs} to {self.terms[0].convs[-1].shape[0]} planes"
+        return f"{inputs} to {self.terms[0].convs[-1].shape[0]} channels"
 
 
 class Labels(NamedTuple):
@@ -213,7 +213,7 @@ def _why_not_crp(chain: Chain) -> str | None:
         if conv.groups not in (1, channels) or conv.groups != groups:
             return f"a convolution has {conv.groups} groups, neither 1 nor {channels}"
         if conv.shape[:2] != (channels, channels // groups):
-            return f"a convolution is from {conv.shape[1] * groups} to {conv.shape[0]} planes"
+            return f"a convolution is from {conv.shape[1] * groups} to {conv.shape[0]} channels"
     return None
 
 

@@ -26,7 +26,7 @@ class Finding:
 class Report:
     """All findings, in the model's order; printed, it is a table.
 
-    >>> report = Report([Finding("crp1", "crp", "4 stages of 256 planes")])
+    >>> report = Report([Finding("crp1", "crp", "4 stages of 256 channels")])
     >>> report.count("crp"), bool(report)
     (1, True)
     """

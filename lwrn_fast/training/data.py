@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from .. import models
-from ..inference.segment import MOST_CLASSES
+from ..inference.segment import MAX_CLASSES
 from ..io import images
 from . import augment, labels
 from .augment import IGNORE
@@ -70,8 +70,8 @@ def class_names(folder: Path) -> list[str] | None:
             names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{file}: cannot be read ({error})") from error
-        if not 1 <= len(names) < MOST_CLASSES:
-            raise DataError(f"{file}: must name 1 to {MOST_CLASSES - 1} classes, names {len(names)}")
+        if not 1 <= len(names) < MAX_CLASSES:
+            raise DataError(f"{file}: must name 1 to {MAX_CLASSES - 1} classes, names {len(names)}")
         twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
         if twice is not None:
             raise DataError(f"{file}: names {twice!r} twice")

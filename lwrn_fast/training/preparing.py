@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import backends, models
 from ..errors import UserError
-from ..inference.segment import MOST_CLASSES
+from ..inference.segment import MAX_CLASSES
 from ..models.networks import Network
 from . import advice, augment, data, processes, survey
 from .label_map import LabelMap, parse
@@ -102,8 +102,8 @@ def classes(folder: Path, asked: int | None, held: int | None) -> tuple[list[str
     number = asked or (len(names) if names is not None else held)
     if number is None:
         raise UserError(f"{folder}: has no {data.CLASSES_FILE} that says which classes there are; give --num-classes")
-    if number >= MOST_CLASSES:
-        raise UserError(f"--num-classes must be 1 to {MOST_CLASSES - 1}, got {number}")
+    if number >= MAX_CLASSES:
+        raise UserError(f"--num-classes must be 1 to {MAX_CLASSES - 1}, got {number}")
     count = max(2, number)
     if names is not None and len(names) == 1 and count == 2:
         names = ["background", *names]

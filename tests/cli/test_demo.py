@@ -15,7 +15,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "RUNS", 1)
 
 
-def test_drawn_pictures_and_the_weights_of_the_package(tmp_path, capsys):
+def test_drawn_images_and_the_weights_of_the_package(tmp_path, capsys):
     assert demo.main(["--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     for part in ("rf_lw_mbv2, 8 classes", "they know drawn shapes", "3 images, ", "plain PyTorch, NCHW", "speed-up"):
@@ -29,19 +29,19 @@ def test_drawn_pictures_and_the_weights_of_the_package(tmp_path, capsys):
 
 
 def test_the_comparison_counts_what_is_right(tmp_path):
-    picture, truth = generate.draw_image(0, "test", 0, (32, 40))
+    image, truth = generate.draw_image(0, "test", 0, (32, 40))
     wrong = truth.copy()
     wrong[:8] = 7 - wrong[:8]  # a quarter, and never equal
     demo.images.write_labels(tmp_path / "a.png", wrong)
-    assert demo.compare({"elsewhere/a.png": (picture, truth)}, tmp_path, tmp_path / "c.png") == 0.75
+    assert demo.compare({"elsewhere/a.png": (image, truth)}, tmp_path, tmp_path / "c.png") == 0.75
     with Image.open(tmp_path / "c.png") as comparison:
         parts = np.hsplit(np.array(comparison), 3)
-    for part, expected in zip(parts, (picture, models.PALETTE[wrong], models.PALETTE[truth]), strict=True):
+    for part, expected in zip(parts, (image, models.PALETTE[wrong], models.PALETTE[truth]), strict=True):
         assert np.array_equal(part, expected)
 
 
 @pytest.mark.slow
-def test_photographs_and_checkpoint(tmp_path, capsys):
+def test_images_and_checkpoint(tmp_path, capsys):
     torch.save(models.rf_lw_mbv2(num_classes=5).state_dict(), tmp_path / "five.pth")
     Image.fromarray(generate.draw_image(0, "test", 0)[0]).save(tmp_path / "photo.jpg")
     arguments = [str(tmp_path / "photo.jpg"), str(tmp_path / "no.jpg"), "--checkpoint", str(tmp_path / "five.pth")]

@@ -57,7 +57,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Return what went wrong where every entrance was called in a process without a home, locale, or files around it."""
+    """Return what went wrong where every entrance was called in a process without home, locale, or files around it."""
     folder = tmp_path_factory.mktemp("elsewhere")
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("LC_")},

@@ -94,7 +94,7 @@ class TestSegment:
         }
         assert f"{photos[1]} is in {tmp_path / 'out' / 'a_2.png'}" in capsys.readouterr().out
 
-    def test_never_overwrites_a_photograph(self, tmp_path, checkpoint):
+    def test_never_overwrites_an_image(self, tmp_path, checkpoint):
         photo = save(tmp_path / "a.png")
         before = photo.read_bytes()
         assert cli.main(["segment", str(photo), "--checkpoint", str(checkpoint), "--out", str(tmp_path)]) == 0

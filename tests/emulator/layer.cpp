@@ -7,7 +7,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "../native/values.h"
+#include "../native/numerics.h"
 
 namespace lwrn_fast::cuda {
 namespace {

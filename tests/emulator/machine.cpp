@@ -7,7 +7,7 @@
 #include <cstring>
 #include <memory>
 
-#include "../native/values.h"
+#include "../native/numerics.h"
 
 namespace emulator {
 

@@ -31,7 +31,7 @@ def decoder() -> models.Decoder:
 
 
 def features(batch: int, *sizes: tuple[int, int]) -> tuple[list[Tensor]]:
-    return ([torch.randn(batch, planes, *size) for planes, size in zip((6, 8, 10), sizes, strict=True)],)
+    return ([torch.randn(batch, channels, *size) for channels, size in zip((6, 8, 10), sizes, strict=True)],)
 
 
 class TestOnnx:

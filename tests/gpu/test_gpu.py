@@ -463,18 +463,18 @@ class TestSegmenter:
     def test_changing_sizes(self, segmenters):
         ours, theirs = segmenters
         for size in [(40, 64), (33, 57), (40, 64), (7, 200), (90, 31), (40, 64)]:
-            image = support.segmenting.picture(*size)
+            image = support.segmenting.random_image(*size)
             self.check(ours(image), theirs, image)
 
     def test_one_after_the_other(self, segmenters):
         ours, theirs = segmenters
-        images = [support.segmenting.picture(40 + i % 3, 64, i) for i in range(20)]
+        images = [support.segmenting.random_image(40 + i % 3, 64, i) for i in range(20)]
         for image, labels in zip(images, ours.map(images), strict=True):
             self.check(labels, theirs, image)
         assert all(ours.timings().values())
 
     def test_tensors_stay_on_their_device(self, segmenters):
-        image = torch.from_numpy(support.segmenting.picture(40, 64))
+        image = torch.from_numpy(support.segmenting.random_image(40, 64))
         assert segmenters[0](image).device.type == "cpu"
         labels = segmenters[0](image.cuda())
         assert labels.is_cuda
@@ -482,7 +482,7 @@ class TestSegmenter:
 
     def test_from_several_threads(self, segmenters, by):
         ours, _ = segmenters
-        images = [support.segmenting.picture(24 + 8 * i, 64, i) for i in range(4)]
+        images = [support.segmenting.random_image(24 + 8 * i, 64, i) for i in range(4)]
         wanted = [ours(image) for image in images]
 
         def work(i: int) -> bool:
@@ -493,7 +493,7 @@ class TestSegmenter:
             assert all(pool.map(work, range(4)))
 
     def test_scales_and_flip(self, segmenters):
-        image = support.segmenting.picture(40, 64)
+        image = support.segmenting.random_image(40, 64)
         model = segmenters[1].network.network
         both = [lwrn_fast.Segmenter(model, device=d, scales=(0.5, 1.0), flip=True) for d in ("cuda", "cpu")]
         self.check(both[0](image), both[1], image)

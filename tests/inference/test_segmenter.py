@@ -17,7 +17,7 @@ import lwrn_fast
 from lwrn_fast import heap, models, reference
 from lwrn_fast.training import evaluate
 from support.exporting import needs_compiler
-from support.segmenting import CLASSES, assert_same_labels, network, picture
+from support.segmenting import CLASSES, assert_same_labels, network, random_image
 
 
 def by_hand(model: nn.Module, image: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -40,25 +40,25 @@ def segmenter(model) -> lwrn_fast.Segmenter:
 
 @pytest.mark.parametrize("size", [(40, 64), (33, 57), (1, 1), (7, 200)], ids=str)
 def test_any_size(segmenter, model, size):
-    image = picture(*size)
+    image = random_image(*size)
     assert_same_labels(segmenter(image), by_hand(model, image))
 
 
 def test_input_of_one_size(model):
     segmenter = lwrn_fast.Segmenter(model, size=(48, 40))
     for size in ((50, 70), (48, 40), (20, 9)):
-        image = picture(*size)
+        image = random_image(*size)
         assert segmenter.input(image).shape == (1, 3, 48, 40)
         assert_same_labels(segmenter(image), by_hand(model, image, (48, 40)))
 
 
 def test_scale(model):
-    image = picture(60, 41)
+    image = random_image(60, 41)
     assert_same_labels(lwrn_fast.Segmenter(model, scale=0.5)(image), by_hand(model, image, (30, 20)))
 
 
-def test_kinds_of_pictures(segmenter):
-    image = picture(24, 32)
+def test_kinds_of_images(segmenter):
+    image = random_image(24, 32)
     wanted = segmenter(image)
     read_only = image.copy()
     read_only.flags.writeable = False
@@ -74,12 +74,12 @@ def test_kinds_of_pictures(segmenter):
 
 
 def test_batches_and_lists(segmenter):
-    images = [picture(24, 32, seed) for seed in range(3)]
+    images = [random_image(24, 32, seed) for seed in range(3)]
     each = [segmenter(image) for image in images]
     batch = segmenter(np.stack(images))
     assert batch.shape == (3, 24, 32)
     assert np.array_equal(batch, np.stack(each))
-    mixed = segmenter([images[0], torch.from_numpy(images[1]), Image.fromarray(images[2]), picture(9, 9)])
+    mixed = segmenter([images[0], torch.from_numpy(images[1]), Image.fromarray(images[2]), random_image(9, 9)])
     assert all(np.array_equal(got, wanted) for got, wanted in zip(mixed, each, strict=False))
     assert isinstance(mixed[1], torch.Tensor)
     assert segmenter([]) == []
@@ -90,7 +90,7 @@ def test_scales_and_flip(model):
     """As `lwrn-fast eval` averages them."""
     named = copy.deepcopy(model)
     named.num_classes = CLASSES
-    image = picture(40, 56)
+    image = random_image(40, 56)
     for scales, flip in (((0.5, 1.0, 1.5), False), ((1.0,), True), ((0.75, 1.0), True)):
         wanted = evaluate.predict(named, image, evaluate.Options(scales, flip))
         assert_same_labels(lwrn_fast.Segmenter(model, scales=scales, flip=flip)(image), wanted.numpy())
@@ -99,14 +99,14 @@ def test_scales_and_flip(model):
 
 
 def test_own_normalisation(model):
-    image = picture(16, 16)
+    image = random_image(16, 16)
     segmenter = lwrn_fast.Segmenter(model, mean=(0, 0, 0), std=(1, 1, 1))
     assert torch.equal(segmenter.input(image), lwrn_fast.normalise(torch.from_numpy(image), mean=[0] * 3, std=[1] * 3))
 
 
 def test_bfloat16(model):
     segmenter = lwrn_fast.Segmenter(model, dtype=torch.bfloat16)
-    image = picture(40, 40)
+    image = random_image(40, 40)
     assert segmenter.input(image).dtype == torch.bfloat16
     assert (segmenter(image) != by_hand(model, image)).mean() < 0.1
 
@@ -115,12 +115,12 @@ def test_the_model_stays_as_it_was(model):
     mine = copy.deepcopy(model).train()
     before = {name: tensor.clone() for name, tensor in mine.state_dict().items()}
     segmenter = lwrn_fast.Segmenter(mine)
-    wanted = segmenter(picture(16, 16))
+    wanted = segmenter(random_image(16, 16))
     assert mine.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in mine.state_dict().items())
     with torch.no_grad():
         mine[4].weight.mul_(-1)
-    assert np.array_equal(segmenter(picture(16, 16)), wanted)
+    assert np.array_equal(segmenter(random_image(16, 16)), wanted)
 
 
 @needs_compiler
@@ -128,13 +128,13 @@ def test_compiled(model, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     segmenter = lwrn_fast.Segmenter(model, how="compile")
     for size in ((40, 64), (50, 33)):
-        assert_same_labels(segmenter(picture(*size)), by_hand(model, picture(*size)))
+        assert_same_labels(segmenter(random_image(*size)), by_hand(model, random_image(*size)))
 
 
 def test_timings(model):
     segmenter = lwrn_fast.Segmenter(model)
     assert set(segmenter.timings().values()) == {0}
-    segmenter(picture(64, 64))
+    segmenter(random_image(64, 64))
     found = segmenter.timings()
     assert list(found) == ["copy in", "pre", "network", "post", "copy out"]
     assert all(found[stage] > 0 for stage in ("pre", "network", "post"))
@@ -143,7 +143,7 @@ def test_timings(model):
 
 def test_from_several_threads(segmenter):
     """Changing sizes, each thread with its own, give what one thread gets."""
-    images = [picture(8 + 5 * seed, 60 - 3 * seed, seed) for seed in range(12)]
+    images = [random_image(8 + 5 * seed, 60 - 3 * seed, seed) for seed in range(12)]
     wanted = [segmenter(image) for image in images]
     started = threading.Barrier(4)
 
@@ -163,10 +163,10 @@ def test_nothing_is_kept(segmenter):
         gc.collect()
         return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
 
-    segmenter(picture(16, 16))
+    segmenter(random_image(16, 16))
     before = alive()
     for side in range(8, 40):
-        segmenter(picture(side, 50 - side))
+        segmenter(random_image(side, 50 - side))
     assert alive() <= before
 
 
@@ -177,11 +177,11 @@ def test_memory_is_given_back_where_sizes_change(model, monkeypatch):
     monkeypatch.setattr(heap, "MIN_CHANGES", 6)
     segmenter = lwrn_fast.Segmenter(model)
     for _ in range(10):
-        segmenter(picture(16, 16))
+        segmenter(random_image(16, 16))
     assert not given
     counts = []
     for side in (8, 12) * 6:
-        segmenter(picture(side, 16))
+        segmenter(random_image(side, 16))
         counts.append(len(given))
     assert counts == [0] * 4 + [1] * 6 + [2] * 2  # the first image of all was a change too
 
@@ -216,7 +216,7 @@ def test_bad_arguments(model, arguments, error, text):
     ],
     ids=str,
 )
-def test_bad_pictures(segmenter, image, error, text):
+def test_bad_images(segmenter, image, error, text):
     with pytest.raises(error) as raised:
         segmenter(image)
     assert text in str(raised.value)
@@ -225,7 +225,7 @@ def test_bad_pictures(segmenter, image, error, text):
 def test_a_published_network():
     """The package's own weights on an image like those they were trained with."""
     model = models.load(models.SHAPES)
-    image = picture(96, 128)
+    image = random_image(96, 128)
     assert_same_labels(lwrn_fast.Segmenter(model)(image), by_hand(model, image))
 
 

@@ -9,7 +9,7 @@ import lwrn_fast
 from lwrn_fast.inference import segment, timings
 from lwrn_fast.inference.timings import Timings
 from support.commands import random_image, save
-from support.segmenting import network, picture
+from support.segmenting import network
 
 
 def test_keeps_the_last_calls():
@@ -42,7 +42,7 @@ def test_on_a_gpu(synchronise, monkeypatch):
 
 def test_goes_along_with_a_segmenter():
     segmenter = lwrn_fast.Segmenter(network())
-    segmenter(picture(32, 32))
+    segmenter(random_image(32, 32, 0))
     copied = pickle.loads(pickle.dumps(segmenter.times))
     assert copied.milliseconds("network") == segmenter.times.milliseconds("network")
     copied.add("network", 1.0)

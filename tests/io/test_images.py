@@ -11,7 +11,7 @@ from support.commands import random_image
 
 
 class TestReading:
-    """Pictures of every kind come as uint8 (H, W, 3), RGB."""
+    """Images of every kind come as uint8 (H, W, 3), RGB."""
 
     def read(self, tmp_path: Path, image: Image.Image, name: str = "a.png", **options: object) -> np.ndarray:
         image.save(tmp_path / name, **options)

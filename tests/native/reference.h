@@ -2,7 +2,7 @@
 #pragma once
 #include <algorithm>
 
-#include "values.h"
+#include "numerics.h"
 
 namespace selfcheck {
 

@@ -162,7 +162,7 @@ def test_drawing_has_maps_discs_and_boxes():
 
 
 class TestCommand:
-    def test_pictures_report_and_table(self, tmp_path, capsys):
+    def test_images_report_and_table(self, tmp_path, capsys):
         out = tmp_path / "new" / "out"
         command = ["receptive-field", "--model", "rf_lw_mbv2", "--size", "64", "96", "--images", "2", "--out", str(out)]
         assert cli.main(command) == 0

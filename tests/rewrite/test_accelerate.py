@@ -285,5 +285,5 @@ def test_report_prints_as_a_table():
     lines = str(report).splitlines()
     assert lines[0].split() == ["module", "found", "size"]
     assert lines[-1] == "replaced: 2 fusion, 2 crp"
-    assert any("pool1.0" in line and "4 stages of 8 planes" in line for line in lines)
+    assert any("pool1.0" in line and "4 stages of 8 channels" in line for line in lines)
     assert pickle.loads(pickle.dumps(report)) == report

@@ -165,7 +165,7 @@ def test_logs_what_was_found(caplog):
     function, _ = compiled(third_party_models.make(third_party_models.Published))
     with caplog.at_level(logging.INFO, "lwrn_fast"):
         function(torch.rand(SIZES[0]))
-    assert "4 stages of 16 planes" in caplog.text
+    assert "4 stages of 16 channels" in caplog.text
 
 
 class TestWrongOptions:

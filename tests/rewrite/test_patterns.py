@@ -64,7 +64,7 @@ NOT_SUMS = {
 def test_sums(total):
     report = check(Net(with_sum(total)), maps())
     assert counts(report) == {"fusion": 1}, str(report)
-    assert "3 inputs to 6 planes" in str(report)
+    assert "3 inputs to 6 channels" in str(report)
 
 
 @pytest.mark.parametrize("total", NOT_SUMS.values(), ids=NOT_SUMS.keys())
@@ -308,7 +308,7 @@ def test_upsampled_summand_of_its_own():
     z = torch.randn(2, 6, 6, 5)
     two = Net(lambda n, x, y, z: F.relu6(n.a(x) + up(z, x) + up(n.b(y), x)))
     report = check(two, (*maps(), z))
-    assert [(f.what, f.reason) for f in report] == [("2 of 3 inputs to 6 planes", None)]
+    assert [(f.what, f.reason) for f in report] == [("2 of 3 inputs to 6 channels", None)]
     report = check(Net(lambda n, x, y: F.relu(n.a(x) + up(z, x))), maps())
     reason = "an upsampled input has no convolution of its own, and the rest by itself is not faster fused"
     assert [(f.what, f.reason) for f in report] == [("2 inputs", reason)]

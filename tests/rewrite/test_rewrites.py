@@ -284,7 +284,7 @@ class TestUsedElsewhere:
         model.p.register_forward_hook(lambda module, args, out: out * 2)
         model.q.register_forward_hook(lambda module, args, out: seen.append(out.shape))
         report = check(model, maps())
-        assert [finding.what for finding in report if finding.kind == "crp"] == ["1 stage of 8 planes"]  # the second
+        assert [finding.what for finding in report if finding.kind == "crp"] == ["1 stage of 8 channels"]  # the second
         assert len(seen) == 2
 
     def test_detached(self):

@@ -22,7 +22,7 @@ def network() -> nn.Module:
     return layers.eval()
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     """Return blocks of colour, uint8 (H, W, 3), so that labels form areas."""
     coarse = np.random.RandomState(seed).randint(0, 256, (-(-height // 8), -(-width // 8), 3))
     return np.kron(coarse, np.ones((8, 8, 1), int))[:height, :width].astype(np.uint8)

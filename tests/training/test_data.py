@@ -256,7 +256,7 @@ class TestGenerate:
                 image, _ = data.read(pair, len(generate.CLASSES))
                 assert image.shape == (48, 64, 3)
 
-    def test_every_class_appears_and_pictures_differ(self):
+    def test_every_class_appears_and_images_differ(self):
         images = [generate.draw_image(0, "train", i, (64, 64)) for i in range(40)]
         pixels = np.bincount(np.concatenate([labels.ravel() for _, labels in images]), minlength=8)
         assert pixels.size == 8

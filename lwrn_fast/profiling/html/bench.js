@@ -1,7 +1,7 @@
 const given = data.options;
 const KINDS = {
   network: ["Whole networks", "A normalised image to logits."],
-  "image to labels": ["Image to labels", "A photograph in uint8, normalised, through the network, to the label map of its size."],
+  "image to labels": ["Image to labels", "An image in uint8, normalised, through the network, to the label map of its size."],
   crp: ["Chained residual pooling (crp)", "At the levels of these networks."],
   fusion: ["Fusion", "Convolutions, upsampling, sum and activation, at the levels of these networks."],
   upsample_argmax: ["upsample_argmax", "Logits to the label map."],

@@ -59,7 +59,7 @@ const bars = drawn("bars", "milliseconds of each stage", (svg, width) => {
 const parts = [...new Set(data.groups.flatMap(group => group.parts.map(part => part.name)))];
 const legend = data.backends.map(name => make("span", { style: `--colour: ${colour(name)}` }, make("i"), name));
 legend.push(...parts.map((part, i) => make("span", { style: "--colour: var(--ink)" }, make("i", { style: `opacity: ${SHADES[i]}` }), part)));
-section("Where the time goes", "The picture normalised, stages of the encoder, levels of the decoder from the deepest to the finest, the classifier, and the label map.",
+section("Where the time goes", "The image normalised, stages of the encoder, levels of the decoder from the deepest to the finest, the classifier, and the label map.",
   make("div", { class: "keys" }, ...legend), bars);
 
 // roofline
