@@ -397,6 +397,29 @@ def symbols(path, *options):
     return [line.split()[-1] for line in run("nm", *options, path, cwd="/").splitlines() if line.split()]
 
 
+def test_only_the_ops_include_torch_headers():
+    """Kernels are plain C++ or CUDA: torch is included where an op is checked and registered, and nowhere else."""
+    paths = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cu", ".cuh")]
+    sources = {path: path.read_text() for path in paths}
+    assert {path.name for path, text in sources.items() if re.search(r"#include <(torch|ATen|c10)/", text)} == {
+        "call.h",
+        "packed_cache.h",
+        "packed_cache.cpp",
+        "stream.h",
+        "run_package.cpp",
+    }
+    through = re.compile(r'#include ["<].*(call|packed_cache|device/stream)\.h[">]')
+    assert {path.name for path, text in sources.items() if through.search(text)} == {
+        "crp_call.h",
+        "fusion_call.h",
+        "normalise_call.h",
+        "upsample_argmax_call.h",
+        "packed_cache.cpp",
+        "ops.cpp",
+        "ops_cuda.cpp",
+    }
+
+
 def test_ops_depend_on_the_stable_abi_only(wheel, tree):
     binary = tree / "build" / "native" / "_ops.so"
     undefined = {name.partition("@")[0] for name in symbols(binary, "-D", "--undefined-only")}
