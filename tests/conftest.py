@@ -84,7 +84,7 @@ LONG = (
     *("test_video", "test_training", "test_triton_backward", "test_cli", "test_models", "test_folders", "test_survey"),
     *("test_checkpoint_layouts", "test_tracers", "test_capture", "test_triton", "test_conv_parameters"),
     *("test_conv_parameters_in_models", "test_decoding", "test_compiler", "test_export", "test_native"),
-    *("test_upsample_argmax", "test_gradients", "test_fusion"),
+    *("test_upsample_argmax", "test_gradients", "test_fusion", "test_export_failures"),
 )
 
 

@@ -15,28 +15,28 @@ KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 class Op:
     """An op as a backend sees it; lwrn_fast.ops has the table of all."""
 
+    # `torch.ops.lwrn_fast.<name>`, and the name in every message.
     name: str
-    """`torch.ops.lwrn_fast.<name>`, and the name in every message."""
+    # Takes the public function's arguments, raises for invalid ones, and returns all tensors of the call.
     check: Callable[..., list[Tensor]]
-    """Takes the public function's arguments, raises for invalid ones, and returns all tensors of the call."""
+    # The op in plain PyTorch, on the arguments of the op's schema.
     reference: Callable[..., Tensor]
-    """The op in plain PyTorch, on the arguments of the op's schema."""
+    # The backends that have a kernel of it. Plain PyTorch runs every op.
     kernels: tuple[str, ...] = ("cpu", "triton", "cuda")
-    """The backends that have a kernel of it. Plain PyTorch runs every op."""
+    # True where `<name>_training` also returns the maps that the backward pass would compute again.
     keeps_stages: bool = False
-    """True where `<name>_training` also returns the maps that the backward pass would compute again."""
 
 
 class Call(NamedTuple):
     """A call of an op, whose arguments are checked."""
 
     op: Op
+    # All tensors of the call. They share dtype and device with the first.
     tensors: Sequence[Tensor]
-    """All tensors of the call. They share dtype and device with the first."""
+    # The arguments of the op's schema.
     arguments: tuple[Any, ...] = ()
-    """The arguments of the op's schema."""
+    # The reason why only PyTorch's own operations will do; None where there is none.
     must_use_reference: str | None = None
-    """The reason why only PyTorch's own operations will do; None where there is none."""
 
     def trains(self) -> bool:
         """Return whether a backward pass may follow, for which the results of the stages are worth keeping."""
@@ -49,8 +49,8 @@ class Backend:
     """One way to run an op. Backends never fall back by themselves: `select` does."""
 
     name: str
+    # The reason why "auto" leaves it alone; None where it does not.
     unproven: str | None = None
-    """The reason why "auto" leaves it alone; None where it does not."""
 
     def missing(self) -> str | None:
         """Return why this installation cannot run any call, in one line; None where it can."""

@@ -6,8 +6,8 @@
 from ..backends import ALL, Call, Op
 from . import crp, fusion, normalise, package_input, upsample_argmax
 
+# The ops that have a public function, with the backends that have a kernel of each. A new op is added here.
 OPS: dict[str, Op] = {module.OP.name: module.OP for module in (crp, fusion, upsample_argmax, normalise)}
-"""The ops that have a public function, with the backends that have a kernel of each. A new op is added here."""
 
 
 def explain(op: str, *args: object, **kwargs: object) -> dict[str, str]:

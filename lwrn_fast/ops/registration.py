@@ -27,24 +27,24 @@ class Definition:
     """An operator of PyTorch: all its functions take the arguments of the schema, in order."""
 
     schema: str
+    # PyTorch's own operations, for every device and dtype without a kernel; the result is fresh memory.
     run: Callable[..., Any]
-    """PyTorch's own operations, for every device and dtype without a kernel; the result is fresh memory."""
+    # A result of the true shape, dtype and strides, without values.
     fake: Callable[..., Any]
-    """A result of the true shape, dtype and strides, without values."""
+    # Autograd's setup_context; None where there is no gradient.
     save: Callable[..., None] | None = None
-    """Autograd's setup_context; None where there is no gradient."""
+    # Takes the prefix of the operators to use, "" or "triton_", and returns autograd's backward function.
     differentiate: Callable[[str], Callable[..., Any]] | None = None
-    """Takes the prefix of the operators to use, "" or "triton_", and returns autograd's backward function."""
+    # True where it runs in the dtype of autocast.
     casts: bool = False
-    """True where it runs in the dtype of autocast."""
+    # PyTorch's own operations that torch.vmap knows.
     batched: Callable[..., Any] | None = None
-    """PyTorch's own operations that torch.vmap knows."""
+    # Operations, from the arguments' shapes.
     flops: Callable[..., int] = flops.none
-    """Operations, from the arguments' shapes."""
+    # The module of lwrn_fast.kernels whose `prepare` takes the same arguments; None where Triton has no kernel.
     kernel: str | None = None
-    """The module of lwrn_fast.kernels whose `prepare` takes the same arguments; None where Triton has no kernel."""
+    # Takes Triton's launch and returns its results; None where `launch.run()` does.
     read_launch: Callable[[Any], Any] | None = None
-    """Takes Triton's launch and returns its results; None where `launch.run()` does."""
 
     @property
     def name(self) -> str:
