@@ -1,4 +1,4 @@
-"""The choice of a backend, its messages, and info()."""
+"""The choice of the backend that runs a call, the messages about it, and info()."""
 
 import logging
 import os
@@ -189,7 +189,7 @@ class TestInfo:
 
 
 def test_without_the_compiled_part(tmp_path):
-    """The same Python files with no shared objects beside them work through the reference."""
+    """The same Python files without the shared objects work through the reference."""
     source = os.path.dirname(lwrn_fast.__file__)
     package = tmp_path / "lwrn_fast"
     package.mkdir()

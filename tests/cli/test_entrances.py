@@ -16,7 +16,7 @@ from lwrn_fast import cli, models
 from support.compiling import TESTS
 from support.entrances import BY_NAME, ENTRANCES, NO_ROWS, cells, why_not_here
 from support.entrances.cells import CONDITIONS, Cell
-from support.entrances.commands import tiny_network
+from support.entrances.commands import tiny_model
 
 CELLS = [
     pytest.param(entrance.name, name, id=f"{entrance.name}-{name}")
@@ -49,7 +49,7 @@ class Rows:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
-    with tiny_network():
+    with tiny_model():
         made = Rows(tmp_path_factory.mktemp("entrances"))
         yield made
         made.forget()

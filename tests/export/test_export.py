@@ -21,8 +21,8 @@ from support.exporting import Small, error, needs_compiler, results, run_onnx
 RUNNER = Path(__file__).parents[2] / "csrc" / "examples" / "run_package.cpp"
 
 
-def tiny_network() -> models.base.Network:
-    """Every kind of level, two consecutive 1x1 convolutions among them."""
+def tiny_model() -> models.base.Network:
+    """Return a model with every form of level, two consecutive 1x1 convolutions among them."""
     return ResNetNetwork("tiny", (1, 1, 1, 1), 5, torch.channels_last).eval()
 
 
@@ -41,7 +41,7 @@ class TestOnnx:
             pytest.importorskip(package)
 
     def graph(self, path: Path):
-        """The file's graph, which must hold standard operators alone."""
+        """Return the file's graph, which must hold standard operators alone."""
         import onnx
 
         program = onnx.load(path)
@@ -85,8 +85,8 @@ class TestOnnx:
             assert (got != results(model, maps, labels=True)).float().mean() < 0.01
 
     @pytest.mark.slow
-    def test_network_is_folded_and_silent(self, tmp_path, capfd):
-        path, model, image = tmp_path / "tiny.onnx", tiny_network(), torch.randn(1, 3, 64, 64)
+    def test_model_is_folded_and_silent(self, tmp_path, capfd):
+        path, model, image = tmp_path / "tiny.onnx", tiny_model(), torch.randn(1, 3, 64, 64)
         level = logging.getLogger("torch.onnx").level
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -94,13 +94,13 @@ class TestOnnx:
         assert capfd.readouterr() == ("", "")
         assert logging.getLogger("torch.onnx").level == level
         graph = self.graph(path)
-        # no batch normalisation, and no product of weights left to compute
+        # No batch normalisation is left, and no product of weights.
         assert {node.op_type for node in graph.node} == {"Conv", "Relu", "Add", "MaxPool", "Resize"}
         assert not {weight.name for weight in graph.initializer} & {"p_ims1d2_outl2_dimred.weight"}
         assert [node.name for node in (*graph.input, *graph.output)] == ["image", "logits"]
         assert error(run_onnx(path, image), results(model, (image,))) < 1e-5
         assert export.compare(path, model, image) < 1e-5
-        assert export.compare(path, tiny_network(), image) > 1e-3  # of other weights
+        assert export.compare(path, tiny_model(), image) > 1e-3  # the weights differ
 
     def test_says_what_to_install(self, tmp_path, monkeypatch):
         monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
@@ -170,7 +170,7 @@ class TestAoti:
 
 
 class TestSafetensors:
-    def test_network(self, tmp_path):
+    def test_model(self, tmp_path):
         from safetensors import safe_open
 
         path, model = tmp_path / "net.safetensors", models.rf_lw_mbv2(num_classes=7)
@@ -227,8 +227,8 @@ class TestErrors:
         export.to_safetensors(BLOCK, path)
         before = path.read_bytes()
 
-        def half(state: object, beside: Path, about: object) -> None:
-            beside.write_text("half")
+        def half(state: object, path: Path, about: object) -> None:
+            path.write_text("half")
             raise RuntimeError("the disk is full")
 
         monkeypatch.setattr("safetensors.torch.save_file", half)
@@ -251,7 +251,7 @@ def test_import_is_light():
 
 
 def test_torch_export_of_any_batch_and_size():
-    model, anything = tiny_network(), torch.export.Dim.DYNAMIC
+    model, anything = tiny_model(), torch.export.Dim.DYNAMIC
     with torch.no_grad():
         shapes = ({0: anything, 2: anything, 3: anything},)
         program = torch.export.export(model, (torch.rand(2, 3, 64, 96),), dynamic_shapes=shapes)

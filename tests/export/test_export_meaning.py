@@ -1,4 +1,4 @@
-"""Exported files compute what their models computed, whatever that does in place, returns or refuses."""
+"""Exported files compute the same as their models, with operations in place and all types of results."""
 
 import collections
 import copy
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import lwrn_fast
 from lwrn_fast import backends, export, models
 from lwrn_fast.models import outputs
-from support.exporting import Net, needs_compiler, run_onnx
+from support.exporting import Net, needs_compiler, residual, run_onnx
 
 X, OTHER = torch.randn(1, 3, 12, 10), torch.randn(2, 3, 7, 15)
 
@@ -42,15 +42,7 @@ class Output:
 
 
 class ModelOutput(collections.OrderedDict):
-    """As of transformers, registered or not."""
-
-
-def residual(act: Callable) -> Net:
-    def forward(net: Net, x: Tensor) -> Tensor:
-        y = net.first(x)
-        return net.second(act(y)) + y
-
-    return Net(forward)
+    """A result as of the package transformers, registered as a pytree or not."""
 
 
 def on_the_input(net: Net, x: Tensor) -> Tensor:
@@ -122,7 +114,7 @@ class TestOnnx:
         state = copy.deepcopy(net)
         export.to_onnx(net, X, tmp_path / "net.onnx", dynamic=dynamic)
         check_file(tmp_path / "net.onnx", net, *([X, OTHER] if dynamic else [X]))
-        for module, before in zip(net.modules(), state.modules(), strict=True):  # as it was, to the last attribute
+        for module, before in zip(net.modules(), state.modules(), strict=True):  # all attributes are as before
             assert getattr(module, "inplace", None) == getattr(before, "inplace", None)
             assert vars(module).keys() == vars(before).keys()
             assert module.training == before.training
@@ -145,7 +137,7 @@ class TestOnnx:
 class TestAoti:
     @pytest.mark.slow
     def test_in_place(self, tmp_path):
-        """Each way at once, for each package takes a compiler some seconds."""
+        """Export all ways in one package, because each package takes a compiler some seconds."""
         nets = [parameters.values[0] for parameters in IN_PLACE]
         everything = nn.ModuleList(nets).eval()
 
@@ -166,9 +158,9 @@ class TestAoti:
         net = returning(lambda y, x: {"out": y, "hidden": [(y + 1, None), ModelOutput(last=y)], "n": x.shape[2]})
         export.to_aoti(net, X, tmp_path / "net.pt2", dynamic=True)
         check_file(tmp_path / "net.pt2", net, X, OTHER)
-        found = torch._inductor.aoti_load_package(str(tmp_path / "net.pt2"))(X)
-        assert list(found) == ["out", "hidden"]
-        assert [type(item) for item in found["hidden"]] == [tuple, dict]
+        results = torch._inductor.aoti_load_package(str(tmp_path / "net.pt2"))(X)
+        assert list(results) == ["out", "hidden"]
+        assert [type(item) for item in results["hidden"]] == [tuple, dict]
 
     def test_float64(self, tmp_path):
         net = copy.deepcopy(residual(F.relu_)).double()
@@ -204,8 +196,8 @@ class TestLabels:
 
 
 class TestCompare:
-    def test_with_the_untouched_network(self, tmp_path):
-        """Another file of a network that differs only in being in place is told."""
+    def test_with_the_untouched_model(self, tmp_path):
+        """A file of a model that differs only by an operation in place is recognised."""
         net, other = residual(nn.ReLU(inplace=True)), residual(nn.ReLU())
         other.load_state_dict(net.state_dict())
         export.to_onnx(other, X, tmp_path / "net.onnx")
@@ -263,7 +255,7 @@ def accelerated() -> nn.Module:
 
 def late_child() -> nn.Module:
     net = copy.deepcopy(residual(F.relu_))
-    net.first = nn.Conv2d(3, 8, 3, padding=1)  # in training mode, which is nothing to a convolution
+    net.first = nn.Conv2d(3, 8, 3, padding=1)  # in training mode, which does not change a convolution
     return net
 
 
@@ -286,7 +278,7 @@ def of_inference_mode() -> nn.Module:
         pytest.param(of_inference_mode, id="inference_mode"),
     ],
 )
-def test_networks_as_people_have_them(make, tmp_path):
+def test_models_as_people_have_them(make, tmp_path):
     net = make()
     export.to_onnx(net, X, tmp_path / "net.onnx")
     check_file(tmp_path / "net.onnx", net, X)
@@ -305,8 +297,8 @@ def test_whatever_is_set_around_it(inside, tmp_path):
     assert export.compare(tmp_path / "net.onnx", net, X, labels=True) < 0.01
 
 
-def test_several_networks_and_threads(tmp_path):
-    """Each file is its network's, exports take turns, and other threads keep their backend meanwhile."""
+def test_several_models_and_threads(tmp_path):
+    """Each file is that of its model, exports take turns, and other threads keep their backend meanwhile."""
     nets, errors = [copy.deepcopy(residual(F.relu_)) for _ in range(4)], []
     for i, net in enumerate(nets):
         nn.init.constant_(net.second.bias, float(i))
@@ -341,8 +333,8 @@ class Counting(nn.Module):
         return self.seen * self.calls
 
 
-def test_what_a_network_keeps(tmp_path, caplog):
-    """A file has no memory, which is said, and nothing of the capture is left in the network."""
+def test_attributes_and_buffers_that_a_model_keeps(tmp_path, caplog):
+    """A file has no memory, which a warning tells, and the capture leaves nothing in the model."""
     net = Counting().eval()
     with caplog.at_level(logging.WARNING, "lwrn_fast"):
         export.to_onnx(net, X, tmp_path / "net.onnx")
@@ -362,99 +354,8 @@ def test_decisions_by_size_are_said(tmp_path, caplog):
     assert not [record for record in caplog.records if record.name == "lwrn_fast"]
 
 
-def by_value(net: Net, x: Tensor) -> Tensor:
-    if x.sum() > 0:
-        return net.first(x)
-    return x
-
-
-def through_numpy(net: Net, x: Tensor) -> Tensor:
-    return torch.from_numpy(x.numpy())
-
-
-def without_a_name(net: Net, x: Tensor) -> Tensor:
-    return {}["stage4"]
-
-
-FAILURES = [
-    pytest.param(
-        by_value, RuntimeError, "the model decides by the values of its input, which a file cannot", id="if"
-    ),
-    pytest.param(through_numpy, RuntimeError, ".numpy() is not supported", id="numpy"),
-    pytest.param(without_a_name, RuntimeError, "KeyError: 'stage4' (test_export_meaning.py:", id="key"),
-    pytest.param(lambda net, x: net.second(x), RuntimeError, "Given groups=1, weight of size [8, 8, 1, 1]", id="size"),
-    pytest.param(lambda net, x: torch.linalg.eigvals(x[..., :10, :]), RuntimeError, "No ONNX function found", id="op"),
-    pytest.param(lambda net, x: object(), TypeError, "the network must return tensors, in tuples", id="object"),
-    pytest.param(lambda net, x: None, TypeError, "the network must return tensors, got", id="none"),
-    pytest.param(lambda net, x: lwrn_fast.crp(x, []), ValueError, "crp: weights must be of at least one", id="ours"),
-]
-
-
-@pytest.mark.parametrize(("function", "kind", "text"), FAILURES)
-def test_the_reason_comes_first(function, kind, text, tmp_path, capfd):
-    (tmp_path / "net.onnx").write_text("what was there")
-    with pytest.raises(kind) as raised:
-        export.to_onnx(Net(function), X, tmp_path / "net.onnx")
-    assert str(raised.value).startswith(f"to_onnx: {text}")
-    assert len(str(raised.value).splitlines()) == 1
-    assert raised.value.__cause__ is not None
-    assert capfd.readouterr() == ("", "")
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("net.onnx", "what was there")]
-
-
-def test_the_place_is_said(tmp_path):
-    with pytest.raises(RuntimeError, match=r"test_export_meaning.py:\d+, in by_value: if x.sum\(\) > 0:\)$"):
-        export.to_onnx(Net(by_value), X, tmp_path / "net.onnx")
-
-
-def meta() -> nn.Module:
-    return copy.deepcopy(residual(F.relu_)).to("meta")
-
-
-def locked() -> nn.Module:
-    net = copy.deepcopy(residual(F.relu_))
-    net.lock = threading.Lock()
-    return net
-
-
-def training_child() -> nn.Module:
-    net = copy.deepcopy(residual(F.relu_))
-    net.norm = nn.BatchNorm2d(3)
-    return net
-
-
-def scripted() -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return nn.Sequential(torch.jit.trace(nn.Conv2d(3, 8, 1).eval(), X)).eval()
-
-
-@pytest.mark.parametrize(
-    ("make", "kind", "text"),
-    [
-        pytest.param(meta, ValueError, "must hold its weights, got first.weight on meta", id="meta"),
-        pytest.param(lambda: nn.LazyConv2d(3, 1).eval(), ValueError, "must have been called once, got", id="lazy"),
-        pytest.param(training_child, ValueError, "be in eval mode, got BatchNorm2d norm in training", id="child"),
-        pytest.param(scripted, TypeError, "in Python, got a TorchScript module at 0", id="script"),
-        pytest.param(locked, TypeError, "model cannot be copied: cannot pickle '_thread.lock' object", id="lock"),
-        pytest.param(
-            lambda: lwrn_fast.optimize(nn.Conv2d(3, 8, 1), X, how="eager"),
-            TypeError,
-            "must be the model that was given to optimize",
-            id="optimized",
-        ),
-    ],
-)
-def test_refused(make, kind, text, tmp_path):
-    with pytest.raises(kind) as raised:
-        export.to_onnx(make(), X, tmp_path / "net.onnx")
-    assert str(raised.value).startswith("to_onnx: model ")
-    assert text in str(raised.value)
-    assert list(tmp_path.iterdir()) == []
-
-
 class TestLarge:
-    """Weights beside the file, as an ONNX file of more than 2 GB cannot be."""
+    """Weights in a second file, because an ONNX file cannot have more than 2 GB."""
 
     @pytest.fixture(autouse=True)
     def _small(self, monkeypatch):
@@ -462,7 +363,7 @@ class TestLarge:
 
     def test_two_files(self, tmp_path):
         path, net = tmp_path / "net.onnx", residual(F.relu_)
-        for _ in range(2):  # the second time in place of the first
+        for _ in range(2):  # the second time replaces the first
             export.to_onnx(net, X, path)
             assert sorted(file.name for file in tmp_path.iterdir()) == ["net.onnx", "net.onnx.data"]
             check_file(path, net, X)

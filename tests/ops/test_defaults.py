@@ -83,13 +83,13 @@ class TestDefaultDtype:
         assert lwrn_fast.fusion([x], [weight], [weight[:, 0, 0, 0]]).dtype == torch.float32
         assert lwrn_fast.upsample_argmax(x, 9).dtype == torch.uint8
 
-    def test_inputs_of_networks_are_as_documented(self, backend):
+    def test_inputs_of_models_are_as_documented(self, backend):
         image = torch.randint(0, 256, (9, 7, 3), dtype=torch.uint8)
         made = lwrn_fast.normalise(image, (5, 6))
         assert made.dtype == torch.float32
         torch.testing.assert_close(made, reference.normalise(image, (5, 6)))
 
-    def test_a_network_of_float32(self):
+    def test_a_model_of_float32(self):
         model = models.rf_lw_mbv2(3).float().eval()
         with torch.no_grad():
             got = model(models.preprocess(np.zeros((32, 32, 3), np.uint8)))

@@ -1,4 +1,4 @@
-"""The build as users meet it: an sdist, isolated builds by an old and the newest pip, and what they leave installed."""
+"""The build as users run it: an sdist, isolated builds by an old and the newest pip, and the installed files."""
 
 import os
 import re
@@ -15,11 +15,9 @@ import torch
 
 from lwrn_fast import _version
 from lwrn_fast.backends import cuda as _cuda
-from lwrn_fast.backends import native
+from support.building import ARCHITECTURES, ROOT, environment, make_environment, needs_cuda, run
 from support.pages import BLOCKS
 
-ROOT = Path(__file__).resolve().parents[2]
-SITE_PACKAGES = Path(torch.__file__).resolve().parent.parent
 FOLDERS = ("bench", "build_tools", "csrc", "docs", "kernels", "lwrn_fast", "tests")
 NOT_SOURCES = shutil.ignore_patterns("__pycache__", "*.so", ".*_cache", ".hypothesis", ".benchmarks", "*.egg-info")
 USE = """
@@ -32,75 +30,9 @@ print(lwrn_fast.__file__, lwrn_fast.kernels.__file__, native.missing(), sep="\\n
 """
 
 
-ARCHITECTURES = native.extension().build_info()["cuda_architectures"] if native.extension() is not None else []
-needs_cuda = pytest.mark.skipif(not ARCHITECTURES, reason="the package under test is built without CUDA")
-
-
-def environment(**changes):
-    """The variables of this process without those that steer a build, make or pytest, and with `changes`.
-
-    What is built has the CUDA part that the package under test has, whose objects serve again, or none.
-    """
-    steering = ("PYTHONPATH", "CXX", "CXXFLAGS", "LDFLAGS", "VIRTUAL_ENV", "MAKEFLAGS", "ARGS")
-    kept = {k: v for k, v in os.environ.items() if k not in steering and not k.startswith(("LWRN_FAST", "PYTEST_"))}
-    cuda = {"LWRN_FAST_CUDA_ARCHS": ";".join(ARCHITECTURES)} if ARCHITECTURES else {"LWRN_FAST_CUDA": "0"}
-    return {**kept, **cuda, **changes}
-
-
-def run(*command, cwd, **changes):
-    """Return what the command prints on both streams; it must succeed."""
-    done = subprocess.run(command, cwd=cwd, env=environment(**changes), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("where", ["activated", "conda", "above_the_sources"])
-def test_finds_the_torch_of_an_environment_that_uv_installs_into(tmp_path, where):
-    """uv shows the build its own isolated environment as interpreter and as VIRTUAL_ENV."""
-    isolated, target, sources = tmp_path / "isolated", tmp_path / "sources" / ".venv", tmp_path / "sources" / "package"
-    if where != "above_the_sources":
-        target = tmp_path / "target"
-    sources.mkdir(parents=True)
-    for folder in (isolated, target):
-        venv.create(folder)
-    (packages,) = target.glob("lib/python*/site-packages")
-    (packages / "torch").mkdir()
-    (packages / "torch" / "__init__.py").touch()
-    (packages / "torch" / "version.py").write_text("__version__ = '2.12.1+cpu'\n")
-    path = [isolated / "bin", *([target / "bin"] if where == "activated" else []), "/usr/bin"]
-    uv = {"UV": "uv", "VIRTUAL_ENV": str(isolated), "PATH": os.pathsep.join(map(str, path))}
-    uv["CONDA_PREFIX"] = str(target) if where == "conda" else ""
-    if where == "conda":
-        (target / "conda-meta").mkdir()
-    ask = f"import sys; sys.path.append({str(ROOT)!r}); from build_tools.torch_headers import *; print(find_torch())"
-    answer = run(isolated / "bin" / "python", "-c", ask, cwd=sources, **uv)
-    assert "version='2.12.1+cpu'" in answer
-    without = run(isolated / "bin" / "python", "-c", ask, cwd=tmp_path, VIRTUAL_ENV=str(isolated), PATH="/usr/bin")
-    assert without.strip() == "None"
-
-
-def make_environment(folder, pip, elsewhere=None):
-    """A virtual environment with that pip and everything this one has except this package; its python.
-
-    What is there lies in site-packages, or elsewhere, in a folder that a .pth file names.
-    """
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
-    run(python, "-m", "pip", "install", "-q", "-U", pip, cwd=folder)
-    (own,) = folder.glob("lib/python*/site-packages")
-    visible = elsewhere or own
-    if elsewhere:
-        (own / "visible.pth").write_text(f"{visible}\n")
-    for entry in SITE_PACKAGES.iterdir():
-        foreign = not re.match(r"pip\b|lwrn_fast|__|_distutils_hack|setuptools", entry.name) and entry.suffix != ".pth"
-        if foreign and not (visible / entry.name).exists():
-            (visible / entry.name).symlink_to(entry)
-    return python
-
-
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory):
-    """The archive, made from a copy of the sources so that nothing is written beside them."""
+    """Return the archive, made from a copy of the sources so that nothing is written into them."""
     copy = tmp_path_factory.mktemp("copy") / "lwrn_fast"
     copy.mkdir()
     for entry in ROOT.iterdir():
@@ -115,13 +47,13 @@ def sdist(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tree(sdist, tmp_path_factory):
-    """The unpacked sdist, where every build of this file happens, so that the C++ is compiled only once."""
+    """Return the unpacked sdist, where every build of this file happens, so that the C++ is compiled only once."""
     folder = tmp_path_factory.mktemp("with a space")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder)
     (tree,) = folder.iterdir()
     if (ROOT / "build" / "native").exists():
-        # Compiled objects serve here too: ninja compiles again whatever differs.
+        # The existing objects are used here too: ninja compiles only the files that differ.
         shutil.copytree(ROOT / "build" / "native", tree / "build" / "native", symlinks=True)
     return tree
 
@@ -138,7 +70,7 @@ def new_pip(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(tree, old_pip):
-    """The wheel that an isolated build with the old pip makes, and what the build said."""
+    """Return the wheel of an isolated build with the old pip, and the build's output."""
     log = run(old_pip, "-m", "pip", "wheel", "-v", "--no-deps", "-w", "dist", ".", cwd=tree)
     (path,) = (tree / "dist").glob("*.whl")
     return path, log
@@ -274,19 +206,10 @@ def test_requirements_of_the_build(sees_torch, tmp_path, old_pip):
     assert run(*command, cwd=tmp_path, PYTHONPATH=str(ROOT), LWRN_FAST_NATIVE="0", PATH="").strip() == "[]"
 
 
-def test_old_torch_is_asked_to_be_replaced(tmp_path):
-    (tmp_path / "torch").mkdir()
-    (tmp_path / "torch" / "__init__.py").touch()
-    (tmp_path / "torch" / "version.py").write_text("__version__ = '2.9.1+cpu'\ndebug = False\n")
-    ask = "from build_tools import native; print(native.requirements())"
-    both = os.pathsep.join([str(tmp_path), str(ROOT)])
-    assert run(sys.executable, "-c", ask, cwd=tmp_path, PYTHONPATH=both).strip() == "['torch>=2.10']"
-
-
 @pytest.fixture(scope="module")
 def checkout(wheel, tree, tmp_path_factory):
-    """The source tree with the environment that `make` makes in it, but for what pip would load: it is linked to."""
-    # in a path without a space: inductor's command lines cannot do with one
+    """Return the source tree with the environment of `make`, whose packages are links instead of downloads."""
+    # The path has no space: inductor's command lines fail with one.
     make_environment(tree / ".venv", "pip", tmp_path_factory.mktemp("packages"))
     return tree
 
@@ -294,13 +217,13 @@ def checkout(wheel, tree, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.installs()], ids=str)
 def test_pages_install_as_written(block, checkout, new_pip, tmp_path):
-    """Commands of README and docs/ that install, with the newest pip, and what is there afterwards."""
+    """Run commands of README and docs/ that install, with the newest pip, and check the installed package."""
     if block.why_skipped() is not None:
         pytest.skip(f"{block}: {block.why_skipped()}")
     variables = {"PATH": f"{new_pip.parent}:{os.environ['PATH']}"}
-    # one fused operation is enough of the measurements, and the shortest of times
+    # One fused operation and the shortest time are enough of the measurements.
     variables["PYTEST_ADDOPTS"] = "--seconds 0.01 -k 'upsample_argmax and 512x512 and 1_thread'"
-    if "CUDA_ARCHS" in block.text:  # the objects of the other tests stay as they are
+    if "CUDA_ARCHS" in block.text:  # the objects of the other tests must not change
         variables["LWRN_FAST_BUILD_DIR"] = str(tmp_path / "native")
         shutil.copytree(checkout / "build" / "native", tmp_path / "native", symlinks=True)
     output = run("bash", "-eu", "-c", block.text, cwd=checkout, **variables)
@@ -385,7 +308,7 @@ open(sys.argv[1], "w").write(file.text())
 
 @needs_cuda
 def test_products_that_wait_for_each_other_do_not_compile(tree, tmp_path):
-    """ptxas merely remarks that it makes wgmma instructions wait."""
+    """ptxas only remarks that it serialises wgmma instructions; the build must fail."""
     (tmp_path / "serial.cu").write_text(SERIAL_WGMMA)
     run(sys.executable, "-c", WRITE_BUILD, tmp_path / "build.ninja", cwd=tree)
     done = subprocess.run([sys.executable, "-m", "ninja", "-C", tmp_path], capture_output=True, text=True)
@@ -428,13 +351,13 @@ def test_ops_depend_on_the_stable_abi_only(wheel, tree):
     assert not re.search("RPATH|RUNPATH", run("readelf", "-d", binary, cwd="/"))
 
 
-# Needs of binaries of the C and C++ libraries, with its version or, weakly, for tools that may be in the process.
+# Symbols of the C and C++ libraries with their version, and weak ones for tools that may be in the process.
 OF_THE_SYSTEM = re.compile(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_|^(__gmon_start__|_ITM_\w+)$")
 
 
 @needs_cuda
 def test_the_cuda_part_depends_on_the_stable_abi_only(wheel, tree):
-    """So it loads into any torch, and into one without CUDA as long as no call is made."""
+    """The CUDA part loads into any torch, and into one without CUDA as long as no call is made."""
     binary = tree / "build" / "native" / "_ops_cuda.so"
     of_torch = {name for name in symbols(binary, "-D", "--undefined-only") if not OF_THE_SYSTEM.search(name)}
     assert not [name for name in of_torch if not name.startswith(("aoti_torch_", "torch_"))]
@@ -460,13 +383,14 @@ print(*[torch._C._dispatch_has_kernel_for_dispatch_key(f"lwrn_fast::{op}", "CUDA
 print(library.lwrn_fast_why_not_on(0))
 """
     folder = tree / "build" / "native"
-    found, why_not = run(sys.executable, "-c", code, "crp", "fusion", "upsample_argmax", cwd=folder).splitlines()[-2:]
-    assert found == "True True True"
+    ops = ("crp", "fusion", "upsample_argmax")
+    registered, why_not = run(sys.executable, "-c", code, *ops, cwd=folder).splitlines()[-2:]
+    assert registered == "True True True"
     assert (why_not == "None") == (_cuda.missing() is None)
 
 
 def test_inline_functions_come_from_the_plainest_set(wheel, tree):
-    """Else a function compiled for AVX-512, kept by the linker as the one copy, would run where there is none."""
+    """An inline function compiled for AVX-512 and kept by the linker would also run on processors without it."""
     folder = tree / "build" / "native"
     objects = (folder / "build.ninja").read_text().split("build _ops.so: link ")[1].splitlines()[0].split()
     kept = {}
@@ -475,41 +399,3 @@ def test_inline_functions_come_from_the_plainest_set(wheel, tree):
             if line.split()[-2] in "VWu":
                 kept.setdefault(line.split()[-1], name)
     assert not {symbol: name for symbol, name in kept.items() if re.search(r"\.avx", name)}
-
-
-@pytest.mark.usefixtures("native")
-def test_build_info():
-    info = native.extension().build_info()
-    assert info["version"] == _version.__version__
-    assert info["instruction_sets"][-1] == "portable"
-    assert re.match(r"nvcc \d+\.\d+$" if info["cuda_architectures"] else "none: ", info["cuda"])
-    assert native.OPS.with_name("_ops_cuda.so").exists() == bool(info["cuda_architectures"])
-    assert info["torch"] == torch.__version__
-    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", info["pybind11"])
-    assert info["compiler"]
-
-
-@pytest.mark.usefixtures("native")
-def test_forced_instruction_set_is_read_at_every_call(monkeypatch):
-    extension = native.extension()
-    for name in extension.cpu_isas():
-        monkeypatch.setenv("LWRN_FAST_CPU_ISA", name)
-        assert extension.cpu_isa() == name
-    monkeypatch.delenv("LWRN_FAST_CPU_ISA")
-    assert extension.cpu_isa() == extension.cpu_isas()[0]
-    monkeypatch.setenv("LWRN_FAST_CPU_ISA", "sse9")
-    with pytest.raises(RuntimeError, match=f"{', '.join(extension.cpu_isas())}, got 'sse9'"):
-        extension.cpu_isa()
-
-
-def test_reason_where_the_ops_do_not_load(monkeypatch, tmp_path):
-    reason = native.missing.__wrapped__
-    monkeypatch.setattr(torch, "__version__", "2.9.1")
-    assert "this is torch 2.9.1" in reason()
-    monkeypatch.undo()
-    broken = tmp_path / "_ops.so"
-    monkeypatch.setattr(native, "OPS", broken)
-    assert "is not in this installation" in reason()
-    broken.write_text("no library")
-    assert reason().startswith("_ops.so does not load: ")
-    assert "\n" not in reason()

@@ -1,4 +1,4 @@
-"""The choice of cases: `make test` leaves out slow tests and most combinations of parameters, `make test-all` none."""
+"""Choice of the cases: `make test` leaves out slow tests and most combinations of parameters, `make test-all` none."""
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence

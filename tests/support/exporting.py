@@ -47,6 +47,16 @@ class Net(torch.nn.Module):
         return self.function(self, x)
 
 
+def residual(act: Callable) -> Net:
+    """Return a model that adds a convolution of `act` to its input."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        y = net.first(x)
+        return net.second(act(y)) + y
+
+    return Net(forward)
+
+
 def results(model: torch.nn.Module, arguments: tuple, labels: bool = False) -> Tensor:
     with torch.no_grad():
         out = model(*arguments)

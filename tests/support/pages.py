@@ -10,10 +10,9 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Languages of blocks that are run.
 RUN = ("python", "sh")
-# Languages of blocks that are output or excerpts, not to be run.
 SHOWN = ("text", "cpp")
+"""Languages of blocks that are output or excerpts, nothing to run."""
 
 
 @dataclass
@@ -47,12 +46,12 @@ class Block:
 
 
 def blocks(page: Path) -> list[Block]:
-    """Return the fenced blocks of a page with the marks before them; raise ValueError for a mark without a block."""
-    fenced, marks, current = [], [], None
+    """The fenced blocks of a page with the marks before them; a mark that no block follows is an error."""
+    found, marks, current = [], [], None
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
         if current is not None:
             if line.strip() == "```":
-                fenced.append(current)
+                found.append(current)
                 current = None
             else:
                 current.text += line + "\n"
@@ -65,7 +64,7 @@ def blocks(page: Path) -> list[Block]:
             raise ValueError(f"{page}:{number}: a mark of a test must stand right before a block")
     assert current is None
     assert not marks
-    return fenced
+    return found
 
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]

@@ -32,7 +32,7 @@ from support.entrances.commands import (
     export,
     loaded,
     segment,
-    tiny_network,
+    tiny_model,
     video,
 )
 from support.entrances.entering import (
@@ -233,7 +233,7 @@ def main() -> int:
         print(table())
         return 0
     failed = {}
-    with tempfile.TemporaryDirectory() as folder, tiny_network():
+    with tempfile.TemporaryDirectory() as folder, tiny_model():
         for name, cell in cells(Path(folder)).items():
             if "another_environment" in cell.entrance.leaves_out or why_not_here(cell.entrance.needs) is not None:
                 continue

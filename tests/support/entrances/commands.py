@@ -37,7 +37,7 @@ RATE = 0.1
 
 
 @contextmanager
-def tiny_network() -> Iterator[None]:
+def tiny_model() -> Iterator[None]:
     """List "tiny" among the package's models within this context, so that commands and checkpoints know it."""
     models.NETWORKS["tiny"] = Tiny
     try:

@@ -87,8 +87,8 @@ def small_resnet() -> Iterator[None]:
     """Make models on a ResNet with a sixteenth of the channels within this context: the same code, but fast."""
     stage = resnet._stage
 
-    def small(in_planes: int, planes: int, blocks: int, stride: int) -> nn.Module:
-        return stage(in_planes if in_planes == 64 else in_planes // 16, planes // 16, blocks, stride)
+    def small(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Module:
+        return stage(in_channels if in_channels == 64 else in_channels // 16, channels // 16, blocks, stride)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resnet, "_stage", small)
