@@ -11,8 +11,8 @@ import torch
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUN = ("python", "sh")
+# Languages of blocks that are output or excerpts, nothing to run.
 SHOWN = ("text", "cpp")
-"""Languages of blocks that are output or excerpts, nothing to run."""
 
 
 @dataclass
