@@ -21,9 +21,9 @@ inline const char* query_device(int index, Device* device) {
     if (const char* error = failure(cudaDeviceGetAttribute(value, attribute, index))) return error;
   device->index = index;
   device->capability = 10 * major + minor;
-  cudaFuncAttributes attributes;
-  return failure(
-      cudaFuncGetAttributes(&attributes, empty_kernel));  // fails where the build has no code for this device
+  cudaFuncAttributes of_kernel;
+  // Fails where the build has no code for this device.
+  return failure(cudaFuncGetAttributes(&of_kernel, empty_kernel));
 }
 
 // Return true while the stream is captured into a graph.
