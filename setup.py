@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -32,6 +33,7 @@ class BuildPy(build_py):
     """Starts from an empty folder, so that a file deleted from the sources is not shipped from an earlier build."""
 
     def run(self) -> None:
+        logging.root.setLevel(logging.WARNING)  # hundreds of lines of copying would bury a compiler's error
         if not self.editable_mode:
             shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()

@@ -57,7 +57,7 @@ from support import comparing
 from lwrn_fast.backends import native
 comparing.eager_error = lambda function, variants: 1.0  # slow to compute; other runs check the accuracy
 assert str(native.OPS) == {str(package / "_ops.so")!r} and native.missing() is None, native.missing()
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", {CHOSEN!r}, *{OP_TESTS}]))
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "--all", "-k", {CHOSEN!r}, *{OP_TESTS}]))
 """
     output = run(sys.executable, "-c", script, PYTHONPATH=str(tmp_path), LD_PRELOAD=preloaded, **OPTIONS)
     assert int(re.search(r"(\d+) passed", output)[1]) > 500
