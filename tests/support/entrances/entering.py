@@ -3,6 +3,7 @@
 import copy
 import functools
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,9 +83,18 @@ def safetensors(model: nn.Module, _: Tensor, path: Path) -> Any:
     return read
 
 
+# Two threads that patched at once would leave one's patch behind.
+_patching = threading.Lock()
+
+
 @contextmanager
 def small_resnet() -> Iterator[None]:
     """Make models on a ResNet with a sixteenth of the channels within this context: the same code, but fast."""
+    with _patching:
+        yield from _small_resnet()
+
+
+def _small_resnet() -> Iterator[None]:
     stage = resnet._stage
 
     def small(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Module:
