@@ -42,10 +42,12 @@ def problems(output: str) -> dict[str, int]:
     return {kernel: int(count) for kernel, count, _ in lines}
 
 
+@pytest.mark.slow
 def test_the_machine():
     assert run(build(KERNELS, "layer", "")).splitlines()[-1] == "right"
 
 
+@pytest.mark.slow
 def test_every_kernel(everything):
     cases = 40 if everything else 15
     tried = problems(run(build(KERNELS, "selfcheck", ""), cases))

@@ -193,6 +193,7 @@ for op, call in calls.items():
 """
 
 
+@pytest.mark.slow
 def test_torch_compile_sees_what_the_kernels_write():
     """Show that a graph holds the launch itself, that no input counts as written, which would cost a copy, and that
     sizes may vary."""

@@ -69,6 +69,7 @@ def test_crp_in_tiles(depthwise, tiles):
     assert_same(crp_launches(*given, **SMALL_TILES[tiles]).run(), crp_expected(*in_double(given)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @DEPTHWISE
 def test_crp_as_exact_as_eager(depthwise, dtype):
@@ -104,6 +105,7 @@ def test_crp_of_a_nonfinite_gradient(value):
     assert_same(crp_launches(*given).run(), crp_expected(*given))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_crp_of_any_layout(layout):
     grad, x, *others = whole_crp((3, 6, 5, 4), stages=1)
@@ -274,6 +276,7 @@ class TestEveryLaunch:
             with pytest.raises(AssertionError):
                 assert_same(launches.run(), expected)
 
+    @pytest.mark.slow
     @DEPTHWISE
     def test_of_crp(self, depthwise):
         given = whole_crp((1, 4, 4, 9), stages=2, groups=4 if depthwise else 1)

@@ -114,6 +114,7 @@ class TestCommand:
         assert self.main("--to", "aoti", "--out", tmp_path / "net.pt2", "--size", 40, 64) == 2
         self.check_error(capsys, tmp_path, "net.pt2: No working C++ compiler found")
 
+    @pytest.mark.slow
     def test_compares_with_the_untouched_network(self, small, tmp_path, capsys, monkeypatch):
         """A network with operations in place; and a file of the network without them is an error."""
         for package in ("onnx", "onnxscript", "onnxruntime"):

@@ -108,6 +108,7 @@ def check_file(path, net: nn.Module, *inputs: Tensor) -> None:
 
 
 class TestOnnx:
+    @pytest.mark.slow
     @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
     @pytest.mark.parametrize("net", IN_PLACE)
     def test_in_place(self, net, dynamic, tmp_path):
@@ -264,6 +265,7 @@ def of_inference_mode() -> nn.Module:
         return copy.deepcopy(residual(F.relu_)).requires_grad_(False).apply(lambda module: module)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

@@ -37,6 +37,7 @@ def run(*command: object, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run([str(c) for c in command], env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(command):
     done = run(sys.executable, TOOLS / command, "--help")
@@ -44,6 +45,7 @@ def test_help(command):
     assert "usage: " in done.stdout
 
 
+@pytest.mark.slow
 @without_gpu
 @pytest.mark.parametrize("command", COMMANDS)
 def test_without_a_gpu(command):
@@ -212,6 +214,7 @@ print(gpu.why_not_compiled(gpu.Job("crp", "half", problems.TARGETS["crp"], deep)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(triton.missing() == "Triton is not installed", reason="Triton is not installed")
 def test_kernels_are_compiled_for_a_gpu_that_is_not_used(tmp_path):
     done = run(sys.executable, "-c", COMPILE, TOOLS, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))

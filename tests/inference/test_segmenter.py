@@ -123,6 +123,7 @@ def test_the_model_stays_as_it_was(model):
     assert np.array_equal(segmenter(random_image(16, 16)), wanted)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_compiled(model, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
@@ -156,6 +157,7 @@ def test_from_several_threads(segmenter):
         assert all(pool.map(work, range(4)))
 
 
+@pytest.mark.slow
 def test_nothing_is_kept(segmenter):
     """Tensors that outlive their call would add up; `bench/targets/soak.py` looks at the whole process for longer."""
 
@@ -248,6 +250,7 @@ class Output(NamedTuple):
 class TestOtherPeoplesNetworks:
     IMAGE = np.random.RandomState(0).randint(0, 256, (32, 48, 3), np.uint8)  # noqa: NPY002
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("how", ["eager", pytest.param("compile", marks=needs_compiler)])
     @pytest.mark.parametrize(
         "wrap",

@@ -225,6 +225,7 @@ class TestWhole:
         assert len(found) >= 25
         np.testing.assert_array_equal(found, right[: len(found)])
 
+    @pytest.mark.slow
     def test_to_the_end(self, paths, right, call, capsys):
         paths["unfinished"].write_bytes(b"of a killed run")
         assert call(paths["clip"], paths["out"], *LOSSLESS) == 0
@@ -623,6 +624,7 @@ ODD_NAMES = {
 class TestNames:
     """A file may be called anything, as source and as OUT, absolute and in the current folder."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ODD_NAMES.values(), ids=ODD_NAMES)
     def test_reads_and_writes(self, name, clip, call, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)

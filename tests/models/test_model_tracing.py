@@ -10,6 +10,7 @@ from support.random_models import relative_error
 
 
 class TestTracing:
+    @pytest.mark.slow
     def test_compile_fullgraph(self, mobilenet):
         image = torch.rand(1, 3, 48, 64)
         with torch.no_grad():

@@ -69,6 +69,7 @@ class TestVariants:
             model = models.rf101(num_classes=21, variant=variant)
         assert sum(p.numel() for p in model.parameters()) == self.PARAMETERS[variant]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("variant", VARIANTS)
     def test_every_parameter_learns_and_plain_agrees(self, variant):
         model, image = small_network(variant), torch.rand(1, 3, 40, 60)

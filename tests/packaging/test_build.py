@@ -178,6 +178,7 @@ def test_pure_python_package(wheel, tree, old_pip, tmp_path):
     assert "pure Python" in missing
 
 
+@pytest.mark.slow
 def test_unchanged_sources_compile_nothing(wheel, tree, old_pip, tmp_path):
     build = (sys.executable, "setup.py", "-q", "build_ext", "--build-lib", tmp_path)
     run(*build, cwd=tree)

@@ -22,6 +22,7 @@ def style(request):
     return request.param
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rf_lw50", "rf101"])
 def test_third_party_package(name):
     make = getattr(third_party_models.package(), name)
@@ -95,6 +96,7 @@ class TestStyles:
             else:
                 assert difference(*results) < 1e-4  # a batch normalisation divides by small deviations
 
+    @pytest.mark.slow
     def test_compiled_and_exported(self, style):
         """Compilers and exporters see the own forward of an accelerated model."""
         model, x = third_party_models.make(style), torch.rand(SIZES[0])

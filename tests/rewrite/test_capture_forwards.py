@@ -222,6 +222,7 @@ def test_arguments(forward, calls):
         same(accelerated(*args, **kwargs), plain(*args, **kwargs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forward", FORWARDS.values(), ids=FORWARDS.keys())
 def test_optimized(forward):
     """State that the copy keeps from call to call is kept, layers made at need too."""

@@ -156,6 +156,7 @@ class Offset(nn.Module):
 class TestManyModels:
     """Compiled code of one model never answers for another."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("how", ["compile", "eager"])
     @pytest.mark.parametrize("name", ["weights", "channels", "attribute", "published"])
     def test_second_of_a_class(self, how, name):
@@ -255,6 +256,7 @@ def test_models_with_a_memory(how, monkeypatch):
     assert fast.network.kept == original.kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["compile", "eager"])
 def test_random_branch(how):
     class Coin(Offset):

@@ -115,6 +115,7 @@ REFUSED: dict[str, tuple[Callable[[], list[Image.Image]], str, list[str], str]] 
 class TestRefused:
     """Each error names a remedy that works, in both layouts and by both commands."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("layout", LAYOUTS)
     @pytest.mark.parametrize("kind", REFUSED)
     def test_train(self, kind, layout, tmp_path, capsys):

@@ -64,6 +64,7 @@ class TestProcesses:
         np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
         np.testing.assert_allclose(metrics(tmp_path / "two"), metrics(tmp_path / "one"), rtol=1e-3, atol=1e-4)
 
+    @pytest.mark.slow
     def test_synchronised_gradients_are_those_of_one(self, tmp_path):
         (tmp_path / "script.py").write_text(GRADIENTS)
         assert self.torchrun(str(tmp_path / "script.py")) == "equal\n"

@@ -162,6 +162,7 @@ class TestBatchNormalisation:
         )
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("remedy", [["--batch", "2"], ["--crop", "33"], ["--freeze-bn"]])
     def test_remedies(self, remedy, folder, tmp_path):
         options = [*SMALL, "--batch", "1", "--crop", "32", *remedy]
@@ -186,6 +187,7 @@ class TestBatchNormalisation:
 
 
 class TestKilled:
+    @pytest.mark.slow
     def test_continues_to_the_same_losses(self, trained, folder, tmp_path, capsys):
         """SIGKILL within an epoch, as soon as there is a state; then the same command with --resume."""
         out = tmp_path / "killed"
